@@ -1,0 +1,129 @@
+"""Token files for language-model training from a folder of text.
+
+    python datasets/corpus.py --input FOLDER [--name NAME] [--valid_percent 1]
+
+FOLDER holds .txt files (a document each) or .jsonl / .jsonl.gz files (a document a line, in the field `text`). Files whose name
+starts with `valid` become the split `valid`; where there are none, every hundredth document (--valid_percent) by a hash of its text.
+"""
+
+import argparse
+import gzip
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tqdm import tqdm
+
+from lm_human_preferences.errors import UserError, exit_on_user_error
+from lm_human_preferences.language.encoding import gpt2_encoding
+from lm_human_preferences.queries import DATASETS_FOLDER, write_meta, write_token_file
+
+BATCH_CHARACTERS = 4_000_000
+
+
+def documents_of(path: Path) -> Iterator[str]:
+    """The texts in one file. UserError names file, line and what was expected."""
+    if path.suffix == ".txt":
+        try:
+            yield path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        return
+    opener = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                text = json.loads(line)["text"]
+                if not isinstance(text, str):
+                    raise TypeError
+                yield text
+    except (EOFError, gzip.BadGzipFile, OSError) as error:
+        raise UserError(f"{path}: damaged after line {number}: {error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}, line {number}: expected a JSON object with a string field 'text'") from None
+
+
+def encoded(texts: Iterator[str]) -> Iterator[list[int]]:
+    """Token ids of each text, closed by <|endoftext|>; long texts are encoded in pieces, for speed."""
+    encoding = gpt2_encoding()
+    while batch := list(_take_characters(texts)):
+        pieces, owners = [], []
+        for number, text in enumerate(batch):
+            for piece in _pieces(text):
+                pieces.append(piece)
+                owners.append(number)
+        joined: list[list[int]] = [[] for _ in batch]
+        for owner, tokens in zip(owners, encoding.encode_batch(pieces), strict=True):
+            joined[owner].extend(tokens)
+        for tokens in joined:
+            yield tokens + [encoding.end_of_text]
+
+
+def _take_characters(texts: Iterator[str]) -> Iterator[str]:
+    taken = 0
+    for text in texts:
+        yield text
+        taken += len(text)
+        if taken > BATCH_CHARACTERS:
+            return
+
+
+def _pieces(text: str, size: int = 50_000) -> Iterator[str]:
+    """Cut before a blank line: what precedes it ends there in GPT-2's pattern too, so the tokens are those of the whole text."""
+    start = 0
+    while len(text) - start > size:
+        cut = text.find("\n\n", start + size)
+        while cut != -1 and text[cut - 1].isspace():
+            cut = text.find("\n\n", cut + 1)
+        if cut == -1:
+            break
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def prepare(folder: Path, output: Path, valid_percent: float) -> dict[str, dict]:
+    files = sorted(path for pattern in ("*.txt", "*.jsonl", "*.jsonl.gz") for path in folder.glob(pattern))
+    if not files:
+        raise UserError(f"{folder} holds no .txt, .jsonl or .jsonl.gz file")
+    valid_files = [path for path in files if path.name.startswith("valid")]
+    groups = {"train": [path for path in files if path not in valid_files], "valid": valid_files}
+    splits = {}
+    for split in ("train", "valid"):
+        if valid_files:
+            texts = itertools.chain.from_iterable(map(documents_of, tqdm(groups[split], desc=split, unit="file")))
+        else:
+            every = itertools.chain.from_iterable(map(documents_of, tqdm(files, desc=split, unit="file")))
+            texts = (text for text in every if _is_valid(text, valid_percent) == (split == "valid"))
+        splits[split] = write_token_file(output, split, encoded(iter(texts)))
+        print(f"{split}: {splits[split]['documents']:,} documents, {splits[split]['tokens']:,} tokens")
+    return splits
+
+
+def _is_valid(text: str, percent: float) -> bool:
+    return int(hashlib.sha1(text.encode()).hexdigest(), 16) % 10_000 < percent * 100
+
+
+@exit_on_user_error
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True, help="folder with the texts")
+    parser.add_argument("--name", default="corpus", help="the data set's name: it is written to datasets/NAME")
+    parser.add_argument("--output", type=Path, help="folder to write to instead of datasets/NAME")
+    parser.add_argument("--valid_percent", type=float, default=1.0, help="share of documents held out where no file is named valid*")
+    arguments = parser.parse_args()
+    if not arguments.input.is_dir():
+        raise UserError(f"--input {arguments.input} is no folder")
+    output = arguments.output or DATASETS_FOLDER / arguments.name
+    splits = prepare(arguments.input, output, arguments.valid_percent)
+    write_meta(output, source=arguments.input.name, licence="see the texts' own", splits=splits)
+
+
+if __name__ == "__main__":
+    main()

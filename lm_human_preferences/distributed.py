@@ -1,0 +1,83 @@
+"""The process group: start, rank, world size, reductions, close. The one place that knows the world size.
+
+Every random draw is made for the whole global batch on every rank and then sliced, so the number of ranks changes nothing but rounding.
+Without `torchrun` all of this is the identity.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from lm_human_preferences.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all ranks."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, total: int, name: str) -> slice:
+        """This rank's part of a global batch of `total` rows. Raises UserError if it does not divide."""
+        if total % self.size:
+            raise UserError(f"{name} {total} does not divide by the {self.size} ranks; choose a multiple of {self.size}")
+        part = total // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+    def sum_(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over ranks, in place, in one message per dtype."""
+        if self.size == 1:
+            return
+        groups: dict[torch.dtype, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            groups.setdefault(tensor.dtype, []).append(tensor)
+        for group in groups.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            dist.all_reduce(flat)
+            for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The ranks' tensors [b, ...] joined along the first axis in rank order [b * size, ...]; no gradient."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def world(device_type: str) -> Iterator[World]:
+    """Join the process group that `torchrun` announces (nccl on GPUs, gloo on CPUs); a world of one without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World()
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if device_type == "cuda":
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), local_rank)
+    finally:
+        dist.destroy_process_group()
+
+
+def generator_for(seed: int, purpose: str, step: int = 0) -> torch.Generator:
+    """The CPU generator of one random draw: a function of the run's seed, what it is for, and the step."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

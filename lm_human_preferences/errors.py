@@ -1,0 +1,24 @@
+"""What the user did wrong, as an exception that carries one line on what to mend."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input: `launch.py` and the scripts print its one line to standard error and exit with status 2.
+
+    Anything else that is raised is the program's own fault and keeps its traceback.
+    """
+
+
+def exit_on_user_error(main: Callable) -> Callable:
+    """A `main` that turns a UserError into its one line on standard error and exit status 2."""
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+    return wrapped

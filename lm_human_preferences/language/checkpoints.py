@@ -1,0 +1,103 @@
+"""Model folders: `config.json` + `model.safetensors` in Hugging Face's GPT-2 layout, and heads beside them.
+
+`transformers.GPT2LMHeadModel.from_pretrained(folder)` works on a model folder as it is. Scalar heads (and the reward's gain and bias)
+lie in `heads.safetensors`, which `transformers` does not look at.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lm_human_preferences.errors import UserError
+from lm_human_preferences.files import atomic_folder, read_json
+from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
+
+_PREFIX = "transformer."  # Hugging Face's name for the trunk inside GPT2LMHeadModel
+
+
+def save_model(folder: Path, model: GPT2, heads: dict[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float32,
+               note: dict | None = None) -> None:
+    """Write a model folder atomically. `dtype` is that of the stored trunk; heads stay float32. `note` goes into config.json."""
+    with atomic_folder(folder) as temporary:
+        write_model_files(temporary, model, heads, dtype, note)
+
+
+def write_model_files(folder: Path, model: GPT2, heads: dict[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float32,
+                      note: dict | None = None) -> None:
+    """The files of a model folder, into a folder that the caller makes atomic."""
+    tensors = {_PREFIX + name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if heads:
+        save_file({name: value.detach().float().cpu().contiguous() for name, value in heads.items()}, folder / "heads.safetensors")
+    config = _to_hugging_face(model.config, dtype) | ({"lm_human_preferences": note} if note else {})
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(folder: Path) -> GPT2:
+    """The transformer in a model folder, float32 on the CPU.
+
+    Raises UserError, naming the file, if the folder is missing, truncated, damaged or no GPT-2.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no model folder {folder}")
+    config = _from_hugging_face(folder / "config.json")
+    tensors = _load_tensors(folder / "model.safetensors")
+    with torch.device("meta"):
+        model = GPT2(config)
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    found = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
+    for name, shape in expected.items():
+        if name not in found:
+            raise UserError(f"{folder / 'model.safetensors'} has no weights for {name}: it is no complete GPT-2")
+        if found[name].shape != shape:
+            raise UserError(f"{folder / 'model.safetensors'}: {name} has shape {list(found[name].shape)}, config.json says {list(shape)}")
+        if not torch.isfinite(found[name]).all():
+            raise UserError(f"{folder / 'model.safetensors'}: {name} holds a NaN or an infinity")
+    model.load_state_dict({name: found[name].float() for name in expected}, assign=True)
+    return model.requires_grad_(True)
+
+
+def load_heads(folder: Path) -> dict[str, torch.Tensor]:
+    """The heads beside a model, empty if it has none."""
+    path = Path(folder) / "heads.safetensors"
+    return _load_tensors(path) if path.exists() else {}
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _to_hugging_face(config: GPT2Config, dtype: torch.dtype) -> dict:
+    return {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
+        "vocab_size": config.n_vocab, "n_positions": config.n_ctx, "n_ctx": config.n_ctx, "n_embd": config.n_embd,
+        "n_head": config.n_head, "n_layer": config.n_layer, "layer_norm_epsilon": config.layer_norm_epsilon,
+        "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "tie_word_embeddings": True,
+        "bos_token_id": config.n_vocab - 1, "eos_token_id": config.n_vocab - 1, "torch_dtype": str(dtype).removeprefix("torch."),
+        "padding_token": config.padding_token, "encoding": config.encoding,
+    }
+
+
+def _from_hugging_face(path: Path) -> GPT2Config:
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("model_type") != "gpt2":
+        raise UserError(f"{path} does not describe a GPT-2 (model_type is not 'gpt2')")
+    if values.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
+        raise UserError(f"{path}: activation_function {values['activation_function']} is not GPT-2's")
+    try:
+        n_vocab = values["vocab_size"]
+        return GPT2Config(n_vocab=n_vocab, n_ctx=values.get("n_positions", values.get("n_ctx")), n_embd=values["n_embd"],
+                          n_head=values["n_head"], n_layer=values["n_layer"],
+                          layer_norm_epsilon=values.get("layer_norm_epsilon", 1e-5),
+                          padding_token=values.get("padding_token", n_vocab + 2), encoding=values.get("encoding", "gpt2"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} lacks or garbles a size of the model: {error}") from None

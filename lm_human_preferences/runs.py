@@ -1,0 +1,197 @@
+"""A run's folder: resolved configuration, metrics, samples, atomic checkpoints, resume.
+
+    saved_models/<experiment>/
+        config.json        everything resolved, command, versions, commit
+        metrics.jsonl      one line a step        samples.jsonl   what the policy wrote
+        checkpoints/<step> model, optimizer and loop state; the newest whole one is resumed from
+        policy/ | reward_model/ | lm/             the result, a model folder
+"""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lm_human_preferences.configuration import param
+from lm_human_preferences.errors import UserError
+from lm_human_preferences.files import atomic_folder, make_folder, read_json, sha256, write_json
+
+_PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
+
+
+@dataclass
+class RunParams:
+    """How a run computes and what it keeps."""
+
+    seed: int = param(1, "seed of every random draw")
+    save_dir: str = param("saved_models", "folder that holds the run folders")
+    overwrite: bool = param(False, "delete a run of the same name first")
+    resume: bool = param(False, "continue a run of the same name from its newest whole checkpoint")
+    save_interval: int = param(50, "steps between checkpoints; 0 keeps only the result")
+    keep_checkpoints: int = param(2, "how many checkpoints to keep")
+    log_interval: int = param(1, "steps between printed lines")
+    device: str = param("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = param("auto", "auto (bfloat16 where the hardware multiplies it fast), float32 or bfloat16")
+    micro_batch: int = param(64, "rows in memory at once in a training pass; changes nothing but memory and rounding")
+    threads: int = param(0, "CPU threads; 0 leaves the choice to PyTorch")
+
+
+def check_run_params(params: RunParams) -> None:
+    """Raises UserError for numbers that no run can have."""
+    if params.overwrite and params.resume:
+        raise UserError("--run.overwrite and --run.resume exclude each other; give one of them")
+    for name in ("save_interval", "keep_checkpoints", "threads"):
+        if getattr(params, name) < 0:
+            raise UserError(f"--run.{name} {getattr(params, name)}: must not be negative")
+    for name in ("micro_batch", "log_interval"):
+        if getattr(params, name) < 1:
+            raise UserError(f"--run.{name} {getattr(params, name)}: must be at least 1")
+
+
+class Run:
+    """One run's folder. On ranks other than 0 it reads but writes nothing."""
+
+    def __init__(self, folder: Path, params: RunParams, is_main: bool = True):
+        self.folder, self.params, self.is_main = Path(folder), params, is_main
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def open(self, description: dict[str, Any]) -> None:
+        """Make the folder and write `config.json`, or check that an existing run may be continued or replaced.
+
+        Raises UserError if a run of that name exists and neither overwrite nor resume was asked for, if its configuration differs from
+        the one to resume, or if the folder cannot be written.
+        """
+        existing = self.folder / "config.json"
+        if self.params.resume:
+            if not existing.exists():
+                raise UserError(f"--run.resume: there is no run {self.folder}; leave it out to start one")
+            self._check_same_configuration(read_json(existing), description)
+            return
+        if not self.is_main:
+            return
+        self.check_free()
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        make_folder(self.folder)
+        write_json(existing, description)
+
+    def check_free(self) -> None:
+        """UserError if something stands where a new run is to be made and it may not be replaced."""
+        if self.params.resume or not self.folder.exists() or not any(self.folder.iterdir()):
+            return
+        if not self.params.overwrite:
+            raise UserError(f"{self.folder} exists already; give another name, --run.resume to continue it or --run.overwrite to replace it")
+        if not (self.folder / "config.json").exists():
+            raise UserError(f"{self.folder} is not empty and holds no run; delete it yourself or give another name")
+
+    @staticmethod
+    def _check_same_configuration(stored: dict, now: dict) -> None:
+        for key in ("stage", "task"):
+            if stored.get(key) != now[key]:
+                raise UserError(f"--run.resume: that run was a {stored.get('stage')} on {stored.get('task')}, not a {now['stage']} on {now['task']}")
+        before, after = _leaves(stored["parameters"]), _leaves(now["parameters"])
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name) and not name.startswith(("run.", "tracking.")) or \
+                    name == "run.seed" and before.get(name) != after.get(name):
+                raise UserError(f"--run.resume: the run was started with {name} {before.get(name)}, now it is {after.get(name)}; give the same")
+
+    def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Write `checkpoints/<step>` whole or not at all and drop the oldest beyond `run.keep_checkpoints`."""
+        if not self.is_main:
+            return
+        with atomic_folder(self.checkpoints / f"{step:08d}") as temporary:
+            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary / "state.safetensors")
+            digest = sha256(temporary / "state.safetensors")
+            (temporary / "state.json").write_text(json.dumps({"step": step, "sha256": digest, **state}, indent=2), encoding="utf-8")
+        for old in self._all_checkpoints()[:-max(1, self.params.keep_checkpoints)]:
+            shutil.rmtree(old)
+
+    def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """The newest whole checkpoint's tensors and state; None if there is none. Damaged ones are named and passed over."""
+        for folder in reversed(self._all_checkpoints()):
+            try:
+                state = read_json(folder / "state.json")
+                if sha256(folder / "state.safetensors") != state["sha256"]:
+                    raise ValueError("its digest does not match")
+                return load_file(folder / "state.safetensors"), state
+            except (UserError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                print(f"skipping checkpoint {folder.name}: {error}", file=sys.stderr)
+        return None
+
+    def _all_checkpoints(self) -> list[Path]:
+        if not self.checkpoints.is_dir():
+            return []
+        return sorted(folder for folder in self.checkpoints.iterdir() if folder.name.isdigit())
+
+    def drop_checkpoints(self) -> None:
+        """After the result is written the checkpoints are of no more use."""
+        if self.is_main:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def describe_run(stage: str, task: str, experiment: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """What `config.json` holds: everything resolved, the command, the versions and the commit."""
+    return {"stage": stage, "task": task, "experiment": experiment, "command": sys.argv, "parameters": parameters,
+            "versions": package_versions(), "commit": _commit()}
+
+
+def package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with '+' if it has uncommitted changes; None outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if dirty.stdout.strip() else "")
+
+
+def _leaves(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            rows.update(_leaves(value, f"{prefix}{name}."))
+        else:
+            rows[prefix + name] = value
+    return rows
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
+    """The optimizer's state as named tensors: `optimizer.<slot>.<parameter>`; `names` in the order of its parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {f"optimizer.{slot}.{name}": value for name, p in zip(names, parameters, strict=True)
+            for slot, value in optimizer.state.get(p, {}).items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, torch.Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, p in zip(names, parameters, strict=True):
+        slots = {key.split(".")[1]: value for key, value in tensors.items()
+                 if key.startswith("optimizer.") and key.split(".", 2)[2] == name}
+        for slot, value in slots.items():
+            slots[slot] = value if slot == "step" else value.to(p.device)
+        if slots:
+            optimizer.state[p] = slots

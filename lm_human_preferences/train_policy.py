@@ -1,0 +1,305 @@
+"""Policy training: PPO against a reward model under a KL penalty (section 2.2 of the paper; original: train_policy.py).
+
+A step reads from top to bottom: queries -> sample responses -> compare with the reference policy -> score -> rewards -> update -> log.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from lm_human_preferences import distributed, train_reward
+from lm_human_preferences.configuration import param, to_dict
+from lm_human_preferences.distributed import World, generator_for
+from lm_human_preferences.errors import UserError
+from lm_human_preferences.evaluation import EvaluationParams, compare_policies
+from lm_human_preferences.language.checkpoints import load_model
+from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.optim import TensorFlowAdam, linear_decay
+from lm_human_preferences.policy import Policy
+from lm_human_preferences.ppo import (AdaptiveKLController, AdaptiveKLParams, FixedKLController, Losses, PPOParams, check_ppo, compute_rewards,
+                                      minibatch_stats, minibatch_targets, ppo_losses)
+from lm_human_preferences.precision import Precision, choose_precision
+from lm_human_preferences.queries import QueryStream
+from lm_human_preferences.reward_model import RewardModel
+from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
+from lm_human_preferences.scoring import Scorer
+from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task
+from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams
+from lm_human_preferences.train_reward import RewardTrainingParams, query_stream
+
+
+@dataclass
+class RewardsParams:
+    """Where rewards come from."""
+
+    kl_coef: float = param(0.15, "price of a nat of KL to the reference policy (the adaptive controller's first value)")
+    adaptive_kl: AdaptiveKLParams | None = param(None, "on: steer the coefficient to a target KL; off: keep it fixed")
+    trained_model: str | None = param(None, "reward-model folder; none trains a new one first")
+    train_new_model: RewardTrainingParams | None = param(None, "how to train a new reward model first; off with trained_model")
+
+
+@dataclass
+class PolicyTrainingParams:
+    """Everything a policy-training run can be told; defaults are the original's."""
+
+    task: TaskParams = param(TaskParams, "")
+    rewards: RewardsParams = param(RewardsParams, "")
+    ppo: PPOParams = param(PPOParams, "")
+    evaluation: EvaluationParams = param(EvaluationParams, "")
+    run: RunParams = param(RunParams, "")
+    tracking: TrackingParams = param(TrackingParams, "")
+
+
+class Rollout(NamedTuple):
+    """A step's episodes, the whole global batch, equal on every rank."""
+
+    queries: torch.Tensor  # int64 [B, Q]
+    responses: torch.Tensor  # int64 [B, R], raw
+    logprobs: torch.Tensor  # float32 [B, R], of the sampled tokens
+    values: torch.Tensor  # float32 [B, R]
+    ref_logprobs: torch.Tensor  # float32 [B, R]
+    scores: torch.Tensor  # float32 [B], of the truncated responses, with the penalty
+    valid: torch.Tensor  # bool [B]
+
+
+def check(params: PolicyTrainingParams) -> None:
+    """Raises UserError, naming the flag and the numbers, for parameters that cannot work; settles where the reward model comes from."""
+    check_run_params(params.run)
+    check_ppo(params.ppo)
+    r = params.rewards
+    if r.kl_coef < 0:
+        raise UserError(f"--rewards.kl_coef {r.kl_coef}: must not be negative")
+    if r.adaptive_kl is not None and (r.adaptive_kl.target <= 0 or r.adaptive_kl.horizon <= 0):
+        raise UserError("--rewards.adaptive_kl.target and --rewards.adaptive_kl.horizon must be positive")
+    if r.trained_model is None and r.train_new_model is None:
+        raise UserError("no reward model: give a folder with --rewards.trained_model PATH, or --rewards.train_new_model on")
+    if r.trained_model is not None:
+        r.train_new_model = None
+    else:
+        r.train_new_model.task = params.task
+        train_reward.check(r.train_new_model)
+
+
+def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
+    """Run the stage, after reward training if asked; returns the `policy/` folder. UserError before anything is written if it cannot work."""
+    check(params)
+    precision = choose_precision(params.run.device, params.run.precision)
+    if params.run.threads:
+        torch.set_num_threads(params.run.threads)
+    with distributed.world(precision.device.type) as world:
+        if params.rewards.trained_model is None:
+            params.rewards.trained_model = str(_train_reward_model_first(params, precision, world, task, experiment))
+            params.rewards.train_new_model = None
+        return PPOTrainer.prepare(params, precision, world).run(task, experiment)
+
+
+def _train_reward_model_first(params: PolicyTrainingParams, precision: Precision, world: World, task: str, experiment: str) -> Path:
+    """Reward training as a run of its own, `<experiment>_reward`; a finished one is taken as it is when the run is resumed."""
+    nested, name = params.rewards.train_new_model, f"{experiment}_reward"
+    for field in ("seed", "save_dir", "device", "precision", "overwrite", "resume", "micro_batch", "threads"):
+        setattr(nested.run, field, getattr(params.run, field))
+    Run(Path(params.run.save_dir) / experiment, params.run, is_main=False).check_free()
+    folder = Path(params.run.save_dir) / name
+    if params.run.resume and (folder / "reward_model").is_dir():
+        return folder / "reward_model"
+    nested.run.resume = params.run.resume and (folder / "config.json").exists()
+    return train_reward.RewardTrainer.prepare(nested, precision, world).run(task, name)
+
+
+class PPOTrainer:
+    """Holds what the stage works on; `run` and `step` read from top to bottom."""
+
+    def __init__(self, policy: Policy, reference: Policy, reward_model: RewardModel, queries: QueryStream, params: PolicyTrainingParams,
+                 precision: Precision, encoding: Encoding | None = None, world: World = World()):
+        device = precision.device
+        self.policy, self.reference = policy.to(device), reference.to(device).requires_grad_(False)
+        self.scorer = Scorer(reward_model.to(device).requires_grad_(False), params.task)
+        self.queries, self.params, self.precision, self.encoding, self.world = queries, params, precision, encoding, world
+        self.seed, ppo, rewards = params.run.seed, params.ppo, params.rewards
+        self.names = [name for name, _ in policy.named_parameters()]
+        self.optimizer = TensorFlowAdam(policy.parameters())
+        self.kl_controller = (AdaptiveKLController(rewards.kl_coef, rewards.adaptive_kl) if rewards.adaptive_kl
+                              else FixedKLController(rewards.kl_coef))
+        self.recompute = ppo.old_logprobs == "recomputed" or ppo.old_logprobs == "auto" and precision.bfloat16
+        self.total_steps = math.ceil(ppo.total_episodes / ppo.batch_size)
+        world.share(ppo.batch_size // ppo.nminibatches, "--ppo.batch_size / --ppo.nminibatches")
+
+    @classmethod
+    def prepare(cls, params: PolicyTrainingParams, precision: Precision, world: World) -> "PPOTrainer":
+        """Read models and queries; UserError if one of them does not fit."""
+        folder, task = Path(params.task.policy.initial_model), params.task
+        reward_model = RewardModel.load(Path(params.rewards.trained_model))
+        transformer = load_model(folder)
+        if reward_model.transformer.config.n_vocab != transformer.config.n_vocab:
+            raise UserError(f"the reward model's vocabulary ({reward_model.transformer.config.n_vocab}) is not the policy's "
+                            f"({transformer.config.n_vocab}); train both from models of one encoding")
+        encoding = get_encoding(transformer.config.encoding)
+        check_task(task, encoding, transformer.config.n_ctx)
+        formatter, temperature = QueryFormatter.of(task, encoding), task.policy.temperature
+        return cls(Policy(transformer, formatter, temperature), Policy(load_model(folder), formatter, temperature), reward_model,
+                   query_stream(task, encoding, params.run.seed, "policy"), params, precision, encoding, world)
+
+    def run(self, task: str, experiment: str) -> Path:
+        p, main = self.params, self.world.is_main
+        run = Run(Path(p.run.save_dir) / experiment, p.run, main)
+        run.open(describe_run("train_policy", task, experiment, to_dict(p)))
+        first = self._resume(run) if p.run.resume else 0
+        if main:
+            print(f"{experiment}: {self.total_steps:,} steps of {p.ppo.batch_size} episodes, KL coefficient {self.kl_controller.value}"
+                  f"{f' steered to {p.rewards.adaptive_kl.target} nats' if p.rewards.adaptive_kl else ''}, {self.precision.describe()}")
+        tracker = Tracker.open(run.folder, p.tracking, run_name=experiment, config=to_dict(p),
+                               resume_at=first if p.run.resume else None) if main else NullTracker()
+        started = time.perf_counter()
+        with tracker, tqdm(total=self.total_steps, initial=first, desc=experiment, unit="step", disable=not main) as bar:
+            for step in range(first, self.total_steps):
+                step_started = time.perf_counter()
+                metrics, rollout = self.step(step)
+                seconds = time.perf_counter() - step_started
+                metrics |= {"elapsed/fps": self.params.ppo.batch_size * p.task.response_length / seconds, "elapsed/time": time.perf_counter() - started}
+                if not all(math.isfinite(value) for value in metrics.values()):
+                    bad = next(name for name, value in metrics.items() if not math.isfinite(value))
+                    raise UserError(f"step {step}: {bad} is {metrics[bad]}; lower --ppo.lr {p.ppo.lr} and --run.resume from the last checkpoint")
+                tracker.log(step, metrics)
+                self._show(tracker, bar, step, metrics, rollout)
+                if p.run.save_interval and (step + 1) % p.run.save_interval == 0 and step + 1 < self.total_steps:
+                    tracker.flush()
+                    self._save_checkpoint(run, step + 1)
+        folder = run.folder / "policy"
+        if main:
+            self.policy.save(folder, note={"stage": "train_policy", "task": task, "steps": self.total_steps})
+            if p.evaluation.samples:
+                compare_policies(run.folder, self.reference, self.policy, self.scorer, p.task, self.encoding, p.evaluation, self.precision,
+                                 self.seed, p.run.micro_batch)
+            run.drop_checkpoints()
+            print(f"policy in {folder}")
+        self.world.barrier()
+        return folder
+
+    # --- one step ---
+
+    def step(self, step: int) -> tuple[dict[str, float], Rollout]:
+        """One PPO step: rollout, rewards, noptepochs x nminibatches updates, statistics, KL controller."""
+        kl_coef = self.kl_controller.value
+        rollout = self.sample(step)
+        rewards, non_score = compute_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, kl_coef)
+        lr = linear_decay(self.params.ppo.lr, step, self.total_steps)
+        stats, first_ratio_std = self.update(step, rollout, rewards, lr)
+        metrics = self.statistics(step, rollout, non_score, stats, kl_coef) | {"ppo/ratio/std_before": first_ratio_std, "lr": lr}
+        self.kl_controller.update(metrics["objective/kl"], self.params.ppo.batch_size)
+        return metrics, rollout
+
+    def uniforms(self, step: int) -> torch.Tensor:
+        """The numbers in [0, 1) that decide step `step`'s tokens, float32 [B, R]: drawn for the global batch."""
+        return torch.rand(self.params.ppo.batch_size, self.params.task.response_length, generator=generator_for(self.seed, "policy/rollout", step))
+
+    def order(self, step: int, epoch: int) -> torch.Tensor:
+        """The episodes' order in an epoch, a permutation [B], the same on every rank; minibatches are its consecutive slices."""
+        return torch.randperm(self.params.ppo.batch_size, generator=generator_for(self.seed, f"policy/order/{epoch}", step))
+
+    @torch.no_grad()
+    def sample(self, step: int) -> Rollout:
+        """Sample responses, compare them with the reference and score them; each rank does its share, then all have everything."""
+        B = self.params.ppo.batch_size
+        queries, uniforms, mine = self.queries.batch(B), self.uniforms(step), self.world.share(B, "--ppo.batch_size")
+        parts = []
+        for q, u in zip(queries[mine].split(self.params.run.micro_batch), uniforms[mine].split(self.params.run.micro_batch), strict=True):
+            q, u = q.to(self.precision.device), u.to(self.precision.device)
+            with self.precision.autocast():
+                drawn = self.policy.respond(q, u)
+                reference = self.reference.analyze(q, drawn.tokens, entropies=False)
+                logprobs, values = drawn.logprobs, drawn.values
+                if self.recompute:
+                    logprobs, values, _ = self.policy.analyze(q, drawn.tokens, entropies=False)
+                scores, valid, _ = self.scorer(q, drawn.tokens)
+            parts.append(Rollout(q, drawn.tokens, logprobs, values, reference.logprobs, scores, valid))
+        return Rollout(*(self.world.gather(torch.cat(column)) for column in zip(*parts, strict=True)))
+
+    def update(self, step: int, rollout: Rollout, rewards: torch.Tensor, lr: float) -> tuple[list[dict[str, float]], float]:
+        """noptepochs x nminibatches optimizer steps; statistics of each, and the ratio's deviation before the first."""
+        size = self.params.ppo.batch_size // self.params.ppo.nminibatches
+        stats, first_ratio_std = [], 0.0
+        for epoch in range(self.params.ppo.noptepochs):
+            order = self.order(step, epoch).to(self.precision.device)
+            for index in order.split(size):
+                minibatch_stats, ratio_std = self.train_minibatch(rollout, rewards, index, lr)
+                if not stats:
+                    first_ratio_std = ratio_std
+                stats.append(minibatch_stats)
+        return stats, first_ratio_std
+
+    def train_minibatch(self, rollout: Rollout, rewards: torch.Tensor, index: torch.Tensor, lr: float) -> tuple[dict[str, float], float]:
+        """One optimizer step on the episodes at `index`. Whitening looks at the whole minibatch, micro-batches only share the work."""
+        ppo = self.params.ppo
+        targets = minibatch_targets(rewards[index], rollout.logprobs[index], rollout.values[index], ppo)
+        mine = torch.arange(len(index), device=index.device)[self.world.share(len(index), "--ppo.batch_size / --ppo.nminibatches")]
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = []
+        for rows in mine.split(self.params.run.micro_batch):
+            with self.precision.autocast():
+                analysis = self.policy.analyze(rollout.queries[index[rows]], rollout.responses[index[rows]])
+            losses = ppo_losses(analysis.logprobs, analysis.values, targets.rows(rows), ppo)
+            loss = (losses.policy.sum() + ppo.vf_coef * losses.value.sum()) / targets.returns.numel()
+            loss.backward()
+            parts.append([*(part.detach() for part in losses), analysis.values.detach(), analysis.entropies])
+        self.world.sum_([p.grad for p in self.policy.parameters()])
+        self.optimizer.step(lr)
+        *losses, values, entropies = (self.world.gather(torch.cat(column)) for column in zip(*parts, strict=True))
+        losses = Losses(*losses)
+        return minibatch_stats(losses, values, entropies, targets, ppo), float(losses.ratio.std(correction=0))
+
+    def statistics(self, step: int, rollout: Rollout, non_score: torch.Tensor, stats: list[dict[str, float]], kl_coef: float) -> dict[str, float]:
+        """The step's metrics under the original's names, besides ours; docs/metrics.md explains each."""
+        kl = (rollout.logprobs - rollout.ref_logprobs).sum(1)
+        B, R = rollout.responses.shape
+        metrics = {
+            "objective/kl": float(kl.mean()),
+            "objective/kl_coef": kl_coef,
+            "objective/entropy": float(-rollout.logprobs.sum(1).mean()),
+            "objective/score": float(rollout.scores.mean()),
+            "objective/score_total": float(rollout.scores.mean() + non_score.sum(1).mean()),
+            "objective/valid": float(rollout.valid.float().mean()),
+        }
+        metrics |= {f"ppo/{name}": sum(row[name] for row in stats) / len(stats) for name in stats[0]}
+        metrics["ppo/val/var_explained"] = 1 - metrics["ppo/val/error"] / metrics["ppo/returns/var"] if metrics["ppo/returns/var"] > 0 else 0.0
+        metrics |= {"elapsed/updates": step + 1, "elapsed/steps/serial": (step + 1) * R, "elapsed/steps/total": (step + 1) * B * R,
+                    "elapsed/episodes": (step + 1) * B}
+        return metrics
+
+    # --- around the steps ---
+
+    def _show(self, tracker: Tracker | NullTracker, bar: tqdm, step: int, metrics: dict[str, float], rollout: Rollout) -> None:
+        """The progress bar each step; a printed line and samples each log interval."""
+        bar.update()
+        bar.set_postfix_str(f"score {metrics['objective/score']:.2f} KL {metrics['objective/kl']:.1f}")
+        if not self.world.is_main or (step % self.params.run.log_interval and step + 1 != self.total_steps):
+            return
+        kl = (rollout.logprobs - rollout.ref_logprobs).sum(1)
+        rows = [{"query": self.encoding.decode(rollout.queries[i].tolist()), "response": self.encoding.decode(rollout.responses[i].tolist()),
+                 "score": float(rollout.scores[i]), "kl": float(kl[i]), "total": float(rollout.scores[i]) - metrics["objective/kl_coef"] * float(kl[i])}
+                for i in range(min(4, len(kl)))]
+        tracker.samples(step, rows)
+        if step % (10 * self.params.run.log_interval) == 0 or step + 1 == self.total_steps:
+            text = (rows[0]["query"] + "|" + rows[0]["response"]).replace("\n", " ")
+            tqdm.write(f"step {step + 1}: score {metrics['objective/score']:.3f}  KL {metrics['objective/kl']:.2f}  ends {metrics['objective/valid']:.0%}  "
+                       f"[{rows[0]['score']:.2f}] {text[:110]}")
+
+    def _save_checkpoint(self, run: Run, step: int) -> None:
+        tensors = dict(self.policy.named_parameters()) | optimizer_tensors(self.optimizer, self.names)
+        run.save_checkpoint(step, tensors, {"kl_coef": self.kl_controller.value, "queries": list(self.queries.position)})
+
+    def _resume(self, run: Run) -> int:
+        loaded = run.load_checkpoint()
+        if loaded is None:
+            return 0
+        tensors, state = loaded
+        with torch.no_grad():
+            for name, parameter in self.policy.named_parameters():
+                parameter.copy_(tensors[name])
+        restore_optimizer(self.optimizer, self.names, tensors)
+        self.kl_controller.value, self.queries.position = float(state["kl_coef"]), tuple(state["queries"])
+        return state["step"]

@@ -1,0 +1,276 @@
+"""Reward training: a model of people's choices (sections 2 and 3.1 of the paper; original: train_reward.py).
+
+From top to bottom: labels and queries -> normalise the untrained head's rewards -> one pass over the labels -> normalise again, now to mean
+0 and deviation 1 under the language model -> accuracy on held-out labels -> the run's `reward_model/` folder.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lm_human_preferences import distributed
+from lm_human_preferences.configuration import param, to_dict
+from lm_human_preferences.distributed import World, generator_for
+from lm_human_preferences.errors import UserError
+from lm_human_preferences.files import write_json
+from lm_human_preferences.labels import LabelBatch, LabelParams, LabelType, label_type, load_labels
+from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.optim import TensorFlowAdam, linear_decay
+from lm_human_preferences.policy import Policy
+from lm_human_preferences.precision import Precision, choose_precision
+from lm_human_preferences.queries import QueryStream, open_queries
+from lm_human_preferences.reward_model import RewardModel
+from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
+from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, single_token
+from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams
+
+
+@dataclass
+class RewardTrainingParams:
+    """Everything a reward-training run can be told; defaults are the original's."""
+
+    task: TaskParams = param(TaskParams, "")
+    labels: LabelParams = param(LabelParams, "")
+    batch_size: int = param(32, "labels in an optimizer step, over all ranks")
+    lr: float = param(5e-5, "learning rate of the first step; it falls linearly to batch_size / num_train of it at the last")
+    rollout_batch_size: int = param(512, "responses sampled at once for normalisation, over all ranks")
+    normalize_samples: int = param(256, "responses that a normalisation looks at, rounded up to whole batches; 0 does not normalise")
+    normalize_before: bool = param(True, "normalise the untrained model, to the labels' mean and deviation (0 and 1 for choices)")
+    normalize_after: bool = param(True, "normalise the trained model to mean 0 and deviation 1")
+    run: RunParams = param(RunParams, "")
+    tracking: TrackingParams = param(TrackingParams, "")
+
+
+def check(params: RewardTrainingParams) -> LabelType:
+    """The label type; raises UserError, naming the flag and the numbers, for parameters that cannot work."""
+    check_run_params(params.run)
+    for name in ("batch_size", "rollout_batch_size"):
+        if getattr(params, name) < 1:
+            raise UserError(f"--{name} {getattr(params, name)}: must be at least 1")
+    if params.labels.num_train < 1 or params.labels.num_train % params.batch_size:
+        raise UserError(f"--labels.num_train {params.labels.num_train} does not divide by --batch_size {params.batch_size}")
+    if params.lr <= 0 or params.normalize_samples < 0:
+        raise UserError(f"--lr {params.lr} must be positive and --normalize_samples {params.normalize_samples} not negative")
+    if not params.labels.source:
+        raise UserError("this task has no labels yet: give a file with --labels.source")
+    return label_type(params.labels.type)
+
+
+def read_labels(params: RewardTrainingParams, kind: LabelType, encoding: Encoding) -> tuple[LabelBatch, LabelBatch | None]:
+    """Training labels (the first num_train) and held-out ones, None if there are none. UserError if there are too few."""
+    p = params.labels
+    train = load_labels(p.source, kind, params.task, encoding, limit=p.num_train)
+    if len(train) < p.num_train:
+        raise UserError(f"{p.source} has {len(train)} labels, --labels.num_train asks for {p.num_train}")
+    if not p.num_valid:
+        return train, None
+    if p.valid_source:
+        return train, load_labels(p.valid_source, kind, params.task, encoding, limit=p.num_valid)
+    try:
+        return train, load_labels(p.source, kind, params.task, encoding, limit=p.num_valid, skip=p.num_train)
+    except UserError:
+        return train, None
+
+
+def query_stream(task: TaskParams, encoding: Encoding, seed: int, purpose: str, split: str = "train") -> QueryStream:
+    """The task's queries of a split, in an order drawn for each epoch from the run's seed and the stream's purpose."""
+    documents = open_queries(task.query_dataset, split)
+    return QueryStream(documents, length=task.query_length, padding_token=encoding.padding_token,
+                       start_token=single_token(task.start_text, encoding, "start_text"),
+                       end_token=single_token(task.end_text, encoding, "end_text"),
+                       order=lambda epoch: torch.randperm(len(documents), generator=generator_for(seed, f"{purpose}/queries", epoch)).numpy())
+
+
+def train(params: RewardTrainingParams, task: str, experiment: str) -> Path:
+    """Run the stage; returns the `reward_model/` folder. Raises UserError before anything is written if something cannot work."""
+    check(params)
+    precision = choose_precision(params.run.device, params.run.precision)
+    if params.run.threads:
+        torch.set_num_threads(params.run.threads)
+    with distributed.world(precision.device.type) as world:
+        return RewardTrainer.prepare(params, precision, world).run(task, experiment)
+
+
+class RewardTrainer:
+    """Holds what the stage works on; `run` reads from top to bottom."""
+
+    def __init__(self, model: RewardModel, policy: Policy, queries: QueryStream, train: LabelBatch, valid: LabelBatch | None,
+                 params: RewardTrainingParams, precision: Precision, world: World = World()):
+        self.model, self.policy, self.queries = model.to(precision.device), policy.to(precision.device), queries
+        self.train_labels, self.valid_labels = train, valid
+        self.params, self.precision, self.world = params, precision, world
+        self.kind = label_type(params.labels.type)
+        self.seed = params.run.seed
+        self.names = [name for name, _ in self.model.named_parameters()]
+        self.optimizer = TensorFlowAdam(self.model.parameters())
+        self.policy.requires_grad_(False)
+        world.share(params.batch_size, "--batch_size")
+        world.share(params.rollout_batch_size, "--rollout_batch_size")
+
+    @classmethod
+    def prepare(cls, params: RewardTrainingParams, precision: Precision, world: World) -> "RewardTrainer":
+        """Read model, labels and queries; UserError if one of them does not fit."""
+        kind, folder = check(params), Path(params.task.policy.initial_model)
+        model = RewardModel.from_language_model(folder, generator_for(params.run.seed, "reward/head"))
+        encoding = get_encoding(model.transformer.config.encoding)
+        check_task(params.task, encoding, model.transformer.config.n_ctx)
+        train, valid = read_labels(params, kind, encoding)
+        policy = Policy.load(folder, QueryFormatter.of(params.task, encoding), params.task.policy.temperature)
+        queries = query_stream(params.task, encoding, params.run.seed, "reward")
+        return cls(model, policy, queries, train, valid, params, precision, world)
+
+    @property
+    def steps(self) -> int:
+        return self.params.labels.num_train // self.params.batch_size
+
+    def run(self, task: str, experiment: str) -> Path:
+        run = Run(Path(self.params.run.save_dir) / experiment, self.params.run, self.world.is_main)
+        run.open(describe_run("train_reward", task, experiment, to_dict(self.params)))
+        first = self._resume(run) if self.params.run.resume else 0
+        self._say(f"{experiment}: {self.params.labels.num_train:,} labels ({self.kind.name}), {self.steps:,} steps, {self.precision.describe()}")
+        tracker = Tracker.open(run.folder, self.params.tracking, run_name=experiment, config=to_dict(self.params),
+                               resume_at=first if self.params.run.resume else None) if self.world.is_main else NullTracker()
+        with tracker:
+            metrics = {}
+            if first == 0 and self.params.normalize_before:
+                metrics = self.normalize("before", *self.kind.target_mean_std(self.train_labels.target))
+            self.train_on_labels(run, tracker, first, metrics)
+            metrics = self.normalize("after", 0.0, 1.0) if self.params.normalize_after else {}
+            result = self.evaluate()
+            tracker.log(self.steps, metrics | {f"validation/{name}": value for name, value in result.items() if name != "choices"})
+        folder = run.folder / "reward_model"
+        if self.world.is_main:
+            self.model.save(folder, note={"stage": "train_reward", "task": task, **result})
+            write_json(run.folder / "result.json", result)
+            run.drop_checkpoints()
+            self._say(describe_result(result, self.kind) + f"\nreward model in {folder}")
+        self.world.barrier()
+        return folder
+
+    def train_on_labels(self, run: Run, tracker: Tracker | NullTracker, first: int, metrics: dict[str, float]) -> None:
+        """One pass over the labels in a random order, the same on every rank."""
+        interval = self.params.run.save_interval
+        with tqdm(total=self.steps, initial=first, desc="reward", unit="step", disable=not self.world.is_main) as bar:
+            for step in range(first, self.steps):
+                started = time.perf_counter()
+                stats = self.step(step, self.order(step))
+                if not math.isfinite(stats["loss"]):
+                    raise UserError(f"step {step}: the loss is {stats['loss']}; lower --lr {self.params.lr} and start again with --run.resume")
+                metrics |= {f"train/{name}": value for name, value in stats.items()}
+                tracker.log(step, metrics | {"labels_per_second": self.params.batch_size / (time.perf_counter() - started)})
+                metrics = {}
+                bar.update()
+                bar.set_postfix_str(f"loss {stats['loss']:.3f}")
+                if interval and (step + 1) % interval == 0 and step + 1 < self.steps:
+                    tracker.flush()
+                    tensors = dict(self.model.named_parameters()) | optimizer_tensors(self.optimizer, self.names)
+                    run.save_checkpoint(step + 1, tensors, {"queries": list(self.queries.position)})
+
+    def order(self, step: int) -> torch.Tensor:
+        """Indices of the labels of global batch `step` [batch_size]: a slice of one permutation of all labels."""
+        permutation = torch.randperm(self.params.labels.num_train, generator=generator_for(self.seed, "reward/order"))
+        return permutation[step * self.params.batch_size:(step + 1) * self.params.batch_size]
+
+    def step(self, step: int, indices: torch.Tensor) -> dict[str, float]:
+        """One optimizer step on the labels at `indices`; statistics of the whole global batch before the update."""
+        lr = linear_decay(self.params.lr, step * self.params.batch_size, self.params.labels.num_train)
+        batch = self.train_labels.rows(indices)
+        mine = batch.rows(self.world.share(self.params.batch_size, "--batch_size")).to(self.precision.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        rewards = []
+        for part in _micro_batches(mine, self.params.run.micro_batch):
+            part_rewards = self.rewards(part)
+            (self.kind.losses(part_rewards, part.target).sum() / len(batch)).backward()
+            rewards.append(part_rewards.detach())
+        self.world.sum_([p.grad for p in self.model.parameters()])
+        self.optimizer.step(lr)
+        stats = self.kind.stats(self.world.gather(torch.cat(rewards)).cpu(), batch.target)
+        return stats | {"lr": lr, "gain": float(self.model.gain), "bias": float(self.model.bias)}
+
+    def rewards(self, labels: LabelBatch) -> torch.Tensor:
+        """Rewards float32 [B, N] of each label's responses."""
+        B, N, R = labels.responses.shape
+        with self.precision.autocast():
+            flat = self.model(labels.queries.repeat_interleave(N, 0), labels.responses.reshape(B * N, R))
+        return flat.view(B, N)
+
+    @torch.no_grad()
+    def normalize(self, when: str, target_mean: float, target_std: float) -> dict[str, float]:
+        """Set gain and bias so that raw responses of the initial language model get rewards of the target's mean and deviation.
+
+        The responses are not truncated (as in the original), and what is sampled does not depend on the ranks.
+        """
+        if not self.params.normalize_samples:
+            return {}
+        self.model.reset_scale()
+        mean, std = self.reward_mean_std(when)
+        self.model.set_scale(mean, std, target_mean, target_std)
+        return {f"normalize_{when}/mean": mean, f"normalize_{when}/std": std,
+                f"normalize_{when}/gain": float(self.model.gain), f"normalize_{when}/bias": float(self.model.bias)}
+
+    @torch.no_grad()
+    def reward_mean_std(self, when: str) -> tuple[float, float]:
+        """Mean and biased deviation of the rewards of ceil(normalize_samples / rollout_batch_size) batches of sampled responses."""
+        rewards, size = [], self.params.rollout_batch_size
+        for number in range(math.ceil(self.params.normalize_samples / size)):
+            queries = self.queries.batch(size)
+            uniforms = torch.rand(size, self.params.task.response_length, generator=generator_for(self.seed, f"reward/normalize_{when}", number))
+            mine = self.world.share(size, "--rollout_batch_size")
+            parts = zip(queries[mine].split(self.params.run.micro_batch), uniforms[mine].split(self.params.run.micro_batch), strict=True)
+            part_rewards = []
+            for q, u in parts:
+                q, u = q.to(self.precision.device), u.to(self.precision.device)
+                with self.precision.autocast():
+                    part_rewards.append(self.model(q, self.policy.respond(q, u).tokens))
+            rewards.append(self.world.gather(torch.cat(part_rewards)))
+        values = torch.cat(rewards).double()
+        return float(values.mean()), float(values.std(correction=0))
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Quality on the held-out labels: for choices the accuracy with its standard error against chance; else loss and correlation."""
+        if self.valid_labels is None:
+            return {}
+        labels = self.valid_labels
+        rewards = torch.cat([self.rewards(part.to(self.precision.device)).cpu() for part in _micro_batches(labels, self.params.run.micro_batch)])
+        if not self.kind.is_choice:
+            return self.kind.stats(rewards, labels.target) | {"labels": len(labels)}
+        accuracy = float((rewards.argmax(1) == labels.target).float().mean())
+        return {"accuracy": accuracy, "standard_error": math.sqrt(accuracy * (1 - accuracy) / len(labels)), "choices": len(labels),
+                "chance": 1 / self.kind.n_responses, "loss": self.kind.stats(rewards, labels.target)["loss"]}
+
+    def _resume(self, run: Run) -> int:
+        loaded = run.load_checkpoint()
+        if loaded is None:
+            return 0
+        tensors, state = loaded
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[name])
+        restore_optimizer(self.optimizer, self.names, tensors)
+        self.queries.position = tuple(state["queries"])
+        return state["step"]
+
+    def _say(self, text: str) -> None:
+        if self.world.is_main:
+            print(text)
+
+
+def _micro_batches(labels: LabelBatch, rows: int) -> list[LabelBatch]:
+    """Parts of at most `rows` responses (at least one label) each."""
+    size = max(1, rows // labels.responses.shape[1])
+    return [labels.rows(slice(start, start + size)) for start in range(0, len(labels), size)]
+
+
+def describe_result(result: dict[str, float], kind: LabelType) -> str:
+    """The held-out quality in one line for people."""
+    if not result:
+        return "warning: there are no labels beyond num_train to measure on; nothing tells whether the reward model learned"
+    if kind.is_choice:
+        return (f"held-out accuracy {result['accuracy']:.1%} +- {result['standard_error']:.1%} (standard error) on {result['choices']:,} choices "
+                f"among {kind.n_responses}; chance is {result['chance']:.1%}")
+    return f"held-out mean squared error {result['loss']:.3f} on {result['labels']:,} labels"

@@ -1,0 +1,65 @@
+"""Shared by the tests: the recorded values of the original, and GPT-2 models that carry their weights."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import pytest
+import torch
+
+from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
+
+GOLDENS = Path(__file__).parent / "data" / "goldens"
+TINY_CONFIG = GPT2Config(n_vocab=97, n_ctx=64, n_embd=32, n_head=4, n_layer=3, padding_token=99)
+
+
+class Goldens:
+    """`goldens("ppo")["whiten/loss"]`: the recorded arrays by file, and which of them a test has read."""
+
+    def __init__(self):
+        self.files: dict[str, dict[str, np.ndarray]] = {}
+
+    def __call__(self, name: str) -> dict[str, np.ndarray]:
+        if name not in self.files:
+            with np.load(GOLDENS / f"{name}.npz") as file:
+                self.files[name] = {key: file[key] for key in file.files}
+        return self.files[name]
+
+    @staticmethod
+    def json(name: str):
+        return json.loads((GOLDENS / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Goldens:
+    return Goldens()
+
+
+def tensor(array) -> torch.Tensor:
+    """A recorded array as a tensor; integers as int64."""
+    result = torch.from_numpy(np.array(array))
+    return result.long() if result.dtype in (torch.int32, torch.int16) else result
+
+
+# Original variable name (below `<scope>/model/`) of each parameter.
+def original_name(name: str) -> str:
+    name = name.replace("wte.weight", "wte").replace("wpe.weight", "wpe")
+    for ours, theirs in ((".ln_1.", "/ln_1/"), (".ln_2.", "/ln_2/"), (".attn.", "/attn/"), (".mlp.", "/mlp/"), ("ln_f.", "ln_f/")):
+        name = name.replace(ours, theirs)
+    if name.startswith("h."):
+        name = "h" + name[2:]
+    for projection in ("c_attn", "c_proj", "c_fc"):
+        name = name.replace(f"{projection}.weight", f"{projection}/w").replace(f"{projection}.bias", f"{projection}/b")
+    return name.replace("/weight", "/g").replace("/bias", "/b")
+
+
+def load_original(model: GPT2, weights: dict[str, np.ndarray], scope: str) -> GPT2:
+    """Copy the recorded weights of `scope` ('policy', 'ref_policy', 'reward_model') into `model`."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            array = weights[f"{scope}/model/{original_name(name)}"]
+            parameter.copy_(tensor(array).reshape(parameter.shape))
+    return model

@@ -1,0 +1,120 @@
+"""Sampling against the recorded values, and against the distribution it claims. ORIGINAL details 19-24; hazards 23, 31."""
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY_CONFIG, load_original, tensor
+from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.language.logprobs import entropy_from_logits
+from lm_human_preferences.language.sampling import draw, exclude, sample, take_top_k, take_top_p
+from lm_human_preferences.policy import Policy
+from lm_human_preferences.tasks import QueryFormatter
+
+PREFIX, SUFFIX, TEMPERATURE = [70, 10, 21], [73, 9, 50, 28], 0.7
+
+
+def make_policy(weights, scope="policy", prefix=PREFIX, suffix=SUFFIX) -> Policy:
+    policy = Policy(load_original(GPT2(TINY_CONFIG), weights, scope), QueryFormatter(prefix, suffix), TEMPERATURE)
+    with torch.no_grad():
+        policy.value_head.weight.copy_(tensor(weights[f"{scope}/model/heads/value/w"]))
+        policy.value_head.bias.copy_(tensor(weights[f"{scope}/model/heads/value/b"]))
+    return policy
+
+
+@torch.no_grad()
+def uniforms_for(policy: Policy, queries: torch.Tensor, tokens: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
+    """Uniforms [B, R] in the middle of each recorded token's interval, so that sampling must draw exactly these tokens."""
+    contexts = policy.formatter(queries)
+    start, R = contexts.shape[1] - 1, tokens.shape[1]
+    hidden = policy.transformer(torch.cat([contexts, tokens], 1), columns=slice(start, start + R))
+    probabilities = torch.softmax(exclude(policy.transformer.logits(hidden) / policy.temperature, top_k, top_p), -1).double()
+    upper = probabilities.cumsum(-1).gather(-1, tokens[..., None])
+    return (upper - probabilities.gather(-1, tokens[..., None]) / 2)[..., 0].float()
+
+
+@pytest.mark.parametrize("name, prefix, suffix", [("respond_plain", [], []), ("respond_affix", PREFIX, SUFFIX), ("respond_len1", [], [])])
+def test_respond(goldens, name, prefix, suffix):
+    g, policy = goldens("policy"), make_policy(goldens("weights"), prefix=prefix, suffix=suffix)
+    queries, responses = tensor(g["queries"]), tensor(g[f"{name}/responses"])
+    drawn = policy.respond(queries, uniforms_for(policy, queries, responses))
+    assert torch.equal(drawn.tokens, responses)
+    np.testing.assert_allclose(drawn.logprobs, g[f"{name}/logprobs"], atol=5e-5)
+    if f"{name}/values" in g:
+        np.testing.assert_allclose(drawn.values, g[f"{name}/values"], atol=3e-5)
+
+
+@pytest.mark.parametrize("name, prefix, suffix", [("plain", [], []), ("affix", PREFIX, SUFFIX)])
+def test_analyze(goldens, name, prefix, suffix):
+    g, policy = goldens("policy"), make_policy(goldens("weights"), prefix=prefix, suffix=suffix)
+    queries, responses = tensor(g["queries"]), tensor(g["responses"])
+    assert torch.equal(policy.formatter(queries), tensor(g[f"analyze_{name}/contexts"]))
+    analysis = policy.analyze(queries, responses)
+    for field in ("logprobs", "values", "entropies"):
+        np.testing.assert_allclose(getattr(analysis, field).detach(), g[f"analyze_{name}/{field}"], atol=5e-5)
+
+
+def test_cached_sampling_equals_a_full_pass(goldens):
+    policy = make_policy(goldens("weights"))
+    queries = tensor(goldens("policy")["queries"])
+    drawn = policy.respond(queries, torch.rand(6, 20, generator=torch.Generator().manual_seed(3)))
+    analysis = policy.analyze(queries, drawn.tokens)
+    torch.testing.assert_close(drawn.logprobs, analysis.logprobs.detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(drawn.values, analysis.values.detach(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 17])
+def test_top_k(goldens, k):
+    g = goldens("units")
+    np.testing.assert_array_equal(take_top_k(tensor(g["topk/logits"]), k), g[f"topk/k{k}"])
+
+
+@pytest.mark.parametrize("p", ["0.05", "0.3", "0.5", "0.8", "0.95", "1.0"])
+def test_top_p(goldens, p):
+    g = goldens("units")
+    ours, theirs = take_top_p(tensor(g["topk/logits"]), float(p)).numpy(), g[f"topp/p{p}"]
+    different = ours != theirs
+    if p == "1.0":  # the sum of all probabilities is 1 only up to rounding, which decides over each row's least probable token
+        least = g["topk/logits"] == g["topk/logits"].min(-1, keepdims=True)
+        different &= ~least
+    assert not different.any()
+
+
+@pytest.mark.parametrize("name, rows, arguments", [("topk", slice(None), {"top_k": 5}), ("topp", slice(2, 3), {"top_p": 0.8})])
+def test_truncated_sampling(goldens, name, rows, arguments):
+    """The original leaves the first token's distribution whole; ours truncates it too, so that place is compared with the whole one."""
+    g, policy = goldens("policy"), make_policy(goldens("weights"), prefix=[], suffix=[])
+    queries, tokens = tensor(g["queries"])[rows], tensor(g[f"sample_{name}/tokens"])[:, 10:]
+    assert torch.equal(tensor(g[f"sample_{name}/tokens"])[:, :10], queries)
+    first = policy.analyze(queries, tokens)
+    np.testing.assert_allclose(first.logprobs[:, 0].detach(), g[f"sample_{name}/logprobs"][:, 0], atol=5e-5)
+    np.testing.assert_allclose(first.values.detach(), g[f"sample_{name}/values"], atol=3e-5)
+    contexts = torch.cat([queries, tokens[:, :1]], 1)  # go on after the first token: from here on the rules are the same
+    rest = Policy(policy.transformer, QueryFormatter([], []), TEMPERATURE)
+    rest.value_head = policy.value_head
+    drawn = rest.respond(contexts, uniforms_for(rest, contexts, tokens[:, 1:], **arguments), **arguments)
+    assert torch.equal(drawn.tokens, tokens[:, 1:])
+    np.testing.assert_allclose(drawn.logprobs, g[f"sample_{name}/logprobs"][:, 1:], atol=5e-5)
+
+
+def test_top_k_holds_for_the_first_token(goldens):
+    policy = make_policy(goldens("weights"), prefix=[], suffix=[])
+    queries = tensor(goldens("policy")["queries"])[:1].expand(400, -1)
+    drawn = sample(policy.transformer, queries, torch.rand(400, 1, generator=torch.Generator().manual_seed(0)), top_k=3)
+    assert len(drawn.tokens.unique()) == 3
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([[0.0, 1.0, -1e10, 2.0, -1.0]])
+    uniforms = (torch.arange(10_000) + 0.5) / 10_000
+    tokens, logprobs = draw(logits.expand(10_000, -1), uniforms)
+    counts = torch.bincount(tokens, minlength=5) / 10_000
+    torch.testing.assert_close(counts, torch.softmax(logits[0], 0), atol=2e-4, rtol=0)
+    torch.testing.assert_close(logprobs, torch.log_softmax(logits[0], 0)[tokens])
+    edges, _ = draw(logits.expand(2, -1), torch.tensor([0.0, 1 - 2**-24]))
+    assert edges.tolist() == [0, 4]  # and never the excluded token
+
+
+def test_entropies(goldens):
+    g = goldens("units")
+    np.testing.assert_allclose(entropy_from_logits(tensor(g["logits/logits"])), g["logits/entropies"], atol=1e-5)
