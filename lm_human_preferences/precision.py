@@ -34,7 +34,7 @@ class Precision:
         if not self.bfloat16:
             yield
             return
-        with torch.autocast(self.device.type, torch.bfloat16), _float32_products_may_round():
+        with torch.autocast(self.device.type, torch.bfloat16), with_matmul_precision("medium"):
             yield
 
     def describe(self) -> str:
@@ -42,10 +42,13 @@ class Precision:
 
 
 @contextlib.contextmanager
-def _float32_products_may_round() -> Iterator[None]:
-    """float32 matrix products may round their *inputs* to bfloat16 (sums and outputs stay float32) inside this block."""
+def with_matmul_precision(precision: str) -> Iterator[None]:
+    """Inside this block float32 matrix products round their *inputs* as `precision` allows (sums and outputs stay float32).
+
+    "medium" lets them be bfloat16 where that is faster, "highest" does not round.
+    """
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:

@@ -50,7 +50,7 @@ class TokenFile:
 def preparation_command(name: str) -> str:
     """How a user gets the data set `name`: the command to run, or what is missing when no script exists yet."""
     script = DATASETS_FOLDER / f"{name}.py"
-    return f"python datasets/{name}.py" if script.exists() else f"datasets/{name}.py is not part of this version"
+    return f"python datasets/{name}.py" if script.exists() else f"the script datasets/{name}.py that will bring it is not part of this version yet"
 
 
 def write_token_file(folder: Path, split: str, documents: Iterable[Sequence[int]]) -> dict[str, int | str]:

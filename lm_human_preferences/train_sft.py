@@ -151,17 +151,18 @@ def _pack_documents(offsets: np.ndarray, block: int) -> tuple[np.ndarray, np.nda
 class SampledVocabulary:
     """An unbiased estimate of the softmax's normaliser from a random part of the vocabulary (Poisson sampling, Horvitz-Thompson weights).
 
-    Token v takes part with probability p(v) = min(1, c * count(v)^0.75) and then counts 1 / p(v)-fold, so frequent tokens are always in and
-    the sum's expectation is exact. It saves most of a small model's work in training; validation always uses the whole vocabulary.
+    Token v takes part with probability p(v) = min(1, 0.05 + c * count(v)^0.75) and then counts 1 / p(v)-fold, so frequent tokens are always
+    in and the sum's expectation is exact. The 0.05 matters: tokens that are hardly ever drawn would never learn to be improbable.
+    It saves most of a small model's work in training; validation always uses the whole vocabulary.
     """
 
     def __init__(self, tokens: np.ndarray, n_vocab: int, size: int):
-        weights = (np.bincount(tokens, minlength=n_vocab).astype(np.float64) + 0.1) ** 0.75
-        low, high = 0.0, size / weights.min()
-        for _ in range(100):
+        weights, floor = np.bincount(tokens, minlength=n_vocab).astype(np.float64) ** 0.75, min(0.05, size / n_vocab)
+        low, high = 0.0, float(n_vocab)
+        for _ in range(200):
             middle = (low + high) / 2
-            low, high = (middle, high) if np.minimum(1, middle * weights).sum() < size else (low, middle)
-        self.probability = torch.from_numpy(np.minimum(1, high * weights))
+            low, high = (middle, high) if np.minimum(1, floor + middle * weights).sum() < size else (low, middle)
+        self.probability = torch.from_numpy(np.minimum(1, floor + high * weights))
         self.position = torch.full((n_vocab,), -1)
 
     def losses(self, model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

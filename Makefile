@@ -1,0 +1,46 @@
+# make demo: data, reward training, policy training, report.   make test: the whole test suite.
+# Both make the virtual environment on their first run. PYTHON=python3.12 make demo chooses another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+# Waiting threads should sleep: with other programs on the cores, spinning makes every matrix product several times slower.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test clean help
+
+help:
+	@echo "make demo   environment, data, reward training and policy training on task movies, report (about 15 minutes on 2 cores)"
+	@echo "make test   environment and the whole test suite"
+	@echo "make clean  remove the environment (runs and data sets stay)"
+
+# --- environment ---
+
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: PYTHON=python3.11 make ...')"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-run: requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-test: requirements-dev.txt $(VENV)/.installed-run
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# --- what people type ---
+
+demo: $(VENV)/.installed-run
+	$(RUN) datasets/movies.py
+	$(RUN) launch.py train_reward movies demo_reward --run.overwrite
+	$(RUN) datasets/movies_reference.py --compare saved_models/demo_reward
+	$(RUN) launch.py train_policy movies demo_policy --rewards.trained_model saved_models/demo_reward/reward_model --run.overwrite
+	$(RUN) datasets/movies_reference.py --judge saved_models/demo_policy
+	$(RUN) launch.py report demo_reward
+	$(RUN) launch.py report demo_policy
+
+test: $(VENV)/.installed-test
+	$(RUN) -m pytest
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,20 @@
+"""The command line: read it, pick the experiment, start the run. `python launch.py --help` tells the rest."""
+
+import sys
+
+import fire
+
+from lm_human_preferences import command_line
+from lm_human_preferences.errors import exit_on_user_error
+from params import EXPERIMENTS
+
+
+@exit_on_user_error
+def main() -> None:
+    arguments = command_line.prepare(sys.argv[1:], EXPERIMENTS)
+    if arguments is not None:
+        fire.Fire(command_line.Commands(EXPERIMENTS), command=arguments, name="launch.py", serialize=lambda result: None)
+
+
+if __name__ == "__main__":
+    main()

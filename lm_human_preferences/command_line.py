@@ -1,0 +1,261 @@
+"""What the commands of `launch.py` do: resolve an experiment's parameters, print them, run a stage; sample, report, tasks.
+
+Fire finds the command and its arguments; the parameters' types are ours to check, so that a mistake is one line that says how to mend it.
+"""
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fire
+
+from lm_human_preferences.configuration import apply_overrides, flatten, to_dict
+from lm_human_preferences.errors import UserError
+from lm_human_preferences.language.gpt2 import SHAPES
+from lm_human_preferences.queries import DATASETS_FOLDER, preparation_command
+
+STAGES = {"train_sft": "train a language model on a data set", "train_reward": "train a reward model on human choices",
+          "train_policy": "tune a language model against a reward model with PPO"}
+OTHERS = {"sample": "write continuations with a trained model", "report": "draw figures and an HTML page of a run",
+          "tasks": "list the tasks, or print one in full"}
+
+Experiments = dict[str, dict[str, Callable[[], Any]]]
+
+
+def prepare(arguments: list[str], experiments: Experiments) -> list[str] | None:
+    """The arguments for fire; None if help was asked for and has been printed. UserError for a misspelt command or missing word."""
+    words = [word for word in arguments if not word.startswith("-")]
+    wants_help = any(word in ("--help", "-h", "help") for word in arguments)
+    if not arguments or (wants_help and not words) or arguments == ["help"]:
+        print(general_help(experiments))
+        return None
+    command = arguments[0]
+    if command not in STAGES | OTHERS:
+        near = difflib.get_close_matches(command, [*STAGES, *OTHERS], n=1, cutoff=0.4)
+        raise UserError(f"unknown command {command!r}" + (f"; did you mean {near[0]}?" if near else "; python launch.py --help lists them"))
+    for word in arguments[1:]:
+        if word.startswith("-") and not word.startswith("--") and word != "-h" and not _is_number(word):
+            raise UserError(f"{word}: parameters are written with two dashes, like --run.seed 1")
+    if wants_help:
+        print(command_help(command, arguments[1:], experiments))
+        return None
+    return [command, *_joined(arguments[1:])]
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`--name value` as `--name=value`, so that a value such as -0.5 is never taken for a flag; a lone `--name` becomes `--name=on`."""
+    joined, i = [], 0
+    while i < len(arguments):
+        word = arguments[i]
+        following = arguments[i + 1] if i + 1 < len(arguments) else None
+        if word.startswith("--") and "=" not in word:
+            takes_value = following is not None and (not following.startswith("-") or _is_number(following))
+            joined.append(f"{word}={following if takes_value else 'on'}")
+            i += 2 if takes_value else 1
+        else:
+            joined.append(word)
+            i += 1
+    return joined
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+class Commands:
+    """The commands fire offers."""
+
+    def __init__(self, experiments: Experiments):
+        self._experiments = experiments
+
+    @fire.decorators.SetParseFn(str)
+    def train_sft(self, *words: str, **overrides: str) -> None:
+        from lm_human_preferences.train_sft import train
+        self._stage("train_sft", train, words, overrides)
+
+    @fire.decorators.SetParseFn(str)
+    def train_reward(self, *words: str, **overrides: str) -> None:
+        from lm_human_preferences.train_reward import train
+        self._stage("train_reward", train, words, overrides)
+
+    @fire.decorators.SetParseFn(str)
+    def train_policy(self, *words: str, **overrides: str) -> None:
+        from lm_human_preferences.train_policy import train
+        self._stage("train_policy", train, words, overrides)
+
+    @fire.decorators.SetParseFn(str)
+    def sample(self, *words: str, **options: str) -> None:
+        from lm_human_preferences.sample import SampleParams, write_samples
+        write_samples(_one_word(words, "sample", "EXPERIMENT"), apply_overrides(SampleParams(), options))
+
+    @fire.decorators.SetParseFn(str)
+    def report(self, *words: str, **options: str) -> None:
+        from lm_human_preferences.report import write_report
+        save_dir = _only(options, "save_dir", "saved_models")
+        experiment = _one_word(words, "report", "EXPERIMENT")
+        print(f"report in {write_report(find_run(experiment, save_dir))}")
+
+    @fire.decorators.SetParseFn(str)
+    def tasks(self, *words: str, **options: str) -> None:
+        _only(options)
+        print(task_table(self._experiments) if not words else task_in_full(_one_word(words, "tasks", "TASK"), self._experiments))
+
+    def _stage(self, stage: str, train: Callable, words: tuple[str, ...], overrides: dict[str, str]) -> None:
+        """Resolve the parameters, say what differs from the task's entry, and run."""
+        if len(words) != 2:
+            raise UserError(f"{stage} takes a task and a name for the run: python launch.py {stage} TASK EXPERIMENT [--parameter value ...]"
+                            + (f"; what is {words[2]!r}?" if len(words) > 2 else ""))
+        task, experiment = words
+        if Path(experiment).name != experiment or experiment in ("", ".", ".."):
+            raise UserError(f"{experiment!r} cannot be a run's name: it becomes a folder's name")
+        entry = find_entry(stage, task, self._experiments)
+        dry_run = overrides.pop("dry_run", None)
+        params = apply_overrides(entry(), overrides)
+        if dry_run is not None and dry_run.lower() not in ("on", "off", "true", "false"):
+            raise UserError(f"--dry_run {dry_run}: expected on or off")
+        if dry_run is not None and dry_run.lower() in ("on", "true"):
+            print(json.dumps(to_dict(params), indent=2))
+            return
+        inherited = flatten(entry())
+        changed = {name: value for name, (value, _) in flatten(params).items() if name not in inherited or inherited[name][0] != value}
+        print(f"{stage} {task}: {len(flatten(params)) - len(changed)} parameters as the task has them"
+              + (", changed: " + ", ".join(f"{name} = {value}" for name, value in changed.items()) if changed else ""))
+        check_present(params, task)
+        train(params, task, experiment)
+
+
+def check_present(params: Any, task: str) -> None:
+    """UserError in one line that lists which model, queries and labels the run needs and lacks, and the command that brings each."""
+    missing = []
+    spec = getattr(params, "task", None)
+    model = spec.policy.initial_model if spec else params.model.initial
+    if model is not None and not Path(model).is_dir():
+        maker = Path("saved_models/prepare_pytorch_checkpoint.py")
+        size = Path(model).name
+        missing.append(f"the model {model}" + (f" (python {maker} {size})" if size in SHAPES and maker.exists() else
+                                              f" (the script {maker} that will bring it is not part of this version yet)" if size in SHAPES else ""))
+    dataset = (spec.query_dataset if spec else params.data.dataset).partition(":")[0]
+    if not Path(dataset).is_dir() and not (DATASETS_FOLDER / dataset).is_dir():
+        missing.append(f"the data set datasets/{dataset} ({preparation_command(dataset)})")
+    reward = params if hasattr(params, "labels") else getattr(getattr(params, "rewards", None), "train_new_model", None)
+    if reward is not None and getattr(getattr(params, "rewards", None), "trained_model", None) is None:
+        for source in (reward.labels.source, reward.labels.valid_source):
+            if source and not Path(source).exists():
+                missing.append(f"the labels {source}")
+    if missing:
+        raise UserError(f"task {task} needs {'; '.join(missing)}")
+
+
+def find_entry(stage: str, task: str, experiments: Experiments) -> Callable[[], Any]:
+    """The function that makes the parameters of a stage and task; UserError for an unknown task."""
+    if task in experiments[stage]:
+        return experiments[stage][task]
+    near = difflib.get_close_matches(task, experiments[stage], n=1, cutoff=0.4)
+    raise UserError(f"{stage} has no task {task!r}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(experiments[stage])}"))
+
+
+def find_run(experiment: str, save_dir: str) -> Path:
+    """The folder of a run given by name or path; UserError if there is none."""
+    for folder in (Path(save_dir) / experiment, Path(experiment)):
+        if (folder / "config.json").is_file():
+            return folder
+    near = difflib.get_close_matches(experiment, [p.name for p in Path(save_dir).glob("*") if p.is_dir()], n=1, cutoff=0.5)
+    raise UserError(f"there is no run {experiment!r} in {save_dir}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def _one_word(words: tuple[str, ...], command: str, what: str) -> str:
+    if len(words) != 1:
+        raise UserError(f"{command} takes one name: python launch.py {command} {what}")
+    return words[0]
+
+
+def _only(options: dict[str, str], name: str | None = None, default: str = "") -> str:
+    unknown = [option for option in options if option != name]
+    if unknown:
+        raise UserError(f"unknown parameter --{unknown[0]}" + (f"; did you mean --{name}?" if name else ""))
+    return options.get(name, default) if name else ""
+
+
+# --- help and tables ---
+
+def general_help(experiments: Experiments) -> str:
+    lines = ["Learning from human preferences with language models.", "", "commands:"]
+    lines += [f"  python launch.py {name} TASK EXPERIMENT [--parameter value ...]\n      {text}" for name, text in STAGES.items()]
+    lines += [f"  python launch.py {name} {'[TASK]' if name == 'tasks' else 'EXPERIMENT'}\n      {text}" for name, text in OTHERS.items()]
+    lines += ["", "tasks: " + ", ".join(sorted({task for entries in experiments.values() for task in entries})), "",
+              "EXPERIMENT is the name of the run; everything it makes lies in saved_models/EXPERIMENT/.",
+              "Every parameter can be set by its dotted name:  --ppo.lr 1e-5  --rewards.adaptive_kl off",
+              "  python launch.py train_policy movies --help     lists them with their values",
+              "  --dry_run                                       prints the resolved configuration and stops",
+              "Many processes: torchrun --nproc_per_node 8 launch.py train_policy ..."]
+    return "\n".join(lines)
+
+
+def command_help(command: str, arguments: list[str], experiments: Experiments) -> str:
+    """Help on a command; for a stage with all its parameters, their values in the task's entry, and what they mean."""
+    if command in OTHERS:
+        lines = [f"python launch.py {command} {'[TASK]' if command == 'tasks' else 'EXPERIMENT'}: {OTHERS[command]}"]
+        if command == "sample":
+            from lm_human_preferences.sample import SampleParams
+            lines += parameter_lines(SampleParams())
+        if command == "report":
+            lines += ["  --save_dir saved_models    folder that holds the run folders"]
+        return "\n".join(lines)
+    words = [word for word in arguments if not word.startswith("-") and word in experiments[command]]
+    task = words[0] if words else next(iter(experiments[command]))
+    params = find_entry(command, task, experiments)()
+    head = [f"python launch.py {command} TASK EXPERIMENT [--parameter value ...]: {STAGES[command]}",
+            f"tasks: {', '.join(experiments[command])}", "", f"parameters, with their values for {task}:"]
+    return "\n".join(head + parameter_lines(params))
+
+
+def parameter_lines(params: Any) -> list[str]:
+    return [f"  --{name} {_shown(value)}\n        {text}" for name, (value, text) in flatten(params).items()]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def task_table(experiments: Experiments) -> str:
+    """One line a task: lengths, what ends a response, KL, batch sizes, learning rates."""
+    rows = [("task", "stages", "query", "response", "ends with", "KL coefficient", "episodes", "policy lr", "labels", "reward lr", "model")]
+    for task in sorted({task for entries in experiments.values() for task in entries}):
+        stages = [stage.removeprefix("train_") for stage in STAGES if task in experiments[stage]]
+        row = [task, " ".join(stages)] + [""] * 9
+        if task in experiments["train_policy"]:
+            p = experiments["train_policy"][task]()
+            t, adaptive = p.task, p.rewards.adaptive_kl
+            row[2:8] = [str(t.query_length), str(t.response_length), f"{t.truncate_token} after {t.truncate_after}",
+                        f"{p.rewards.kl_coef:g}" + (f" to {adaptive.target:g} nats" if adaptive else ""),
+                        f"{p.ppo.total_episodes:,} by {p.ppo.batch_size}", f"{p.ppo.lr:g}"]
+            row[10] = t.policy.initial_model
+        if task in experiments["train_reward"]:
+            r = experiments["train_reward"][task]()
+            row[8:10] = [f"{r.labels.num_train:,} by {r.batch_size}", f"{r.lr:g}"]
+        rows.append(tuple(row))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def task_in_full(task: str, experiments: Experiments) -> str:
+    """Every stage's parameters of a task."""
+    entries = {stage: experiments[stage][task] for stage in STAGES if task in experiments[stage]}
+    if not entries:
+        every = sorted({name for stage in experiments.values() for name in stage})
+        near = difflib.get_close_matches(task, every, n=1, cutoff=0.4)
+        raise UserError(f"there is no task {task!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(every)}"))
+    return "\n\n".join("\n".join([f"{stage} {task}: {inspect.getdoc(entry) or ''}".rstrip(": ")]
+                                 + [f"  {name} = {_shown(value)}" for name, (value, _) in flatten(entry()).items()])
+                       for stage, entry in entries.items())

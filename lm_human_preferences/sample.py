@@ -1,0 +1,83 @@
+"""Continuations from a finished run or any model folder: `python launch.py sample EXPERIMENT [--prompt TEXT]`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lm_human_preferences.configuration import from_dict, param
+from lm_human_preferences.distributed import generator_for
+from lm_human_preferences.errors import UserError
+from lm_human_preferences.evaluation import heldout_queries, readable
+from lm_human_preferences.files import read_json
+from lm_human_preferences.language.encoding import get_encoding
+from lm_human_preferences.policy import Policy
+from lm_human_preferences.precision import choose_precision
+from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, truncate_responses
+
+
+@dataclass
+class SampleParams:
+    """What to write."""
+
+    prompt: str | None = param(None, "text to continue; none takes held-out queries of the run's task")
+    count: int = param(8, "continuations to write")
+    length: int | None = param(None, "tokens in a continuation; none takes the task's response length, or 40")
+    temperature: float | None = param(None, "sampling temperature; none takes the task's, or 1")
+    top_k: int = param(0, "draw among so many most probable tokens; 0 among all")
+    top_p: float = param(1.0, "draw among the most probable tokens whose probabilities sum to at most this")
+    split: str = param("valid", "split of the task's queries")
+    seed: int = param(0, "seed of queries and tokens")
+    save_dir: str = param("saved_models", "folder that holds the run folders")
+    device: str = param("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = param("auto", "auto, float32 or bfloat16")
+
+
+def write_samples(experiment: str, params: SampleParams) -> None:
+    """Print continuations. UserError if there is no such run, it has no language model, or the texts do not fit its context."""
+    if params.count < 1 or (params.length is not None and params.length < 1):
+        raise UserError("--count and --length must be at least 1")
+    if params.temperature is not None and params.temperature <= 0 or not 0 < params.top_p <= 1 or params.top_k < 0:
+        raise UserError("--temperature must be positive, --top_p in (0, 1], --top_k not negative")
+    folder, task = _model_and_task(experiment, params.save_dir)
+    precision = choose_precision(params.device, params.precision)
+    policy = Policy.load(folder, QueryFormatter([], []), 1.0)
+    config = policy.transformer.config
+    encoding = get_encoding(config.encoding)
+    length = params.length or (task.response_length if task else 40)
+    policy.temperature = params.temperature or (task.policy.temperature if task else 1.0)
+    if params.prompt is not None:
+        tokens = encoding.encode(params.prompt)
+        if not tokens:
+            raise UserError("--prompt is empty; leave it out to take held-out queries")
+        queries = torch.tensor(tokens).expand(params.count, -1)
+    elif task is None:
+        raise UserError(f"{folder} belongs to no task; give a text with --prompt")
+    else:
+        check_task(task, encoding, config.n_ctx)
+        policy.formatter = QueryFormatter.of(task, encoding)
+        queries = heldout_queries(task, encoding, params.split, params.count, params.seed)
+    if policy.formatter(queries).shape[1] + length > config.n_ctx:
+        raise UserError(f"prompt and --length {length} exceed the model's context of {config.n_ctx}")
+    uniforms = torch.rand(params.count, length, generator=generator_for(params.seed, "sample"))
+    policy.to(precision.device)
+    with precision.autocast():
+        drawn = policy.respond(queries.to(precision.device), uniforms.to(precision.device), params.top_k, params.top_p).tokens.cpu()
+    end = task.truncate_token if task and task.truncate_token is not None else encoding.end_of_text
+    drawn = truncate_responses(drawn, end, task.truncate_after if task else 0, encoding.padding_token)
+    for query, response in zip(queries, drawn, strict=True):
+        print(f"{readable(encoding, query)}|{readable(encoding, response)}\n")
+
+
+def _model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | None]:
+    """The model folder and task of a run given by name or path, or a model folder itself (which has no task)."""
+    for folder in (Path(save_dir) / experiment, Path(experiment)):
+        if (folder / "model.safetensors").exists():
+            return folder, None
+        if (folder / "config.json").exists():
+            task = read_json(folder / "config.json").get("parameters", {}).get("task")
+            for name in ("policy", "lm"):
+                if (folder / name).is_dir():
+                    return folder / name, from_dict(TaskParams, task) if task else None
+            raise UserError(f"{folder} has no policy/ or lm/ folder yet; its training has not finished, or it made a reward model")
+    raise UserError(f"there is no run or model folder {experiment!r} in {save_dir}")
