@@ -89,7 +89,7 @@ def movies_policy() -> PolicyTrainingParams:
     return PolicyTrainingParams(
         task=movies_task(),
         rewards=RewardsParams(kl_coef=0.1, adaptive_kl=AdaptiveKLParams(target=6.0, horizon=2_000), train_new_model=movies_reward()),
-        ppo=PPOParams(total_episodes=8_192, batch_size=128, lr=3e-4), evaluation=EvaluationParams(samples=512, split="test"),
+        ppo=PPOParams(total_episodes=4_096, batch_size=128, lr=3e-4), evaluation=EvaluationParams(samples=512, split="test"),
         run=RunParams(save_interval=20))
 
 

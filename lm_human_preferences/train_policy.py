@@ -163,7 +163,7 @@ class PPOTrainer:
                 metrics |= {"elapsed/fps": self.params.ppo.batch_size * p.task.response_length / seconds, "elapsed/time": time.perf_counter() - started}
                 if not all(math.isfinite(value) for value in metrics.values()):
                     bad = next(name for name, value in metrics.items() if not math.isfinite(value))
-                    raise UserError(f"step {step}: {bad} is {metrics[bad]}; lower --ppo.lr {p.ppo.lr} and --run.resume from the last checkpoint")
+                    raise UserError(f"step {step}: {bad} is {metrics[bad]}; start again with a lower --ppo.lr than {p.ppo.lr}")
                 tracker.log(step, metrics)
                 self._show(tracker, bar, step, metrics, rollout)
                 if p.run.save_interval and (step + 1) % p.run.save_interval == 0 and step + 1 < self.total_steps:

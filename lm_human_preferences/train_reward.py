@@ -159,7 +159,7 @@ class RewardTrainer:
                 started = time.perf_counter()
                 stats = self.step(step, self.order(step))
                 if not math.isfinite(stats["loss"]):
-                    raise UserError(f"step {step}: the loss is {stats['loss']}; lower --lr {self.params.lr} and start again with --run.resume")
+                    raise UserError(f"step {step}: the loss is {stats['loss']}; start again with a lower --lr than {self.params.lr}")
                 metrics |= {f"train/{name}": value for name, value in stats.items()}
                 tracker.log(step, metrics | {"labels_per_second": self.params.batch_size / (time.perf_counter() - started)})
                 metrics = {}
@@ -189,7 +189,7 @@ class RewardTrainer:
         self.world.sum_([p.grad for p in self.model.parameters()])
         self.optimizer.step(lr)
         stats = self.kind.stats(self.world.gather(torch.cat(rewards)).cpu(), batch.target)
-        return stats | {"lr": lr, "gain": float(self.model.gain), "bias": float(self.model.bias)}
+        return stats | {"lr": lr, "gain": float(self.model.gain.detach()), "bias": float(self.model.bias.detach())}
 
     def rewards(self, labels: LabelBatch) -> torch.Tensor:
         """Rewards float32 [B, N] of each label's responses."""

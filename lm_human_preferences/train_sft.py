@@ -221,7 +221,7 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
             loss = _step(model, optimizer, rows["train"], sampled, params, precision, world, step, lr)
             metrics = {"train/loss": loss, "lr": lr, "tokens_per_second": o.batch_size * data.block / (time.perf_counter() - started)}
             if not math.isfinite(loss):
-                raise UserError(f"step {step}: the loss is {loss}; lower --optimizer.lr {o.lr} and --run.resume from the last checkpoint")
+                raise UserError(f"step {step}: the loss is {loss}; start again with a lower --optimizer.lr than {o.lr}")
             last = step + 1 == total
             if (step + 1) % params.validation.interval == 0 or last:
                 valid = validate(model, rows["valid"], params.validation.rows, precision, params.run.micro_batch)

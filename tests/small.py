@@ -77,7 +77,7 @@ def policy_flags(world: Path, reward_model: Path | None = None) -> list[str]:
 
 def sft_flags(world: Path) -> list[str]:
     return flags(data__dataset=world / "data", data__block=16, model__initial="none", model__encoding="letters", model__n_ctx=32, model__n_embd=16,
-                 model__n_head=2, model__n_layer=2, optimizer__epochs=3, optimizer__batch_size=8, optimizer__lr=0.01, optimizer__warmup=2,
+                 model__n_head=2, model__n_layer=2, optimizer__epochs=3, optimizer__batch_size=8, optimizer__lr=0.01, optimizer__warmup=2, optimizer__dropout=0,
                  validation__interval=5, run__save_dir=world / "runs", run__device="cpu", run__precision="float32", run__save_interval=4)
 
 

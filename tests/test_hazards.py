@@ -7,6 +7,7 @@ import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
@@ -14,17 +15,20 @@ import torch.multiprocessing
 from conftest import TINY_CONFIG, Goldens, tensor
 from lm_human_preferences import distributed
 from lm_human_preferences.distributed import World, generator_for
+from lm_human_preferences.errors import UserError
 from lm_human_preferences.labels import label_type
 from lm_human_preferences.language.checkpoints import save_model
-from lm_human_preferences.language.encoding import gpt2_encoding
+from lm_human_preferences.language.encoding import get_encoding, gpt2_encoding
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.precision import Precision
+from lm_human_preferences.queries import QueryStream, select_query, write_token_file
 from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.tasks import QueryFormatter
+from lm_human_preferences.scoring import Scorer
+from lm_human_preferences.tasks import QueryFormatter, TaskParams, responses_are_valid, single_token, truncate_responses
 from lm_human_preferences.train_policy import PPOTrainer
-from lm_human_preferences.train_reward import RewardTrainer
+from lm_human_preferences.train_reward import RewardTrainer, query_stream
 from params import EXPERIMENTS
-from test_cycles import loss_labels, make_reward_trainer, ppo_trainer
+from test_cycles import loss_labels, make_reward_model, make_reward_trainer, ppo_trainer
 
 
 def small_ppo(goldens, world: World = World(), precision: Precision | None = None) -> PPOTrainer:
@@ -217,3 +221,101 @@ def test_initial_heads(goldens, tmp_path):
     from lm_human_preferences.policy import Policy
     value = Policy.load(tmp_path / "lm", QueryFormatter([], []), 1.0).value_head
     assert not value.weight.any() and not value.bias.any()
+
+
+# --- padding (hazard 1) ---
+
+def test_padding_inserted_anywhere_changes_no_real_token(goldens):
+    model = ppo_trainer(goldens, Goldens.json("hparams")["ppo_cycle"]).policy.transformer
+    tokens, random = tensor(goldens("forward")["a/tokens"]), np.random.default_rng(0)
+    hidden = model(tokens)
+    padded, places = torch.full((len(tokens), 24), 99), []
+    for row in range(len(tokens)):
+        places.append(torch.from_numpy(np.sort(np.append(0, 1 + random.choice(23, tokens.shape[1] - 1, replace=False)))))
+        padded[row, places[-1]] = tokens[row]
+    spread = model(padded)
+    for row, columns in enumerate(places):
+        torch.testing.assert_close(spread[row, columns], hidden[row], atol=1e-5, rtol=0)
+        last = (torch.arange(24)[:, None] >= columns).sum(1) - 1  # the last real token up to each place
+        torch.testing.assert_close(spread[row], hidden[row, last], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="starts with padding"):
+        model(torch.cat([torch.full((1, 1), 99), tokens[:1]], 1))
+
+
+def test_a_full_context_may_be_followed_by_padding(goldens):
+    """The original fails here; more real tokens than the context are refused by both."""
+    model = ppo_trainer(goldens, Goldens.json("hparams")["ppo_cycle"]).policy.transformer
+    row = torch.arange(TINY_CONFIG.n_ctx)[None] % 97
+    assert torch.equal(model(torch.cat([row, torch.full((1, 3), 99)], 1))[:, -1], model(row)[:, -1])
+    with pytest.raises(ValueError, match="context is 64"):
+        model(torch.cat([row, row[:, :1]], 1))
+
+
+# --- truncation and penalty (hazards 17, 18) ---
+
+def test_truncation_and_filter_of_the_original(goldens):
+    g = goldens("tasks")
+    for setting in Goldens.json("hparams")["tasks"]:
+        token, after, name = setting["truncate_token"], setting["truncate_after"], setting["index"]
+        truncated = truncate_responses(tensor(g["responses"]), token, after, 99)
+        assert torch.equal(truncated, tensor(g[f"{name}/postprocessed"])), setting
+        assert torch.equal(responses_are_valid(tensor(g["responses"]), token, after), tensor(g[f"{name}/valid"])), setting
+        assert torch.equal(responses_are_valid(truncated, token, after), tensor(g[f"{name}/valid_after_postprocess"])), setting
+
+
+@pytest.mark.parametrize("name", ["score_trunc", "score_none"])
+def test_the_penalty_replaces_the_normalised_score(goldens, name):
+    g, settings = goldens("tasks"), Goldens.json("hparams")[name]
+    scorer = Scorer(make_reward_model(goldens("weights")), TaskParams(**settings))
+    scores, valid, truncated = scorer(tensor(g["score/queries"]), tensor(g["score/responses"]))
+    assert torch.equal(truncated, tensor(g[f"{name}/postprocessed"]))
+    np.testing.assert_allclose(scores, g[f"{name}/scores"], rtol=0, atol=5e-5)
+    assert (scores[~valid] == -1).all() and bool(valid.all()) == (name == "score_none")
+
+
+# --- data (hazards 26, 27) ---
+
+def test_queries_of_the_original():
+    """Every text of the recorded cases gives the recorded query, or none."""
+    cases = Goldens.json("datasets")["cases"]
+    for case in cases:
+        config = case["config"]
+        for text in case["texts"]:
+            query = select_query(np.array(text["tokens"]), config["start_token"], config["end_token"], config["sequence_length"])
+            row = None if query is None else query.tolist() + [99] * (config["sequence_length"] - len(query))
+            assert row == text["query"], (config, text)
+    assert sum(text["query"] is None for case in cases for text in case["texts"]) > 3
+
+
+def test_batches_of_queries_run_over_the_ends_of_epochs():
+    q = Goldens.json("datasets")["query_sampler"]
+    stream = QueryStream([np.array(text) for text in q["texts"]], length=q["query_length"], padding_token=99, start_token=q["start_token"],
+                         end_token=q["end_token"])
+    assert [stream.batch(q["batch_size"]).tolist() for _ in q["batches"]] == q["batches"]
+
+
+def test_an_epoch_has_each_document_once_in_an_order_of_its_own(tmp_path):
+    """A small file makes no endless search, and the position is all that a resumed run needs."""
+    write_token_file(tmp_path / "data", "train", [[i, 26] for i in range(11)])
+    task = TaskParams(query_dataset=str(tmp_path / "data"), query_length=2)
+    make = lambda seed: query_stream(task, get_encoding("letters"), seed, "policy")
+    stream = make(1)
+    epochs = [stream.batch(11)[:, 0].tolist() for _ in range(3)]
+    assert all(sorted(epoch) == list(range(11)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+    assert make(1).batch(33)[:, 0].tolist() == sum(epochs, []) and make(2).batch(11)[:, 0].tolist() != epochs[0]
+    later = make(1)
+    later.position = (1, 4)
+    assert later.batch(7)[:, 0].tolist() == epochs[1][4:]
+    task.start_text = "z"
+    with pytest.raises(UserError, match="no document"):
+        make(1).batch(1)
+
+
+def test_a_full_stop_after_a_space_is_another_token():
+    """13 ends a sentence in the tasks on books; text that is spaced before its full stops shows 764 instead."""
+    encoding, task = gpt2_encoding(), EXPERIMENTS["train_policy"]["sentiment"]().task
+    assert single_token(task.end_text, encoding, "end_text") == task.truncate_token == encoding.encode("It ends.")[-1] == 13
+    assert encoding.encode("It ends .")[-1] == 764
+    assert select_query(np.array(encoding.encode("One . Two . Three")), 13, 13, 64) is None
+    with pytest.raises(UserError, match="exactly one"):
+        single_token("two words", encoding, "end_text")
