@@ -62,7 +62,7 @@ def summary_reward(task: Callable[[], TaskParams], name: str) -> RewardTrainingP
 
 def movies_reward() -> RewardTrainingParams:
     """Choices among four sentences that open alike, by their mean human rating."""
-    return RewardTrainingParams(task=movies_task(), labels=LabelParams(type="best_of_4", num_train=11_424, source="datasets/movies/labels_train.json",
+    return RewardTrainingParams(task=movies_task(), labels=LabelParams(type="best_of_4", num_train=9_600, source="datasets/movies/labels_train.json",
                                                                        valid_source="datasets/movies/labels_test.json"),
                                 batch_size=32, lr=3e-4, rollout_batch_size=256, normalize_samples=512, run=RunParams(save_interval=100))
 
