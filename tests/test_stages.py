@@ -46,6 +46,10 @@ def assert_same_weights(one, other, atol: float = 0.0):
     one, other = weights(one), weights(other)
     assert one.keys() == other.keys()
     for name in one:
+        if atol and name.endswith("c_attn.bias"):  # the keys' part has gradient 0 in exact arithmetic (softmax does not see it): Adam makes steps of noise
+            query, _, value = one[name].chunk(3)
+            other_query, _, other_value = other[name].chunk(3)
+            one[name], other[name] = torch.cat([query, value]), torch.cat([other_query, other_value])
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=atol, msg=name)
 
 
