@@ -1,6 +1,6 @@
 """Token files for language-model training from a folder of text.
 
-    python datasets/corpus.py --input FOLDER [--name NAME] [--valid_percent 1]
+    python datasets/corpus.py --input FOLDER [--name NAME] [--sources A,B] [--valid_percent 1]
 
 FOLDER holds .txt files (a document each) or .jsonl / .jsonl.gz files (a document a line, in the field `text`). Files whose name
 starts with `valid` become the split `valid`; where there are none, every hundredth document (--valid_percent) by a hash of its text.
@@ -26,8 +26,8 @@ from lm_human_preferences.queries import DATASETS_FOLDER, write_meta, write_toke
 BATCH_CHARACTERS = 4_000_000
 
 
-def documents_of(path: Path) -> Iterator[str]:
-    """The texts in one file. UserError names file, line and what was expected."""
+def documents_of(path: Path, sources: frozenset[str] = frozenset()) -> Iterator[str]:
+    """The texts in one file, of `sources` alone if any are named. UserError names file, line and what was expected."""
     if path.suffix == ".txt":
         try:
             yield path.read_text(encoding="utf-8")
@@ -39,10 +39,11 @@ def documents_of(path: Path) -> Iterator[str]:
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                text = json.loads(line)["text"]
-                if not isinstance(text, str):
+                document = json.loads(line)
+                if not isinstance(document["text"], str):
                     raise TypeError
-                yield text
+                if not sources or document.get("source") in sources:
+                    yield document["text"]
     except (EOFError, gzip.BadGzipFile, OSError) as error:
         raise UserError(f"{path}: damaged after line {number}: {error}") from None
     except (ValueError, KeyError, TypeError):
@@ -88,7 +89,8 @@ def _pieces(text: str, size: int = 50_000) -> Iterator[str]:
     yield text[start:]
 
 
-def prepare(folder: Path, output: Path, valid_percent: float) -> dict[str, dict]:
+def prepare(folder: Path, output: Path, valid_percent: float, sources: frozenset[str] = frozenset()) -> dict[str, dict]:
+    """Write both splits; returns what meta.json says of them."""
     files = sorted(path for pattern in ("*.txt", "*.jsonl", "*.jsonl.gz") for path in folder.glob(pattern))
     if not files:
         raise UserError(f"{folder} holds no .txt, .jsonl or .jsonl.gz file")
@@ -97,9 +99,9 @@ def prepare(folder: Path, output: Path, valid_percent: float) -> dict[str, dict]
     splits = {}
     for split in ("train", "valid"):
         if valid_files:
-            texts = itertools.chain.from_iterable(map(documents_of, tqdm(groups[split], desc=split, unit="file")))
+            texts = itertools.chain.from_iterable(documents_of(path, sources) for path in tqdm(groups[split], desc=split, unit="file"))
         else:
-            every = itertools.chain.from_iterable(map(documents_of, tqdm(files, desc=split, unit="file")))
+            every = itertools.chain.from_iterable(documents_of(path, sources) for path in tqdm(files, desc=split, unit="file"))
             texts = (text for text in every if _is_valid(text, valid_percent) == (split == "valid"))
         splits[split] = write_token_file(output, split, encoded(iter(texts)))
         print(f"{split}: {splits[split]['documents']:,} documents, {splits[split]['tokens']:,} tokens")
@@ -116,12 +118,14 @@ def main() -> None:
     parser.add_argument("--input", type=Path, required=True, help="folder with the texts")
     parser.add_argument("--name", default="corpus", help="the data set's name: it is written to datasets/NAME")
     parser.add_argument("--output", type=Path, help="folder to write to instead of datasets/NAME")
+    parser.add_argument("--sources", type=lambda words: frozenset(words.split(",")), default=frozenset(),
+                        help="take only documents whose field `source` is one of these (.jsonl)")
     parser.add_argument("--valid_percent", type=float, default=1.0, help="share of documents held out where no file is named valid*")
     arguments = parser.parse_args()
     if not arguments.input.is_dir():
         raise UserError(f"--input {arguments.input} is no folder")
     output = arguments.output or DATASETS_FOLDER / arguments.name
-    splits = prepare(arguments.input, output, arguments.valid_percent)
+    splits = prepare(arguments.input, output, arguments.valid_percent, arguments.sources)
     write_meta(output, source=arguments.input.name, licence="see the texts' own", splits=splits)
 
 

@@ -46,7 +46,6 @@ def refused(*words, cwd=ROOT) -> str:
     (["train_policy", "movies", "x", "--ppo", "3"], "group of parameters"),
     (["train_policy", "sentiment", "x", "--rewards.adaptive_kl", "off", "--rewards.adaptive_kl.target", "3"], "the group rewards.adaptive_kl is off"),
     (["train_policy", "movies", "x", "-lr", "3"], "two dashes"),
-    (["train_policy", "movies", "x", "--run.precision", "float16"], "must be auto, float32 or bfloat16"),
     (["report", "no_such_run"], "there is no run"),
     (["sample", "no_such_run"], "there is no run"),
     (["tasks", "movis"], "did you mean movies"),
