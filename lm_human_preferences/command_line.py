@@ -137,10 +137,7 @@ def check_present(params: Any, task: str) -> None:
     spec = getattr(params, "task", None)
     model = spec.policy.initial_model if spec else params.model.initial
     if model is not None and not Path(model).is_dir():
-        maker = Path("saved_models/prepare_pytorch_checkpoint.py")
-        size = Path(model).name
-        missing.append(f"the model {model}" + (f" (python {maker} {size})" if size in SHAPES and maker.exists() else
-                                              f" (the script {maker} that will bring it is not part of this version yet)" if size in SHAPES else ""))
+        missing.append(f"the model {model}{how_to_get_model(Path(model))}")
     dataset = (spec.query_dataset if spec else params.data.dataset).partition(":")[0]
     if not Path(dataset).is_dir() and not (DATASETS_FOLDER / dataset).is_dir():
         missing.append(f"the data set datasets/{dataset} ({preparation_command(dataset)})")
@@ -151,6 +148,16 @@ def check_present(params: Any, task: str) -> None:
                 missing.append(f"the labels {source}")
     if missing:
         raise UserError(f"task {task} needs {'; '.join(missing)}")
+
+
+def how_to_get_model(folder: Path) -> str:
+    """What brings a model folder that is missing, in brackets; empty if nothing does."""
+    maker = Path("saved_models/prepare_pytorch_checkpoint.py")
+    if folder == Path("saved_models/tiny"):
+        return " (it comes with the repository: git checkout saved_models/tiny)"
+    if folder.name not in SHAPES:
+        return ""
+    return f" (python {maker} {folder.name})" if maker.exists() else f" (the script {maker} that will bring it is not part of this version yet)"
 
 
 def find_entry(stage: str, task: str, experiments: Experiments) -> Callable[[], Any]:

@@ -1,13 +1,14 @@
 """Before against after: the initial and the tuned policy on the same held-out queries and the same uniforms."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from lm_human_preferences.configuration import param
-from lm_human_preferences.distributed import generator_for
+from lm_human_preferences.distributed import World, generator_for
 from lm_human_preferences.files import atomic_file, write_json
 from lm_human_preferences.language.encoding import Encoding
 from lm_human_preferences.policy import Policy
@@ -38,25 +39,31 @@ def heldout_queries(task: TaskParams, encoding: Encoding, split: str, count: int
 
 @torch.no_grad()
 def sample_and_score(policy: Policy, reference: Policy, scorer: Scorer, queries: torch.Tensor, uniforms: torch.Tensor, precision: Precision,
-                     micro_batch: int) -> dict[str, torch.Tensor]:
-    """Responses of `policy`, on the CPU: tokens [B, R] truncated, score [B], kl [B] (nats, of the raw response), valid [B]."""
-    parts = []
-    for q, u in zip(queries.split(micro_batch), uniforms.split(micro_batch), strict=True):
+                     micro_batch: int, world: World = World()) -> dict[str, torch.Tensor]:
+    """Responses of `policy`, on the CPU: tokens [B, R] truncated, score [B], kl [B] (nats, of the raw response), valid [B].
+
+    Each rank does its share of the rows, then all have everything; their number must divide by the number of ranks.
+    """
+    parts, mine = [], world.share(len(queries), "queries")
+    for q, u in zip(queries[mine].split(micro_batch), uniforms[mine].split(micro_batch), strict=True):
         q, u = q.to(precision.device), u.to(precision.device)
         with precision.autocast():
             drawn = policy.respond(q, u)
             kl = (drawn.logprobs - reference.analyze(q, drawn.tokens, entropies=False).logprobs).sum(1)
             scores, valid, truncated = scorer(q, drawn.tokens)
-        parts.append((truncated.cpu(), scores.cpu(), kl.cpu(), valid.cpu()))
-    return dict(zip(("tokens", "score", "kl", "valid"), (torch.cat(column) for column in zip(*parts, strict=True)), strict=True))
+        parts.append((truncated, scores, kl, valid))
+    columns = (world.gather(torch.cat(column)).cpu() for column in zip(*parts, strict=True))
+    return dict(zip(("tokens", "score", "kl", "valid"), columns, strict=True))
 
 
 def compare_policies(folder: Path, before: Policy, after: Policy, scorer: Scorer, task: TaskParams, encoding: Encoding, params: EvaluationParams,
-                     precision: Precision, seed: int, micro_batch: int) -> dict:
-    """Compare on held-out queries; print a table and pairs, write `result.json` and all pairs to `evaluation.jsonl`."""
-    queries = heldout_queries(task, encoding, params.split, params.samples, seed)
-    uniforms = torch.rand(params.samples, task.response_length, generator=generator_for(seed, "evaluation/uniforms"))
-    sides = {name: sample_and_score(policy, before, scorer, queries, uniforms, precision, micro_batch)
+                     precision: Precision, seed: int, micro_batch: int, world: World = World()) -> dict:
+    """Compare on held-out queries, all ranks together; print a table and pairs, write `result.json` and all pairs to `evaluation.jsonl`."""
+    rounded_up = math.ceil(params.samples / world.size) * world.size
+    queries = heldout_queries(task, encoding, params.split, rounded_up, seed)
+    uniforms = torch.rand(rounded_up, task.response_length, generator=generator_for(seed, "evaluation/uniforms"))
+    sides = {name: {key: column[:params.samples] for key, column in
+                    sample_and_score(policy, before, scorer, queries, uniforms, precision, micro_batch, world).items()}
              for name, policy in (("before", before), ("after", after))}
     pairs = []
     for i in range(params.samples):
@@ -67,6 +74,8 @@ def compare_policies(folder: Path, before: Policy, after: Policy, scorer: Scorer
     result = {name: {"score": float(side["score"].mean()), "kl": float(side["kl"].mean()), "valid": float(side["valid"].float().mean()),
                      "distinct_2": distinct_ratio(side["tokens"], 2, encoding.padding_token)} for name, side in sides.items()}
     result["queries"] = params.samples
+    if not world.is_main:
+        return result
     with atomic_file(folder / "evaluation.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
     write_json(folder / "result.json", result | {"samples": pairs[:max(20, params.shown)]})

@@ -19,6 +19,7 @@ from lm_human_preferences.errors import UserError
 from lm_human_preferences.evaluation import EvaluationParams, compare_policies
 from lm_human_preferences.language.checkpoints import load_model
 from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.language.gpt2 import GPT2Config
 from lm_human_preferences.optim import TensorFlowAdam, linear_decay
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.ppo import (AdaptiveKLController, AdaptiveKLParams, FixedKLController, Losses, PPOParams, check_ppo, compute_rewards,
@@ -29,7 +30,7 @@ from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
 from lm_human_preferences.scoring import Scorer
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task
-from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams
+from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 from lm_human_preferences.train_reward import RewardTrainingParams, query_stream
 
 
@@ -70,6 +71,7 @@ class Rollout(NamedTuple):
 def check(params: PolicyTrainingParams) -> None:
     """Raises UserError, naming the flag and the numbers, for parameters that cannot work; settles where the reward model comes from."""
     check_run_params(params.run)
+    check_tracking(params.tracking)
     check_ppo(params.ppo)
     r = params.rewards
     if r.kl_coef < 0:
@@ -103,12 +105,23 @@ def _train_reward_model_first(params: PolicyTrainingParams, precision: Precision
     nested, name = params.rewards.train_new_model, f"{experiment}_reward"
     for field in ("seed", "save_dir", "device", "precision", "overwrite", "resume", "micro_batch", "threads"):
         setattr(nested.run, field, getattr(params.run, field))
+    nested.tracking = params.tracking
     Run(Path(params.run.save_dir) / experiment, params.run, is_main=False).check_free()
     folder = Path(params.run.save_dir) / name
     if params.run.resume and (folder / "reward_model").is_dir():
         return folder / "reward_model"
     nested.run.resume = params.run.resume and (folder / "config.json").exists()
     return train_reward.RewardTrainer.prepare(nested, precision, world).run(task, name)
+
+
+def _check_reward_model(reward: GPT2Config, policy: GPT2Config, task: TaskParams) -> None:
+    """Raises UserError if the reward model cannot read what the policy writes."""
+    if (reward.encoding, reward.n_vocab) != (policy.encoding, policy.n_vocab):
+        raise UserError(f"the reward model's encoding ({reward.encoding}, {reward.n_vocab} tokens) is not the policy's "
+                        f"({policy.encoding}, {policy.n_vocab} tokens); train both from models of one encoding")
+    if task.query_length + task.response_length > reward.n_ctx:
+        raise UserError(f"query ({task.query_length}) and response ({task.response_length}) are longer than the reward model's context of "
+                        f"{reward.n_ctx}; shorten --task.query_length or --task.response_length")
 
 
 class PPOTrainer:
@@ -135,11 +148,9 @@ class PPOTrainer:
         folder, task = Path(params.task.policy.initial_model), params.task
         reward_model = RewardModel.load(Path(params.rewards.trained_model))
         transformer = load_model(folder)
-        if reward_model.transformer.config.n_vocab != transformer.config.n_vocab:
-            raise UserError(f"the reward model's vocabulary ({reward_model.transformer.config.n_vocab}) is not the policy's "
-                            f"({transformer.config.n_vocab}); train both from models of one encoding")
         encoding = get_encoding(transformer.config.encoding)
         check_task(task, encoding, transformer.config.n_ctx)
+        _check_reward_model(reward_model.transformer.config, transformer.config, task)
         formatter, temperature = QueryFormatter.of(task, encoding), task.policy.temperature
         return cls(Policy(transformer, formatter, temperature), Policy(load_model(folder), formatter, temperature), reward_model,
                    query_stream(task, encoding, params.run.seed, "policy"), params, precision, encoding, world)
@@ -172,9 +183,10 @@ class PPOTrainer:
         folder = run.folder / "policy"
         if main:
             self.policy.save(folder, note={"stage": "train_policy", "task": task, "steps": self.total_steps})
-            if p.evaluation.samples:
-                compare_policies(run.folder, self.reference, self.policy, self.scorer, p.task, self.encoding, p.evaluation, self.precision,
-                                 self.seed, p.run.micro_batch)
+        if p.evaluation.samples:
+            compare_policies(run.folder, self.reference, self.policy, self.scorer, p.task, self.encoding, p.evaluation, self.precision,
+                             self.seed, p.run.micro_batch, self.world)
+        if main:
             run.drop_checkpoints()
             print(f"policy in {folder}")
         self.world.barrier()

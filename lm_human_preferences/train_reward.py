@@ -26,7 +26,7 @@ from lm_human_preferences.queries import QueryStream, open_queries
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, single_token
-from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams
+from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 
 
 @dataclass
@@ -48,6 +48,7 @@ class RewardTrainingParams:
 def check(params: RewardTrainingParams) -> LabelType:
     """The label type; raises UserError, naming the flag and the numbers, for parameters that cannot work."""
     check_run_params(params.run)
+    check_tracking(params.tracking)
     for name in ("batch_size", "rollout_batch_size"):
         if getattr(params, name) < 1:
             raise UserError(f"--{name} {getattr(params, name)}: must be at least 1")

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from lm_human_preferences import distributed
 from lm_human_preferences.configuration import param, to_dict
 from lm_human_preferences.errors import UserError
+from lm_human_preferences.files import write_json
 from lm_human_preferences.language.checkpoints import load_model, save_model
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config, count_parameters
@@ -25,7 +26,7 @@ from lm_human_preferences.optim import adamw, warmup_cosine
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import DATASETS_FOLDER, TokenFile
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
-from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams
+from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 
 
 @dataclass
@@ -89,6 +90,7 @@ class SFTParams:
 def check(params: SFTParams) -> None:
     """Raises UserError, naming the flag and the number, for parameters that cannot work."""
     check_run_params(params.run)
+    check_tracking(params.tracking)
     o, d, v = params.optimizer, params.data, params.validation
     for name, value in (("optimizer.batch_size", o.batch_size), ("data.block", d.block), ("validation.interval", v.interval)):
         if value < 1:
@@ -230,7 +232,8 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
                 if valid < best and world.is_main:
                     save_model(result, model, note={"stage": "train_sft", "step": step + 1, "valid_perplexity": math.exp(valid)})
                 best = min(best, valid)
-                tqdm.write(f"step {step + 1}: validation perplexity {math.exp(valid):.2f}") if world.is_main else None
+                if world.is_main:
+                    tqdm.write(f"step {step + 1}: validation perplexity {math.exp(valid):.2f}")
             tracker.log(step, metrics)
             bar.update()
             bar.set_postfix_str(f"loss {loss:.3f}")
@@ -241,7 +244,6 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
             if params.validation.patience and waited >= params.validation.patience:
                 break
     if world.is_main:
-        from lm_human_preferences.files import write_json
         write_json(run.folder / "result.json", {"valid_loss": best, "valid_perplexity": math.exp(best)})
         print(f"best validation perplexity {math.exp(best):.2f}; model in {result}")
     run.drop_checkpoints()
