@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.report import read_run, smooth, write_figures, write_report
+from lm_human_preferences.figures import read_run, smooth, write_figures
+from lm_human_preferences.report import write_report
 
 EVIL = "<script>alert('x')</script> & \"quoted\" \x00"
 POLICY = ("objective/kl", "objective/kl_coef", "objective/entropy", "objective/score", "objective/score_total", "ppo/loss/policy", "ppo/loss/value",
