@@ -4,6 +4,7 @@ Hazards 10, 11, 14, 23-25, 29; DESIGN's invariant that a run is a function of co
 """
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +98,13 @@ def test_supervised_training_learns(world):
     perplexities = [row["valid/perplexity"] for row in rows if "valid/perplexity" in row]
     assert perplexities[-1] < perplexities[0]
     assert json.loads((world / "runs/sft/result.json").read_text())["valid_perplexity"] == pytest.approx(min(perplexities))
+
+
+@pytest.mark.parametrize("run", ["reward", "policy", "sft"])
+def test_every_metric_is_explained(world, run):
+    rows = [json.loads(line) for line in (world / "runs" / run / "metrics.jsonl").read_text().splitlines()]
+    explained = set(re.findall(r"`([a-z_0-9/]+)`", (ROOT / "docs/metrics.md").read_text()))
+    assert set().union(*rows) - explained == set()
 
 
 @pytest.mark.parametrize("stage", STAGES)

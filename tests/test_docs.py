@@ -1,0 +1,53 @@
+"""What README.md and docs/ say holds: their commands parse, the files and tests that they name exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lm_human_preferences import command_line
+from params import EXPERIMENTS
+from small import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "saved_models/tiny/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = sorted({line.strip().partition("#")[0].strip() for page in PAGES for line in page.read_text().splitlines()
+                   if line.startswith("    python launch.py")})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_documented_command_is_one(command, capsys):
+    """A stage resolves its parameters; the other commands exist."""
+    words = shlex.split(command)[2:]
+    if words[0] in command_line.STAGES:
+        commands = command_line.Commands(EXPERIMENTS)
+        arguments = [word.removeprefix("--").split("=", 1) if word.startswith("--") else word for word in command_line.prepare(words, EXPERIMENTS)[1:]]
+        getattr(commands, words[0])(*[word for word in arguments if isinstance(word, str)],
+                                    **dict(word for word in arguments if isinstance(word, list)), dry_run="on")
+        assert '"run"' in capsys.readouterr().out
+    else:
+        assert words[0] in command_line.OTHERS
+
+
+def test_the_readme_shows_a_command_of_each_stage():
+    assert all(any(f"launch.py {stage} " in command for command in COMMANDS) for stage in command_line.STAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text()) + re.findall(r'src="([^"]+)"', page.read_text())
+    assert [link for link in links if not link.startswith("http") and not (page.parent / link).exists()] == []
+
+
+def test_tests_and_functions_named_in_the_details_exist():
+    """Each `file.py: name` and `test_file.py::test_name` of docs/implementation_details.md."""
+    text = (ROOT / "docs/implementation_details.md").read_text()
+    library, missing = ROOT / "lm_human_preferences", []
+    for file, names in re.findall(r"`((?:language/)?\w+\.py): ([^`]+)`", text):
+        path = next((p for p in (library / file, ROOT / file, ROOT / "datasets" / file, ROOT / "tests" / file) if p.exists()), None)
+        missing += [f"{file}: {name}" for name in re.findall(r"\w+", names)
+                    if path is None or not re.search(rf"\b(def|class) {name}\b|^\s*{name}\b.*[:=]", path.read_text(), re.MULTILINE)]
+    for file, name in re.findall(r"(test_\w+\.py)::(\w+)", text):
+        path = Path(__file__).parent / file
+        missing += [] if path.exists() and f"def {name}(" in path.read_text() else [f"{file}::{name}"]
+    assert missing == []
