@@ -18,7 +18,7 @@ TINY_CONFIG = GPT2Config(n_vocab=97, n_ctx=64, n_embd=32, n_head=4, n_layer=3, p
 
 
 class Goldens:
-    """`goldens("ppo")["whiten/loss"]`: the recorded arrays by file, and which of them a test has read."""
+    """`goldens("ppo")["whiten/loss"]`: the recorded arrays by file."""
 
     def __init__(self):
         self.files: dict[str, dict[str, np.ndarray]] = {}

@@ -1,18 +1,20 @@
 """PPO's functions against the recorded values. ORIGINAL details 30, 59-64; hazards 14-18."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from conftest import tensor
+from conftest import Goldens, original_name, tensor
 from lm_human_preferences.ppo import (AdaptiveKLController, AdaptiveKLParams, FixedKLController, PPOParams, advantages_and_returns,
                                       compute_rewards, minibatch_stats, minibatch_targets, ppo_losses, whiten)
+from lm_human_preferences.precision import Precision
+from test_cycles import ppo_trainer
 from test_sampling import make_policy
 
-SETTINGS = {
-    "whiten": PPOParams(whiten_rewards=True, gamma=1.0, lam=0.95, vf_coef=0.1, cliprange=0.2, cliprange_value=0.2),
-    "nowhiten": PPOParams(whiten_rewards=False, gamma=0.93, lam=0.9, vf_coef=0.5, cliprange=0.1, cliprange_value=0.15),
-}
+SETTINGS = {name: PPOParams(**{field: settings[field] for field in ("whiten_rewards", "gamma", "lam", "vf_coef", "cliprange", "cliprange_value")})
+            for name, settings in Goldens.json("hparams")["ppo_loss"].items()}
 
 
 @pytest.mark.parametrize("name, atol", [("normal", 3e-5), ("tiny", 2e-3), ("const", 3e-5), ("vector", 3e-5)])
@@ -26,7 +28,7 @@ def test_whiten(goldens, name, atol):
 def test_compute_rewards(goldens):
     g = goldens("ppo")
     rewards, non_score = compute_rewards(tensor(g["compute_rewards/scores"]), tensor(g["rollouts/logprobs"]),
-                                         tensor(g["compute_rewards/ref_logprobs"]), 0.15)
+                                         tensor(g["compute_rewards/ref_logprobs"]), Goldens.json("hparams")["compute_rewards"]["kl_coef"])
     np.testing.assert_allclose(rewards, g["compute_rewards/rewards"], rtol=0, atol=5e-5)
     np.testing.assert_allclose(non_score, g["compute_rewards/non_score_reward"], rtol=0, atol=5e-5)
 
@@ -47,7 +49,6 @@ def test_targets(goldens, name):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_loss_statistics_and_gradients(goldens, name):
-    from conftest import original_name
     g, params, policy = goldens("ppo"), SETTINGS[name], make_policy(goldens("weights"))
     queries, responses = tensor(g["rollouts/queries"]), tensor(g["rollouts/responses"])
     targets = minibatch_targets(tensor(g["compute_rewards/rewards"]), tensor(g["rollouts/logprobs"]), tensor(g["rollouts/values"]), params)
@@ -67,7 +68,8 @@ def test_loss_statistics_and_gradients(goldens, name):
     loss.backward()
     checked = 0
     for ours, parameter in policy.transformer.named_parameters():
-        np.testing.assert_allclose(parameter.grad.reshape(-1), g[f"{name}/grad/policy/model/{original_name(ours)}"].reshape(-1), rtol=0, atol=1e-5, err_msg=ours)
+        recorded_grad = g[f"{name}/grad/policy/model/{original_name(ours)}"]
+        np.testing.assert_allclose(parameter.grad.reshape(-1), recorded_grad.reshape(-1), rtol=0, atol=1e-5, err_msg=ours)
         checked += 1
     np.testing.assert_allclose(policy.value_head.weight.grad, g[f"{name}/grad/policy/model/heads/value/w"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(policy.value_head.bias.grad, g[f"{name}/grad/policy/model/heads/value/b"], rtol=0, atol=1e-5)
@@ -75,12 +77,13 @@ def test_loss_statistics_and_gradients(goldens, name):
 
 
 def test_kl_controllers(goldens):
-    g = goldens("ppo")
-    adaptive, fixed = AdaptiveKLController(0.15, AdaptiveKLParams(target=6.0, horizon=10_000)), FixedKLController(0.15)
+    g, settings = goldens("ppo"), Goldens.json("hparams")["kl_controller"]
+    adaptive = AdaptiveKLController(settings["init"], AdaptiveKLParams(settings["target"], settings["horizon"]))
+    fixed = FixedKLController(settings["fixed"])
     seen = [(adaptive.value, fixed.value)]
     for kl in g["kl/series"]:
-        adaptive.update(float(kl), 512)
-        fixed.update(float(kl), 512)
+        adaptive.update(float(kl), settings["n_steps"])
+        fixed.update(float(kl), settings["n_steps"])
         seen.append((adaptive.value, fixed.value))
     np.testing.assert_allclose([a for a, _ in seen], g["kl/adaptive_values"], rtol=1e-12)
     np.testing.assert_array_equal([f for _, f in seen], g["kl/fixed_values"])
@@ -93,3 +96,23 @@ def test_the_ratio_is_one_before_any_update(goldens):
         drawn = policy.respond(queries, torch.rand(12, 6, generator=torch.Generator().manual_seed(0)))
         ratio = torch.exp(policy.analyze(queries, drawn.tokens).logprobs - drawn.logprobs)
     assert (ratio - 1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("offset", [0.0, -110.0])
+@pytest.mark.parametrize("old_logprobs", ["sampling", "recomputed"])
+def test_bfloat16_keeps_the_first_ratio_and_the_logprobs(goldens, old_logprobs, offset):
+    """Where logits lie near -110 too, as GPT-2's do: bfloat16 numbers are 0.5 apart there.
+
+    The ratio alone would not show a bfloat16 vocabulary projection, since both passes round alike; the distance from float32 does.
+    """
+    trainer = ppo_trainer(goldens, Goldens.json("hparams")["ppo_cycle"], micro_batch=5)
+    trainer.precision, trainer.recompute = Precision(torch.device("cpu"), bfloat16=True), old_logprobs == "recomputed"
+    transformer, queries = trainer.policy.transformer, tensor(goldens("ppo_cycle")["step0/queries"])
+    trainer.queries.batch = lambda size: queries
+    with torch.no_grad():  # a channel that adds the same number to every logit
+        transformer.wte.weight[:, 0], transformer.ln_f.weight[0], transformer.ln_f.bias[0] = 1.0, 0.0, offset
+        assert abs(transformer.logits(transformer(queries)).mean() - offset) < 5
+    before = copy.deepcopy(trainer.policy)
+    metrics, rollout = trainer.step(0)
+    assert metrics["ppo/ratio/std_before"] < 0.01
+    assert (rollout.logprobs - before.analyze(queries, rollout.responses).logprobs).abs().max() < 0.1

@@ -6,7 +6,6 @@ import torch
 
 from conftest import TINY_CONFIG, load_original, tensor
 from lm_human_preferences.language.gpt2 import GPT2
-from lm_human_preferences.language.logprobs import entropy_from_logits
 from lm_human_preferences.language.sampling import draw, exclude, sample, take_top_k, take_top_p
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.tasks import QueryFormatter
@@ -48,6 +47,7 @@ def test_respond(goldens, name, prefix, suffix):
 def test_analyze(goldens, name, prefix, suffix):
     g, policy = goldens("policy"), make_policy(goldens("weights"), prefix=prefix, suffix=suffix)
     queries, responses = tensor(g["queries"]), tensor(g["responses"])
+    assert (g["prefix_tokens"].tolist(), g["suffix_tokens"].tolist()) == (PREFIX, SUFFIX)
     assert torch.equal(policy.formatter(queries), tensor(g[f"analyze_{name}/contexts"]))
     analysis = policy.analyze(queries, responses)
     for field in ("logprobs", "values", "entropies"):
@@ -113,8 +113,3 @@ def test_draws_follow_the_distribution():
     torch.testing.assert_close(logprobs, torch.log_softmax(logits[0], 0)[tokens])
     edges, _ = draw(logits.expand(2, -1), torch.tensor([0.0, 1 - 2**-24]))
     assert edges.tolist() == [0, 4]  # and never the excluded token
-
-
-def test_entropies(goldens):
-    g = goldens("units")
-    np.testing.assert_allclose(entropy_from_logits(tensor(g["logits/logits"])), g["logits/entropies"], atol=1e-5)

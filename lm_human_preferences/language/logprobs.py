@@ -61,9 +61,3 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_hidden[rows] = grad_logits @ weight
                 grad_embedding.addmm_(grad_logits.t(), hidden[rows])
         return grad_hidden, grad_embedding.to(embedding.dtype), None, None, None
-
-
-def entropy_from_logits(logits: torch.Tensor) -> torch.Tensor:
-    """logits [..., V] -> entropies in nats [...]."""
-    logprobs = torch.log_softmax(logits, dim=-1)
-    return -(torch.exp(logprobs) * logprobs).sum(-1)  # not logsumexp - sum(p * logits): near 110 that cancels
