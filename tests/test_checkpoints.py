@@ -1,14 +1,21 @@
-"""Model folders both ways against transformers, and what importing the library loads (DESIGN's invariants 4 and 7)."""
+"""Model folders: both ways against transformers, damage, crashes; and what importing the library loads. DESIGN's invariants 4, 5 and 7."""
 
+import json
 import subprocess
 import sys
 
+import pytest
 import torch
 import transformers
 
 from lm_human_preferences.distributed import generator_for
-from lm_human_preferences.language.checkpoints import load_model, save_model
+from lm_human_preferences.errors import UserError
+from lm_human_preferences.language import checkpoints
+from lm_human_preferences.language.checkpoints import load_heads, load_model, save_model
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
+from lm_human_preferences.policy import Policy
+from lm_human_preferences.reward_model import RewardModel
+from lm_human_preferences.tasks import QueryFormatter
 from small import ROOT
 
 TOKENS = torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -34,3 +41,83 @@ def test_the_library_imports_only_what_it_needs():
             "import lm_human_preferences.queries, lm_human_preferences.labels, lm_human_preferences.tracking\n"
             "print([m for m in ('transformers', 'tensorflow', 'wandb', 'datasets', 'tensorboard', 'matplotlib', 'sklearn') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.fixture
+def model():
+    return GPT2(GPT2Config(n_vocab=50, n_ctx=16, n_embd=24, n_head=3, n_layer=2, padding_token=52)).initialise(generator_for(0, "test"))
+
+
+def test_stored_in_bfloat16(tmp_path, model):
+    save_model(tmp_path / "model", model, {"reward.bias": torch.tensor(1 / 3)}, dtype=torch.bfloat16)
+    loaded = load_model(tmp_path / "model").state_dict()
+    for name, value in model.state_dict().items():
+        assert loaded[name].dtype == torch.float32 and torch.equal(loaded[name], value.bfloat16().float())
+    assert torch.equal(load_heads(tmp_path / "model")["reward.bias"], torch.tensor(1 / 3))
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    torch.testing.assert_close(load_model(tmp_path / "model")(TOKENS), theirs.transformer(TOKENS).last_hidden_state, atol=1e-5, rtol=0)
+
+
+def test_heads_gain_and_bias(tmp_path, model):
+    reward_model, policy = RewardModel(model), Policy(model, QueryFormatter([], []), 0.7)
+    with torch.no_grad():
+        for parameter in (*reward_model.head.parameters(), reward_model.gain, reward_model.bias, *policy.value_head.parameters()):
+            parameter.normal_()
+    reward_model.save(tmp_path / "reward")
+    policy.save(tmp_path / "policy")
+    for saved, loaded in ((reward_model, RewardModel.load(tmp_path / "reward")), (policy, Policy.load(tmp_path / "policy", policy.formatter, 0.7))):
+        for (name, one), other in zip(saved.named_parameters(), loaded.parameters(), strict=True):
+            assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "heads.safetensors"])
+def test_one_flipped_bit_is_noticed(tmp_path, model, name):
+    RewardModel(model).save(tmp_path / "model")
+    path = tmp_path / "model" / name
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="SHA-256"):
+        RewardModel.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(n_layer=3), "no weights for h.2"),
+    (dict(n_positions=20), r"wpe.weight has shape \[16, 24\], config.json says \[20, 24\]"),
+    (dict(n_head=5), "no multiple of n_head"),
+    (dict(vocab_size="many"), "garbles"),
+    (dict(activation_function="relu"), "not GPT-2's"),
+    (dict(encoding="morse"), "must be gpt2 or letters"),
+])
+def test_configurations_that_do_not_fit(tmp_path, model, change, says):
+    save_model(tmp_path / "model", model)
+    path = tmp_path / "model/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=says):
+        load_model(tmp_path / "model")
+
+
+def test_weights_that_are_no_number(tmp_path, model):
+    with torch.no_grad():
+        model.h[1].mlp.c_fc.weight[0, 0] = torch.nan
+    save_model(tmp_path / "model", model)
+    with pytest.raises(UserError, match=r"h.1.mlp.c_fc.weight holds a NaN"):
+        load_model(tmp_path / "model")
+
+
+def test_a_crash_while_saving_leaves_the_old_model(tmp_path, model, monkeypatch):
+    save_model(tmp_path / "model", model)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    monkeypatch.setattr(checkpoints, "sha256", lambda path: (_ for _ in ()).throw(OSError("disk full")))
+    with torch.no_grad():
+        model.wte.weight.add_(1)
+    with pytest.raises(OSError):
+        save_model(tmp_path / "model", model)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_saved_files_follow_the_umask(tmp_path, model):
+    save_model(tmp_path / "model", model)
+    (tmp_path / "other").touch()
+    assert {path.stat().st_mode for path in (tmp_path / "model").iterdir()} == {(tmp_path / "other").stat().st_mode}

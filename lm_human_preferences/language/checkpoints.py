@@ -1,7 +1,8 @@
 """Model folders: `config.json` + `model.safetensors` in Hugging Face's GPT-2 layout, and heads beside them.
 
 `transformers.GPT2LMHeadModel.from_pretrained(folder)` works on a model folder as it is. Scalar heads (and the reward's gain and bias)
-lie in `heads.safetensors`, which `transformers` does not look at.
+lie in `heads.safetensors`, which `transformers` does not look at. `SHA256SUMS` (`sha256sum -c` reads it) tells damaged weights from whole
+ones; a folder without it, from elsewhere, loads too.
 """
 
 import json
@@ -12,28 +13,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.files import atomic_folder, read_json
+from lm_human_preferences.files import atomic_folder, read_json, sha256
+from lm_human_preferences.language.encoding import ENCODINGS
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 
+_DIGESTS = "SHA256SUMS"
 _PREFIX = "transformer."  # Hugging Face's name for the trunk inside GPT2LMHeadModel
 
 
 def save_model(folder: Path, model: GPT2, heads: dict[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float32,
                note: dict | None = None) -> None:
     """Write a model folder atomically. `dtype` is that of the stored trunk; heads stay float32. `note` goes into config.json."""
-    with atomic_folder(folder) as temporary:
-        write_model_files(temporary, model, heads, dtype, note)
-
-
-def write_model_files(folder: Path, model: GPT2, heads: dict[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float32,
-                      note: dict | None = None) -> None:
-    """The files of a model folder, into a folder that the caller makes atomic."""
     tensors = {_PREFIX + name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    if heads:
-        save_file({name: value.detach().float().cpu().contiguous() for name, value in heads.items()}, folder / "heads.safetensors")
     config = _to_hugging_face(model.config, dtype) | ({"lm_human_preferences": note} if note else {})
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with atomic_folder(folder) as temporary:
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        if heads:
+            save_file({name: value.detach().float().cpu().contiguous() for name, value in heads.items()}, temporary / "heads.safetensors")
+        weights = sorted(temporary.glob("*.safetensors"))
+        for path in weights:
+            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
+        (temporary / _DIGESTS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in weights), encoding="utf-8")
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_model(folder: Path) -> GPT2:
@@ -71,9 +72,13 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"{path} is missing")
     try:
-        return load_file(path)
+        tensors = load_file(path)
+        digests = dict(reversed(line.split()) for line in (path.parent / _DIGESTS).read_text().splitlines()) if (path.parent / _DIGESTS).exists() else {}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
+    if digests.get(path.name, "") not in ("", sha256(path)):
+        raise UserError(f"{path} is damaged or was changed: its SHA-256 is not the one in {_DIGESTS}; fetch it again, or delete {_DIGESTS} if you changed it")
+    return tensors
 
 
 def _to_hugging_face(config: GPT2Config, dtype: torch.dtype) -> dict:
@@ -93,6 +98,8 @@ def _from_hugging_face(path: Path) -> GPT2Config:
         raise UserError(f"{path} does not describe a GPT-2 (model_type is not 'gpt2')")
     if values.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
         raise UserError(f"{path}: activation_function {values['activation_function']} is not GPT-2's")
+    if values.get("encoding", "gpt2") not in ENCODINGS:
+        raise UserError(f"{path}: encoding {values['encoding']!r} is unknown; it must be {' or '.join(ENCODINGS)}")
     try:
         n_vocab = values["vocab_size"]
         return GPT2Config(n_vocab=n_vocab, n_ctx=values.get("n_positions", values.get("n_ctx")), n_embd=values["n_embd"],

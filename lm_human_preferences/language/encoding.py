@@ -100,6 +100,9 @@ def gpt2_encoding() -> Encoding:
                                       special_tokens={"<|endoftext|>": end_of_text}))
 
 
+ENCODINGS = {"gpt2": gpt2_encoding, "letters": LetterEncoding}
+
+
 def get_encoding(name: str = "gpt2") -> Encoding | LetterEncoding:
-    """The encoding a model folder names: `gpt2` or `letters`."""
-    return {"gpt2": gpt2_encoding, "letters": LetterEncoding}[name]()
+    """The encoding a model folder names, one of ENCODINGS."""
+    return ENCODINGS[name]()
