@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from lm_human_preferences.errors import UserError, exit_on_user_error
+from lm_human_preferences.files import atomic_folder
 from lm_human_preferences.language.encoding import gpt2_encoding
 from lm_human_preferences.queries import DATASETS_FOLDER, write_meta, write_token_file
 
@@ -90,7 +91,7 @@ def _pieces(text: str, size: int = 50_000) -> Iterator[str]:
 
 
 def prepare(folder: Path, output: Path, valid_percent: float, sources: frozenset[str] = frozenset()) -> dict[str, dict]:
-    """Write both splits; returns what meta.json says of them."""
+    """Write both splits; returns what meta.json says of them. UserError if one would have no document."""
     files = sorted(path for pattern in ("*.txt", "*.jsonl", "*.jsonl.gz") for path in folder.glob(pattern))
     if not files:
         raise UserError(f"{folder} holds no .txt, .jsonl or .jsonl.gz file")
@@ -98,12 +99,13 @@ def prepare(folder: Path, output: Path, valid_percent: float, sources: frozenset
     groups = {"train": [path for path in files if path not in valid_files], "valid": valid_files}
     splits = {}
     for split in ("train", "valid"):
-        if valid_files:
-            texts = itertools.chain.from_iterable(documents_of(path, sources) for path in tqdm(groups[split], desc=split, unit="file"))
-        else:
-            every = itertools.chain.from_iterable(documents_of(path, sources) for path in tqdm(files, desc=split, unit="file"))
-            texts = (text for text in every if _is_valid(text, valid_percent) == (split == "valid"))
-        splits[split] = write_token_file(output, split, encoded(iter(texts)))
+        with tqdm(groups[split] if valid_files else files, desc=split, unit="file") as paths:
+            texts = itertools.chain.from_iterable(documents_of(path, sources) for path in paths)
+            if not valid_files:
+                texts = (text for text in texts if _is_valid(text, valid_percent) == (split == "valid"))
+            splits[split] = write_token_file(output, split, encoded(texts))
+        if not splits[split]["documents"]:
+            raise UserError(f"{folder} has no document for the split {split}" + (f" of the sources {', '.join(sorted(sources))}" if sources else ""))
         print(f"{split}: {splits[split]['documents']:,} documents, {splits[split]['tokens']:,} tokens")
     return splits
 
@@ -125,8 +127,9 @@ def main() -> None:
     if not arguments.input.is_dir():
         raise UserError(f"--input {arguments.input} is no folder")
     output = arguments.output or DATASETS_FOLDER / arguments.name
-    splits = prepare(arguments.input, output, arguments.valid_percent, arguments.sources)
-    write_meta(output, source=arguments.input.name, licence="see the texts' own", splits=splits)
+    with atomic_folder(output) as temporary:
+        splits = prepare(arguments.input, temporary, arguments.valid_percent, arguments.sources)
+        write_meta(temporary, source=arguments.input.name, licence="see the texts' own", splits=splits)
 
 
 if __name__ == "__main__":

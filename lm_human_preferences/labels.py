@@ -132,12 +132,12 @@ def load_labels(path: str, kind: LabelType, task: TaskParams, encoding: Encoding
 
 def _read(path: str) -> list:
     if "://" in str(path):
-        raise UserError(f"--labels.source {path}: labels are read from files; download it and give its path")
+        raise UserError(f"labels {path}: labels are read from files; download it and give its path")
     try:
         text = Path(path).read_text(encoding="utf-8")
-        values = [json.loads(line) for line in text.splitlines() if line.strip()] if str(path).endswith(".jsonl") else json.loads(text)
+        values = [json.loads(line) for line in text.split("\n") if line.strip()] if str(path).endswith(".jsonl") else json.loads(text)
     except FileNotFoundError:
-        raise UserError(f"the label file {path} does not exist; prepare the data set first, or give --labels.source") from None
+        raise UserError(f"the label file {path} does not exist; prepare the data set first, or name another file") from None
     except (OSError, ValueError) as error:
         raise UserError(f"the label file {path} is no JSON: {error}") from None
     if not isinstance(values, list):

@@ -1,0 +1,87 @@
+"""datasets/corpus.py through its command line: what it reads, how it splits, what it refuses."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lm_human_preferences.language.encoding import gpt2_encoding
+from lm_human_preferences.queries import TokenFile, read_meta
+from small import ROOT
+
+STORY = "".join(f"Paragraph {n} of a story that is long.\n\n" for n in range(3000)) + "The end."  # encoded in pieces
+
+
+def corpus(folder, *words, check=True):
+    result = subprocess.run([sys.executable, ROOT / "datasets/corpus.py", "--input", folder / "texts", "--output", folder / "out", *map(str, words)],
+                            capture_output=True, text=True)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def documents(folder, split):
+    file = TokenFile(folder / "out", split)
+    return [gpt2_encoding().decode(file[i][:-1].tolist()) for i in range(len(file))]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("A café.")
+    (folder / "b.txt").write_text(STORY)
+    row = lambda source, text: json.dumps({"source": source, "text": text}) + "\n"
+    (folder / "c.jsonl").write_text(row("x", "first x") + row("y", "first y"))
+    with gzip.open(folder / "valid.jsonl.gz", "wt") as file:
+        file.write(row("x", "held out x") + row("y", "held out y"))
+    return folder
+
+
+def test_every_kind_of_file(texts, tmp_path):
+    corpus(tmp_path)
+    assert documents(tmp_path, "train") == ["A café.", STORY, "first x", "first y"]
+    assert documents(tmp_path, "valid") == ["held out x", "held out y"]
+    file = TokenFile(tmp_path / "out", "train")
+    assert file[1].tolist() == [*gpt2_encoding().encode(STORY), 50256]  # pieces change no token
+    assert read_meta(tmp_path / "out")["splits"]["train"]["documents"] == 4
+
+
+def test_named_sources_only(texts, tmp_path):
+    (texts / "a.txt").unlink()
+    (texts / "b.txt").unlink()
+    corpus(tmp_path, "--sources", "x,z")
+    assert documents(tmp_path, "train") == ["first x"] and documents(tmp_path, "valid") == ["held out x"]
+
+
+def test_a_share_is_held_out_where_no_file_is(texts, tmp_path):
+    for path in texts.iterdir():
+        path.unlink()
+    (texts / "a.jsonl").write_text("".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(200)))
+    corpus(tmp_path, "--valid_percent", 20)
+    train, valid = documents(tmp_path, "train"), documents(tmp_path, "valid")
+    assert sorted(train + valid) == sorted(f"document {n}" for n in range(200)) and 20 <= len(valid) <= 60
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda folder: (folder / "c.jsonl").write_text('{"title": "no text"}\n'), "c.jsonl, line 1: expected a JSON object with a string field 'text'"),
+    (lambda folder: (folder / "c.jsonl").write_text('{"text": "fine"}\n{"text"'), "c.jsonl, line 2"),
+    (lambda folder: (folder / "valid.jsonl.gz").write_bytes((folder / "valid.jsonl.gz").read_bytes()[:-12]), "valid.jsonl.gz: damaged"),
+    (lambda folder: (folder / "a.txt").write_bytes(b"caf\xe9"), "a.txt: not UTF-8"),
+    (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no .txt, .jsonl or .jsonl.gz file"),
+])
+def test_refusals_leave_nothing_behind(texts, tmp_path, damage, says):
+    damage(texts)
+    result = corpus(tmp_path, check=False)
+    error = result.stderr.splitlines()[-1]
+    assert result.returncode == 2 and error.startswith("error: ") and says in error
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+def test_sources_that_no_document_has(texts, tmp_path):
+    (texts / "a.txt").unlink()
+    (texts / "b.txt").unlink()
+    result = corpus(tmp_path, "--sources", "z", check=False)
+    assert result.returncode == 2 and "no document" in result.stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]
