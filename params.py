@@ -43,7 +43,7 @@ def tldr_task() -> TaskParams:
 def movies_task() -> TaskParams:
     """Finish a sentence of a film review: end with <|endoftext|> within 32 tokens."""
     return TaskParams(query_dataset="movies:queries_", query_length=8, response_length=32, truncate_token=50256, truncate_after=3,
-                      policy=PolicyParams(initial_model=TINY, temperature=1.0))
+                      policy=PolicyParams(initial_model=TINY, temperature=0.7))
 
 
 # --- reward training ---
@@ -64,7 +64,8 @@ def movies_reward() -> RewardTrainingParams:
     """Choices among four sentences that open alike, by their mean human rating."""
     return RewardTrainingParams(task=movies_task(), labels=LabelParams(type="best_of_4", num_train=9_600, source="datasets/movies/labels_train.json",
                                                                        valid_source="datasets/movies/labels_test.json"),
-                                batch_size=32, lr=3e-4, rollout_batch_size=256, normalize_samples=512, run=RunParams(save_interval=100))
+                                batch_size=32, lr=1e-3, rollout_batch_size=256, normalize_samples=512,
+                                run=RunParams(save_interval=100, micro_batch=128))
 
 
 # --- policy training ---
@@ -89,7 +90,7 @@ def movies_policy() -> PolicyTrainingParams:
     return PolicyTrainingParams(
         task=movies_task(),
         rewards=RewardsParams(kl_coef=0.1, adaptive_kl=AdaptiveKLParams(target=6.0, horizon=2_000), train_new_model=movies_reward()),
-        ppo=PPOParams(total_episodes=4_096, batch_size=128, lr=3e-4), evaluation=EvaluationParams(samples=512, split="test"),
+        ppo=PPOParams(total_episodes=2_048, batch_size=64, lr=3e-4), evaluation=EvaluationParams(samples=512, split="test"),
         run=RunParams(save_interval=20))
 
 

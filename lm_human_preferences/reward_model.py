@@ -10,8 +10,6 @@ from lm_human_preferences.language.checkpoints import load_heads, load_model, sa
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.heads import ScalarHead
 
-_SMALLEST_GROUP = 16  # rows; smaller matrix products waste more than padding does
-
 
 class RewardModel(nn.Module):
     """reward = gain * head(hidden state of the last real token) + bias.
@@ -52,15 +50,8 @@ class RewardModel(nn.Module):
         save_model(folder, self.transformer, heads, note=note)
 
     def forward(self, queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
-        """Rewards float32 [B] of queries int64 [B, Q] with responses int64 [B, R]; both may be padded.
-
-        Rows go through the transformer in groups of similar length, so that little is computed for padding.
-        """
-        tokens = torch.cat([queries, responses], dim=1)
-        order = (tokens != self.transformer.config.padding_token).sum(1).argsort(stable=True)
-        groups = order.split(max(_SMALLEST_GROUP, -(-len(order) // 4)))
-        hidden = torch.cat([self.transformer(tokens[rows], columns=slice(-1, None))[:, 0] for rows in groups])  # [B, C], by length
-        return self.gain * self.head(hidden[order.argsort()]) + self.bias
+        """Rewards float32 [B] of queries int64 [B, Q] with responses int64 [B, R]; both may be padded."""
+        return self.gain * self.head(self.transformer.last_states(torch.cat([queries, responses], dim=1))) + self.bias
 
     @torch.no_grad()
     def reset_scale(self) -> None:

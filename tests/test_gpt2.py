@@ -6,6 +6,7 @@ import torch
 
 from conftest import TINY_CONFIG, tensor
 from lm_human_preferences.distributed import World, generator_for
+from lm_human_preferences.language import gpt2
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.logprobs import token_logprobs
 from lm_human_preferences.optim import adamw
@@ -33,6 +34,20 @@ def test_forward(goldens, policy, case):
     close(hidden, f[f"{case}/h"])
     close(policy.transformer.logits(hidden), f[f"{case}/lm_logits"])
     close(policy.value_head(hidden), f[f"{case}/value"])
+
+
+@pytest.mark.parametrize("case, groups", [("a", 1), ("b", 1), ("c", 2), ("bc", 4)])
+def test_last_states(goldens, policy, case, groups, monkeypatch):
+    """The state of each row's last real token, the rows in groups by length, with the gradient of one pass over all."""
+    monkeypatch.setattr(gpt2, "_SMALLEST_GROUP", 1)
+    f = goldens("forward")
+    tokens, gradients = tensor(f[f"{case}/tokens"]), []
+    policy = policy.transformer
+    close(policy.last_states(tokens, groups), f[f"{case}/h"][:, -1])
+    for states in (policy.last_states(tokens, groups), policy(tokens)[:, -1]):
+        gradients.append(torch.autograd.grad(states.square().sum(), list(policy.parameters())))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case, chunks", [("d_a_chunks", [10, 2, 4]), ("d_b_chunks", [10, 2, 4]), ("d_b_one", [10] + [1] * 6)])

@@ -91,9 +91,9 @@ def same_rows(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_only_the_policies_see_prefix_and_suffix(goldens):
     """And only the score sees truncated responses; the normalisation of the reward model sees raw ones."""
     trainer, seen = small_ppo(goldens), {"policy": [], "reference": [], "reward": []}
-    models = {"policy": trainer.policy.transformer, "reference": trainer.reference.transformer, "reward": trainer.scorer.reward_model.transformer}
+    models = {"policy": trainer.policy.transformer, "reference": trainer.reference.transformer, "reward": trainer.scorer.reward_model}
     for name, model in models.items():
-        model.register_forward_pre_hook(lambda _, arguments, name=name: seen[name].append(arguments[0]))
+        model.register_forward_pre_hook(lambda _, arguments, name=name: seen[name].append(torch.cat(arguments, 1)))
     rollout, formatter = trainer.sample(0), trainer.policy.formatter
     scored = torch.cat(seen["reward"])
     assert len(formatter.prefix) and len(formatter.suffix)
@@ -108,7 +108,7 @@ def test_only_the_policies_see_prefix_and_suffix(goldens):
     reward_trainer.params.task.truncate_token = 13
     respond = reward_trainer.policy.respond
     reward_trainer.policy.respond = lambda q, u: drawn.append(respond(q, u)) or drawn[-1]
-    reward_trainer.model.transformer.register_forward_pre_hook(lambda _, arguments: rows.append(arguments[0]))
+    reward_trainer.model.register_forward_pre_hook(lambda _, arguments: rows.append(torch.cat(arguments, 1)))
     reward_trainer.normalize("before", 0.0, 1.0)
     assert same_rows(torch.cat(rows)[:, 10:], torch.cat([sample.tokens for sample in drawn]))
 

@@ -37,6 +37,8 @@ class GPT2Config:
             raise ValueError(f"padding_token {self.padding_token} lies inside the vocabulary")
 
 
+_SMALLEST_GROUP = 16  # rows; smaller matrix products waste more than padding does
+
 SHAPES = {
     "tiny": dict(n_ctx=256, n_embd=256, n_head=4, n_layer=7),
     "124M": dict(n_embd=768, n_head=12, n_layer=12),
@@ -167,6 +169,26 @@ class GPT2(nn.Module):
         for layer, block in enumerate(self.h):
             x = block(x, None, layer, None, dropout)
         return self.ln_f(self._spread(x, source, columns))
+
+    def last_states(self, tokens: torch.Tensor, groups: int = 4) -> torch.Tensor:
+        """Final hidden states [B, C] of each row's last real token; tokens as in `forward`.
+
+        Rows go through the blocks in groups of similar length, so that little is computed for padding. The token embedding is read once
+        for all of them: each reading costs a gradient of the whole vocabulary's size.
+        """
+        compacted, source = self._compact(tokens)
+        B, n = compacted.shape
+        self._check_length(n)
+        last = torch.full((B,), n - 1, device=tokens.device) if source is None else source[:, -1]  # column of each row's last real token
+        embedded = self._embed(compacted, torch.arange(n, device=tokens.device), 0.0)
+        order = last.argsort(stable=True)
+        states = []
+        for rows in order.split(max(_SMALLEST_GROUP, -(-B // groups))):
+            x = embedded[rows, :int(last[rows[-1]]) + 1]
+            for layer, block in enumerate(self.h):
+                x = block(x, None, layer, None, 0.0)
+            states.append(self.ln_f(x[torch.arange(len(rows), device=x.device), last[rows]]))
+        return torch.cat(states)[order.argsort()]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [..., C] -> float32 logits [..., V] over the tied embedding."""
