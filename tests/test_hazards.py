@@ -217,7 +217,7 @@ def test_initial_heads(goldens, tmp_path):
     heads = torch.cat([RewardModel.from_language_model(tmp_path / "lm", generator_for(seed, "reward/head")).head.weight.detach() for seed in range(60)])
     assert heads.std(correction=0).item() == pytest.approx(33 ** -0.5, rel=0.05)
     model = RewardModel.from_language_model(tmp_path / "lm", generator_for(0, "reward/head"))
-    assert (float(model.head.bias), float(model.gain), float(model.bias)) == (0.0, 1.0, 0.0)
+    assert (model.head.bias.item(), model.gain.item(), model.bias.item()) == (0.0, 1.0, 0.0)
     from lm_human_preferences.policy import Policy
     value = Policy.load(tmp_path / "lm", QueryFormatter([], []), 1.0).value_head
     assert not value.weight.any() and not value.bias.any()
