@@ -61,7 +61,7 @@ CHARTS = {
             Panel("valid responses", {"objective/valid": "with a valid end"}, "share")]),
         _PACE],
     "train_reward": [
-        Chart("loss", "Loss", "On labels that the model has not seen before: one pass over all.", [
+        Chart("loss", "Loss", "Each label is seen once; where responses come in several labels, training runs ahead of held out.", [
             Panel("nats per choice", {"train/loss": "training", "validation/loss": "held out"})]),
         Chart("accuracy", "Accuracy", "How often the response that people preferred gets the highest reward.", [
             Panel("share of choices", {"train/accuracy": "training", "validation/accuracy": "held out"}, "share")]),
