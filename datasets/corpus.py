@@ -11,7 +11,10 @@ import gzip
 import hashlib
 import itertools
 import json
+import os
 import sys
+import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.files import atomic_folder
+from lm_human_preferences.files import make_folder
 from lm_human_preferences.language.encoding import gpt2_encoding
 from lm_human_preferences.queries import DATASETS_FOLDER, write_meta, write_token_file
 
@@ -28,8 +31,10 @@ BATCH_CHARACTERS = 4_000_000
 
 
 def documents_of(path: Path, sources: frozenset[str] = frozenset()) -> Iterator[str]:
-    """The texts in one file, of `sources` alone if any are named. UserError names file, line and what was expected."""
+    """The texts in one file, of `sources` alone if any are named (a .txt has none). UserError names file, line and what was expected."""
     if path.suffix == ".txt":
+        if sources:
+            return
         try:
             yield path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -45,8 +50,10 @@ def documents_of(path: Path, sources: frozenset[str] = frozenset()) -> Iterator[
                     raise TypeError
                 if not sources or document.get("source") in sources:
                     yield document["text"]
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path}: damaged after line {number}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} after line {number})") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}, line {number}: expected a JSON object with a string field 'text'") from None
 
@@ -99,7 +106,7 @@ def prepare(folder: Path, output: Path, valid_percent: float, sources: frozenset
     groups = {"train": [path for path in files if path not in valid_files], "valid": valid_files}
     splits = {}
     for split in ("train", "valid"):
-        with tqdm(groups[split] if valid_files else files, desc=split, unit="file") as paths:
+        with tqdm(groups[split] if valid_files else files, desc=split, unit="file", disable=None) as paths:
             texts = itertools.chain.from_iterable(documents_of(path, sources) for path in paths)
             if not valid_files:
                 texts = (text for text in texts if _is_valid(text, valid_percent) == (split == "valid"))
@@ -111,7 +118,7 @@ def prepare(folder: Path, output: Path, valid_percent: float, sources: frozenset
 
 
 def _is_valid(text: str, percent: float) -> bool:
-    return int(hashlib.sha1(text.encode()).hexdigest(), 16) % 10_000 < percent * 100
+    return int(hashlib.sha1(text.encode("utf-8", "surrogatepass")).hexdigest(), 16) % 10_000 < percent * 100
 
 
 @exit_on_user_error
@@ -127,9 +134,13 @@ def main() -> None:
     if not arguments.input.is_dir():
         raise UserError(f"--input {arguments.input} is no folder")
     output = arguments.output or DATASETS_FOLDER / arguments.name
-    with atomic_folder(output) as temporary:
-        splits = prepare(arguments.input, temporary, arguments.valid_percent, arguments.sources)
-        write_meta(temporary, source=arguments.input.name, licence="see the texts' own", splits=splits)
+    beside = output if output.is_dir() else make_folder(output.parent)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".corpus.") as temporary:
+        splits = prepare(arguments.input, Path(temporary), arguments.valid_percent, arguments.sources)
+        write_meta(Path(temporary), source=arguments.input.resolve().name, licence="see the texts' own", splits=splits)
+        make_folder(output)
+        for path in Path(temporary).iterdir():  # file by file: what else lies in the folder is not ours to remove
+            os.replace(path, output / path.name)
 
 
 if __name__ == "__main__":

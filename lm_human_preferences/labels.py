@@ -5,7 +5,7 @@ has texts, a line a label: {"query": text, "responses": [text, ...], "best": 2}.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +135,7 @@ def _read(path: str) -> list:
         raise UserError(f"labels {path}: labels are read from files; download it and give its path")
     try:
         text = Path(path).read_text(encoding="utf-8")
-        values = [json.loads(line) for line in text.split("\n") if line.strip()] if str(path).endswith(".jsonl") else json.loads(text)
+        values = list(_json_lines(path, text)) if str(path).endswith(".jsonl") else json.loads(text)
     except FileNotFoundError:
         raise UserError(f"the label file {path} does not exist; prepare the data set first, or name another file") from None
     except (OSError, ValueError) as error:
@@ -143,6 +143,15 @@ def _read(path: str) -> list:
     if not isinstance(values, list):
         raise UserError(f"{path}: expected a list of labels")
     return values
+
+
+def _json_lines(path: str, text: str) -> Iterator[object]:
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028, which a JSON string may hold
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except ValueError as error:
+            raise UserError(f"the label file {path} is no JSON in line {number}: {error}") from None
 
 
 def _tokenised(entry: dict, kind: LabelType, task: TaskParams, encoding: Encoding, where: str) -> dict:
@@ -182,7 +191,7 @@ def _answer(value: object, kind: LabelType, where: str) -> int | float:
         if type(value) is not int or not 0 <= value < kind.n_responses:
             raise UserError(f"{where}: 'best' is {value!r}; it must be a whole number from 0 to {kind.n_responses - 1}")
         return value
-    if not isinstance(value, int | float) or isinstance(value, bool) or value != value or abs(value) == float("inf"):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= torch.finfo(torch.float32).max:
         raise UserError(f"{where}: {kind.answer!r} is {value!r}; it must be a number")
     return float(value)
 

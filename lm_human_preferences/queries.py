@@ -31,13 +31,14 @@ class TokenFile:
                 raise UserError(f"{path} does not exist: prepare the data set first ({preparation_command(self.folder.name)})")
         try:
             self.offsets = np.load(index, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{index} is damaged ({error}): prepare the data set again") from None
-        if self.offsets.ndim != 1 or len(self.offsets) < 2 or self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
-            raise UserError(f"{index} is damaged (offsets must start at 0 and never fall): prepare the data set again")
-        have, want = tokens.stat().st_size // 2, int(self.offsets[-1])
+        except Exception:  # of many kinds: numpy parses the header as Python
+            raise UserError(f"{index} is damaged: prepare the data set again") from None
+        o = self.offsets
+        if o.dtype != np.int64 or o.ndim != 1 or len(o) < 2 or o[0] != 0 or (np.diff(o) < 0).any():
+            raise UserError(f"{index} is damaged (int64 offsets must start at 0 and never fall): prepare the data set again")
+        have, want = tokens.stat().st_size / 2, int(self.offsets[-1])
         if have != want:
-            raise UserError(f"{tokens} holds {have} tokens, but its index says {want}: prepare the data set again")
+            raise UserError(f"{tokens} holds {have:.12g} tokens, but its index says {want}: prepare the data set again")
         self.tokens = np.memmap(tokens, dtype=np.uint16, mode="r", shape=(want,)) if want else np.zeros(0, np.uint16)
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
@@ -86,6 +87,16 @@ def test_one_flipped_bit_is_noticed(tmp_path, model, name):
     (dict(n_positions=20), r"wpe.weight has shape \[16, 24\], config.json says \[20, 24\]"),
     (dict(n_head=5), "no multiple of n_head"),
     (dict(vocab_size="many"), "garbles"),
+    (dict(n_layer="2"), "garbles.*n_layer"),
+    (dict(n_head=0), "garbles.*n_head"),
+    (dict(n_positions=None), "garbles.*n_ctx"),
+    (dict(n_embd=24.0), "garbles.*n_embd"),
+    (dict(layer_norm_epsilon="small"), "garbles"),
+    (dict(padding_token=49), "inside the vocabulary"),
+    (dict(model_type="gpt_neo"), "does not describe a GPT-2"),
+    (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
+    (dict(tie_word_embeddings=False), "tie_word_embeddings is False"),
+    (dict(encoding=["gpt2"]), "must be gpt2 or letters"),
     (dict(activation_function="relu"), "not GPT-2's"),
     (dict(encoding="morse"), "must be gpt2 or letters"),
 ])
@@ -103,6 +114,32 @@ def test_weights_that_are_no_number(tmp_path, model):
     save_model(tmp_path / "model", model)
     with pytest.raises(UserError, match=r"h.1.mlp.c_fc.weight holds a NaN"):
         load_model(tmp_path / "model")
+    save_model(tmp_path / "heads", model, {"reward.weight": torch.full((24,), torch.inf)})
+    with pytest.raises(UserError, match=r"reward.weight holds a NaN or an infinity"):
+        load_heads(tmp_path / "heads")
+
+
+@pytest.mark.parametrize("name, change", [("missing", lambda heads: heads.pop("reward_norm.gain")),
+                                          ("short", lambda heads: heads.update({"reward.weight": torch.zeros(23)}))])
+def test_heads_that_do_not_fit(tmp_path, model, name, change):
+    heads = {"reward.weight": torch.zeros(24)} | {name: torch.ones(()) for name in ("reward.bias", "reward_norm.gain", "reward_norm.bias")}
+    save_model(tmp_path / "whole", model, heads)
+    RewardModel.load(tmp_path / "whole")
+    change(heads)
+    save_model(tmp_path / name, model, heads)
+    with pytest.raises(UserError, match="holds no reward model"):
+        RewardModel.load(tmp_path / name)
+
+
+def test_weights_from_elsewhere_have_no_prefix_and_no_digests(tmp_path, model):
+    """The published GPT-2 folders name their tensors `h.0...` and hold the attention's mask too."""
+    save_model(tmp_path / "model", model)
+    tensors = {name.removeprefix("transformer."): value for name, value in load_file(tmp_path / "model/model.safetensors").items()}
+    save_file(tensors | {"h.0.attn.bias": torch.ones(1, 1, 16, 16).tril()}, tmp_path / "model/model.safetensors")
+    with pytest.raises(UserError, match="SHA-256"):
+        load_model(tmp_path / "model")
+    (tmp_path / "model/SHA256SUMS").unlink()
+    assert torch.equal(load_model(tmp_path / "model")(TOKENS), model(TOKENS))
 
 
 def test_a_crash_while_saving_leaves_the_old_model(tmp_path, model, monkeypatch):

@@ -5,8 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lm_human_preferences.optim import TensorFlowAdam, adamw, linear_decay, warmup_cosine
+from lm_human_preferences.runs import optimizer_tensors, restore_optimizer
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-7])
@@ -28,7 +30,8 @@ def test_adam_is_tensorflows(scale):
             np.testing.assert_allclose(torchs.detach() / w.detach(), 31.6, rtol=0.02)  # what torch's place of epsilon would do
 
 
-def test_adam_goes_on_bitwise_after_its_state_is_restored():
+@pytest.mark.parametrize("way", ["state_dict", "tensors"])
+def test_adam_goes_on_bitwise_after_its_state_is_restored(tmp_path, way):
     generator, w = torch.Generator().manual_seed(0), torch.nn.Parameter(torch.ones(5))
     gradients = torch.randn(6, 5, generator=generator) * 1e-4
     optimizer = TensorFlowAdam([w])
@@ -37,12 +40,16 @@ def test_adam_goes_on_bitwise_after_its_state_is_restored():
         optimizer.step(0.01)
     resumed = torch.nn.Parameter(w.detach().clone())
     restored = TensorFlowAdam([resumed])
-    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    if way == "state_dict":
+        restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    else:  # as checkpoints keep it
+        save_file(optimizer_tensors(optimizer, ["h.0.w"]), tmp_path / "state.safetensors")
+        restore_optimizer(restored, ["h.0.w"], load_file(tmp_path / "state.safetensors"))
     for gradient in gradients[3:]:
         w.grad = resumed.grad = gradient
         optimizer.step(0.01)
         restored.step(0.01)
-    assert torch.equal(w, resumed)
+    assert torch.equal(w, resumed) and optimizer.param_groups[0]["eps"] == restored.param_groups[0]["eps"]
 
 
 def test_only_matrices_decay():
@@ -64,3 +71,6 @@ def test_schedules():
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     np.testing.assert_allclose([rates[4], rates[8], rates[12]], [1.0, 0.55, 0.1])
     assert all(a > b for a, b in zip(rates[4:], rates[5:]))
+    np.testing.assert_allclose([warmup_cosine(2.0, step, 3, 0, 0.0) for step in range(3)], [2.0, 1.0, 0.0], atol=1e-15)
+    assert [warmup_cosine(2.0, step, 2, 4, 0.1) for step in range(2)] == [0.5, 1.0]  # it may end before the warm-up does
+    assert warmup_cosine(2.0, 0, 1, 0, 0.1) == 2.0

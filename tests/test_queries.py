@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from lm_human_preferences.distributed import generator_for
+from lm_human_preferences.distributed import World, generator_for
 from lm_human_preferences.errors import UserError
+from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.queries import QueryStream, TokenFile, open_queries, read_meta, write_meta, write_token_file
+from lm_human_preferences.tasks import TaskParams
+from lm_human_preferences.train_reward import query_stream
 
 DOCUMENTS = [[1, 2, 3], [], [65535], [7] * 40]
 
@@ -35,15 +38,32 @@ def test_a_token_that_does_not_fit_leaves_the_old_file(folder):
     (lambda folder: (folder / "train.bin").unlink(), "train.bin does not exist"),
     (lambda folder: (folder / "train.idx.npy").unlink(), "train.idx.npy does not exist"),
     (lambda folder: (folder / "train.bin").write_bytes(b"\0" * 86), "holds 43 tokens, but its index says 44"),
+    (lambda folder: (folder / "train.bin").write_bytes(b"\0" * 89), "holds 44.5 tokens, but its index says 44"),
     (lambda folder: (folder / "train.bin").write_bytes(b"\0" * 90), "holds 45 tokens, but its index says 44"),
     (lambda folder: (folder / "train.idx.npy").write_bytes(b"no array"), "is damaged"),
     (lambda folder: (folder / "train.idx.npy").write_bytes((folder / "train.idx.npy").read_bytes()[:-4]), "is damaged"),
     (lambda folder: np.save(folder / "train.idx.npy", np.array([0, 9, 5, 44])), "never fall"),
+    (lambda folder: np.save(folder / "train.idx.npy", np.array([1, 44])), "start at 0"),
+    (lambda folder: np.save(folder / "train.idx.npy", np.array([0.0, 44.0])), "int64 offsets"),
+    (lambda folder: np.save(folder / "train.idx.npy", np.array([0, 44], dtype=object), allow_pickle=True), "is damaged"),
 ])
 def test_damaged_token_files(folder, damage, says):
     damage(folder)
     with pytest.raises(UserError, match=says):
         TokenFile(folder, "train")
+
+
+@pytest.mark.parametrize("bit", [1, 64, 128])
+def test_a_damaged_index_is_a_user_error_wherever_it_lies(folder, bit):
+    """Or it does not show: no byte of the header, once changed, leads to anything else."""
+    index = folder / "train.idx.npy"
+    content = index.read_bytes()
+    for place in range(128):
+        index.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1:])
+        try:
+            assert TokenFile(folder, "train")[3].tolist() == DOCUMENTS[3]
+        except UserError as error:
+            assert "prepare the data set again" in str(error) and "\n" not in str(error)
 
 
 def make_stream(position=(0, 0)) -> QueryStream:
@@ -68,6 +88,21 @@ def test_every_epoch_has_every_document_once_in_another_order():
     assert not torch.equal(epochs[0], epochs[1])
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_slices_of_all_ranks_are_the_batches_of_one(tmp_path, size):
+    """Each rank opens the files itself; documents of several lengths, and batches over the ends of epochs."""
+    write_token_file(tmp_path / "data", "train", [[n] * (1 + n % 3) for n in range(10)])
+    task = TaskParams(query_dataset=str(tmp_path / "data"), query_length=2)
+    streams = [query_stream(task, get_encoding("letters"), 5, "policy") for _ in range(size + 1)]
+    for _ in range(4):
+        expected = streams[-1].batch(8)
+        parts = [streams[rank].batch(8)[World(rank, size).share(8, "--batch_size")] for rank in range(size)]
+        assert {len(part) for part in parts} == {8 // size} and torch.equal(torch.cat(parts), expected)
+    assert {stream.position for stream in streams} == {(3, 2)}
+    with pytest.raises(UserError, match="--batch_size 7 does not divide by the 4 ranks"):
+        World(0, 4).share(7, "--batch_size")
+
+
 def test_a_prefix_chooses_the_files(tmp_path):
     for split, tokens in (("train", [1]), ("queries_train", [2])):
         write_token_file(tmp_path / "data", split, [tokens])
@@ -78,5 +113,6 @@ def test_a_prefix_chooses_the_files(tmp_path):
 
 
 def test_documents_without_a_query_are_one_clear_line():
-    with pytest.raises(UserError):
-        QueryStream([np.array([1, 2])], length=2, padding_token=99, start_token=5).batch(1)
+    for documents in ([np.array([1, 2])], [np.array([], dtype=np.uint16)]):
+        with pytest.raises(UserError, match="--task.start_text"):
+            QueryStream(documents, length=2, padding_token=99, start_token=5).batch(1)

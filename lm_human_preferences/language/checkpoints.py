@@ -19,6 +19,7 @@ from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 
 _DIGESTS = "SHA256SUMS"
 _PREFIX = "transformer."  # Hugging Face's name for the trunk inside GPT2LMHeadModel
+_AS_GPT2 = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, "tie_word_embeddings": True}
 
 
 def save_model(folder: Path, model: GPT2, heads: dict[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float32,
@@ -56,16 +57,23 @@ def load_model(folder: Path) -> GPT2:
             raise UserError(f"{folder / 'model.safetensors'} has no weights for {name}: it is no complete GPT-2")
         if found[name].shape != shape:
             raise UserError(f"{folder / 'model.safetensors'}: {name} has shape {list(found[name].shape)}, config.json says {list(shape)}")
-        if not torch.isfinite(found[name]).all():
-            raise UserError(f"{folder / 'model.safetensors'}: {name} holds a NaN or an infinity")
+        _check_finite(folder / "model.safetensors", name, found[name])
     model.load_state_dict({name: found[name].float() for name in expected}, assign=True)
     return model.requires_grad_(True)
 
 
 def load_heads(folder: Path) -> dict[str, torch.Tensor]:
-    """The heads beside a model, empty if it has none."""
+    """The heads beside a model, empty if it has none. Raises UserError if they are damaged or hold a NaN."""
     path = Path(folder) / "heads.safetensors"
-    return _load_tensors(path) if path.exists() else {}
+    heads = _load_tensors(path) if path.exists() else {}
+    for name, value in heads.items():
+        _check_finite(path, name, value)
+    return heads
+
+
+def _check_finite(path: Path, name: str, value: torch.Tensor) -> None:
+    if not torch.isfinite(value).all():
+        raise UserError(f"{path}: {name} holds a NaN or an infinity")
 
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -98,13 +106,18 @@ def _from_hugging_face(path: Path) -> GPT2Config:
         raise UserError(f"{path} does not describe a GPT-2 (model_type is not 'gpt2')")
     if values.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
         raise UserError(f"{path}: activation_function {values['activation_function']} is not GPT-2's")
-    if values.get("encoding", "gpt2") not in ENCODINGS:
+    for name, usual in _AS_GPT2.items():
+        if values.get(name, usual) is not usual:
+            raise UserError(f"{path}: {name} is {values[name]}; a model that differs from GPT-2 in this cannot be loaded")
+    if values.get("encoding", "gpt2") not in list(ENCODINGS):
         raise UserError(f"{path}: encoding {values['encoding']!r} is unknown; it must be {' or '.join(ENCODINGS)}")
     try:
-        n_vocab = values["vocab_size"]
-        return GPT2Config(n_vocab=n_vocab, n_ctx=values.get("n_positions", values.get("n_ctx")), n_embd=values["n_embd"],
-                          n_head=values["n_head"], n_layer=values["n_layer"],
-                          layer_norm_epsilon=values.get("layer_norm_epsilon", 1e-5),
-                          padding_token=values.get("padding_token", n_vocab + 2), encoding=values.get("encoding", "gpt2"))
+        sizes = dict(n_vocab=values["vocab_size"], n_ctx=values.get("n_positions", values.get("n_ctx")), n_embd=values["n_embd"],
+                     n_head=values["n_head"], n_layer=values["n_layer"])
+        wrong = {name: size for name, size in sizes.items() if type(size) is not int or size < 1}
+        if wrong:
+            raise ValueError(f"{wrong} must be whole numbers of at least 1")
+        return GPT2Config(**sizes, layer_norm_epsilon=float(values.get("layer_norm_epsilon", 1e-5)),
+                          padding_token=values.get("padding_token", sizes["n_vocab"] + 2), encoding=values.get("encoding", "gpt2"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} lacks or garbles a size of the model: {error}") from None
