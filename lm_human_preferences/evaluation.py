@@ -13,9 +13,9 @@ from lm_human_preferences.files import atomic_file, write_json
 from lm_human_preferences.language.encoding import Encoding
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import Precision
-from lm_human_preferences.queries import QueryStream, open_queries
+from lm_human_preferences.queries import query_stream
 from lm_human_preferences.scoring import Scorer
-from lm_human_preferences.tasks import TaskParams, single_token
+from lm_human_preferences.tasks import TaskParams
 
 
 @dataclass
@@ -25,16 +25,6 @@ class EvaluationParams:
     samples: int = param(256, "held-out queries on which the initial and the tuned policy are compared; 0 does not compare")
     split: str = param("valid", "split of the query data set that they come from")
     shown: int = param(10, "pairs to print")
-
-
-def heldout_queries(task: TaskParams, encoding: Encoding, split: str, count: int, seed: int) -> torch.Tensor:
-    """`count` queries of a split in a seeded order, int64 [count, Q]; they repeat if the split has fewer."""
-    documents = open_queries(task.query_dataset, split)
-    stream = QueryStream(documents, length=task.query_length, padding_token=encoding.padding_token,
-                         start_token=single_token(task.start_text, encoding, "start_text"),
-                         end_token=single_token(task.end_text, encoding, "end_text"),
-                         order=lambda epoch: torch.randperm(len(documents), generator=generator_for(seed, "evaluation/queries", epoch)).numpy())
-    return stream.batch(count)
 
 
 @torch.no_grad()
@@ -60,7 +50,7 @@ def compare_policies(folder: Path, before: Policy, after: Policy, scorer: Scorer
                      precision: Precision, seed: int, micro_batch: int, world: World = World()) -> dict:
     """Compare on held-out queries, all ranks together; print a table and pairs, write `result.json` and all pairs to `evaluation.jsonl`."""
     rounded_up = math.ceil(params.samples / world.size) * world.size
-    queries = heldout_queries(task, encoding, params.split, rounded_up, seed)
+    queries = query_stream(task, encoding, seed, "evaluation", params.split).batch(rounded_up)
     uniforms = torch.rand(rounded_up, task.response_length, generator=generator_for(seed, "evaluation/uniforms"))
     sides = {name: {key: column[:params.samples] for key, column in
                     sample_and_score(policy, before, scorer, queries, uniforms, precision, micro_batch, world).items()}

@@ -62,6 +62,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
                 with open(file, "rb+") as opened:
                     os.fsync(opened.fileno())
         _sync_folder(temporary)

@@ -103,13 +103,16 @@ def pearson_r(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x * y).mean() / ((x * x).mean() * (y * y).mean()).sqrt()
 
 
-def load_labels(path: str, kind: LabelType, task: TaskParams, encoding: Encoding, limit: int | None = None, skip: int = 0) -> LabelBatch:
-    """The labels skip .. skip + limit of a file. Other fields of the file are ignored.
+def load_labels(path: str, kind: LabelType, task: TaskParams, encoding: Encoding, limit: int | None = None, skip: int = 0,
+                needed: bool = True) -> LabelBatch | None:
+    """The labels skip .. skip + limit of a file; None if there are none and none are `needed`. Other fields of the file are ignored.
 
     Raises UserError, naming file, entry and what was expected, for a file that is no JSON, lacks a key, has a token out of range, an answer
     out of range or a length other than the task's.
     """
     entries = _read(path)[skip:][:limit]
+    if not entries and not needed:
+        return None
     if not entries:
         raise UserError(f"{path} has no labels{f' after the first {skip}' if skip else ''}")
     names = ["query", *kind.response_names(), kind.answer]

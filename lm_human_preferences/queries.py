@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.files import atomic_file, read_json, sha256, write_json
+from lm_human_preferences.language.encoding import Encoding
+from lm_human_preferences.tasks import TaskParams, single_token
 
 DATASETS_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
 
@@ -40,6 +43,12 @@ class TokenFile:
         if have != want:
             raise UserError(f"{tokens} holds {have:.12g} tokens, but its index says {want}: prepare the data set again")
         self.tokens = np.memmap(tokens, dtype=np.uint16, mode="r", shape=(want,)) if want else np.zeros(0, np.uint16)
+
+    def check_vocabulary(self, n_vocab: int) -> None:
+        """Raises UserError if a token lies outside a vocabulary of that size: the file was made with another encoding."""
+        highest = int(self.tokens.max(initial=0))
+        if highest >= n_vocab:
+            raise UserError(f"{self.folder / self.split}.bin holds token {highest}, but the model's vocabulary has {n_vocab}: wrong encoding")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -142,8 +151,15 @@ class QueryStream:
                 return query
 
 
-def open_queries(name: str, split: str) -> TokenFile:
-    """The token file of a task's queries. `name` is a folder in datasets/ or a path, perhaps with ':prefix' of its splits' names."""
-    folder, _, prefix = name.partition(":")
-    path = Path(folder) if Path(folder).is_dir() else DATASETS_FOLDER / folder
-    return TokenFile(path, f"{prefix}{split}")
+def query_stream(task: TaskParams, encoding: Encoding, seed: int, purpose: str, split: str = "train") -> QueryStream:
+    """The task's queries of a split, in an order drawn for each epoch from the run's seed and the stream's purpose.
+
+    Raises UserError if the data set is missing, damaged or of another encoding.
+    """
+    folder, _, prefix = task.query_dataset.partition(":")
+    documents = TokenFile(Path(folder) if Path(folder).is_dir() else DATASETS_FOLDER / folder, f"{prefix}{split}")
+    documents.check_vocabulary(encoding.n_vocab)
+    return QueryStream(documents, length=task.query_length, padding_token=encoding.padding_token,
+                       start_token=single_token(task.start_text, encoding, "start_text"),
+                       end_token=single_token(task.end_text, encoding, "end_text"),
+                       order=lambda epoch: torch.randperm(len(documents), generator=generator_for(seed, f"{purpose}/queries", epoch)).numpy())

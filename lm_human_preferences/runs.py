@@ -192,6 +192,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
         slots = {key.split(".")[1]: value for key, value in tensors.items()
                  if key.startswith("optimizer.") and key.split(".", 2)[2] == name}
         for slot, value in slots.items():
-            slots[slot] = value if slot == "step" else value.to(p.device)
+            slots[slot] = value.to(p.device)  # `step` too: the fused optimizers keep it there
         if slots:
             optimizer.state[p] = slots

@@ -8,11 +8,12 @@ import torch
 from lm_human_preferences.configuration import from_dict, param
 from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.evaluation import heldout_queries, readable
+from lm_human_preferences.evaluation import readable
 from lm_human_preferences.files import read_json
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import choose_precision
+from lm_human_preferences.queries import query_stream
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, truncate_responses
 
 
@@ -56,7 +57,7 @@ def write_samples(experiment: str, params: SampleParams) -> None:
     else:
         check_task(task, encoding, config.n_ctx)
         policy.formatter = QueryFormatter.of(task, encoding)
-        queries = heldout_queries(task, encoding, params.split, params.count, params.seed)
+        queries = query_stream(task, encoding, params.seed, "evaluation", params.split).batch(params.count)
     if policy.formatter(queries).shape[1] + length > config.n_ctx:
         raise UserError(f"prompt and --length {length} exceed the model's context of {config.n_ctx}")
     uniforms = torch.rand(params.count, length, generator=generator_for(params.seed, "sample"))

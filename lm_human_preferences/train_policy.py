@@ -25,13 +25,13 @@ from lm_human_preferences.policy import Policy
 from lm_human_preferences.ppo import (AdaptiveKLController, AdaptiveKLParams, FixedKLController, Losses, PPOParams, check_ppo, compute_rewards,
                                       minibatch_stats, minibatch_targets, ppo_losses)
 from lm_human_preferences.precision import Precision, choose_precision
-from lm_human_preferences.queries import QueryStream
+from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
 from lm_human_preferences.scoring import Scorer
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
-from lm_human_preferences.train_reward import RewardTrainingParams, query_stream
+from lm_human_preferences.train_reward import RewardTrainingParams
 
 
 @dataclass

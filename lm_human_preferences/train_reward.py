@@ -22,10 +22,10 @@ from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.optim import TensorFlowAdam, linear_decay
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import Precision, choose_precision
-from lm_human_preferences.queries import QueryStream, open_queries
+from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
-from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, single_token
+from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 
 
@@ -71,19 +71,7 @@ def read_labels(params: RewardTrainingParams, kind: LabelType, encoding: Encodin
         return train, None
     if p.valid_source:
         return train, load_labels(p.valid_source, kind, params.task, encoding, limit=p.num_valid)
-    try:
-        return train, load_labels(p.source, kind, params.task, encoding, limit=p.num_valid, skip=p.num_train)
-    except UserError:
-        return train, None
-
-
-def query_stream(task: TaskParams, encoding: Encoding, seed: int, purpose: str, split: str = "train") -> QueryStream:
-    """The task's queries of a split, in an order drawn for each epoch from the run's seed and the stream's purpose."""
-    documents = open_queries(task.query_dataset, split)
-    return QueryStream(documents, length=task.query_length, padding_token=encoding.padding_token,
-                       start_token=single_token(task.start_text, encoding, "start_text"),
-                       end_token=single_token(task.end_text, encoding, "end_text"),
-                       order=lambda epoch: torch.randperm(len(documents), generator=generator_for(seed, f"{purpose}/queries", epoch)).numpy())
+    return train, load_labels(p.source, kind, params.task, encoding, limit=p.num_valid, skip=p.num_train, needed=False)
 
 
 def train(params: RewardTrainingParams, task: str, experiment: str) -> Path:

@@ -200,7 +200,8 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
     rows = {split: Rows(TokenFile(folder, split), data.rows, data.block, model.config.padding_token) for split in ("train", "valid")}
     if data.block > model.config.n_ctx:
         raise UserError(f"--data.block {data.block} is longer than the model's context of {model.config.n_ctx}")
-    _check_vocabulary(rows["train"].file, model.config)
+    for part in rows.values():
+        part.file.check_vocabulary(model.config.n_vocab)
     total = max(1, math.ceil(o.epochs * len(rows["train"]) / o.batch_size))
 
     run = Run(Path(params.run.save_dir) / experiment, params.run, world.is_main)
@@ -258,12 +259,6 @@ def _initial_model(params: SFTParams) -> GPT2:
     config = GPT2Config(n_vocab=encoding.n_vocab, n_ctx=m.n_ctx, n_embd=m.n_embd, n_head=m.n_head, n_layer=m.n_layer,
                         padding_token=encoding.padding_token, encoding=m.encoding)
     return GPT2(config).initialise(distributed.generator_for(params.run.seed, "sft/weights"))
-
-
-def _check_vocabulary(file: TokenFile, config: GPT2Config) -> None:
-    highest = int(file.tokens[:10_000_000].max())
-    if highest >= config.n_vocab:
-        raise UserError(f"{file.folder / file.split}.bin holds token {highest}, but the model's vocabulary has {config.n_vocab}: wrong encoding")
 
 
 def _resume(run: Run, model: GPT2, optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[int, float, int]:

@@ -96,6 +96,7 @@ def test_plain_language_model_as_reward_model(world):
     (lambda path: _edit(path, lambda rows: rows[5]["sample1"].__setitem__(0, 99)), "label 5: sample1: token 99 is out of range"),
     (lambda path: _edit(path, lambda rows: rows[7].update(best=4)), "label 7: 'best' is 4"),
     (lambda path: _edit(path, lambda rows: rows[2].update(query=[PAD] * 6)), "label 2: query is empty"),
+    (lambda path: _edit(path, lambda rows: rows[35].update(best=9)), "label 35: 'best' is 9"),  # held out
     (lambda path: path.unlink(), "labels"),
 ])
 def test_label_files(world, tmp_path, damage, says):
@@ -135,6 +136,16 @@ def test_token_file_shorter_than_its_index(world, tmp_path):
     for stage, words in (("train_reward", [*reward_flags(world), *flags(task__query_dataset=tmp_path / "data")]),
                          ("train_sft", [*sft_flags(world), *flags(data__dataset=tmp_path / "data")])):
         assert "but its index says" in refused(stage, "movies", "bad", *words)
+        assert not (world / "runs/bad").exists()
+
+
+def test_token_file_of_another_encoding(world, tmp_path):
+    shutil.copytree(world / "data", tmp_path / "data")
+    path = tmp_path / "data/train.bin"
+    path.write_bytes(b"\x28\0" + path.read_bytes()[2:])
+    for stage, words in (("train_reward", [*reward_flags(world), *flags(task__query_dataset=tmp_path / "data")]),
+                         ("train_sft", [*sft_flags(world), *flags(data__dataset=tmp_path / "data")])):
+        assert "holds token 40, but the model's vocabulary has 27" in refused(stage, "movies", "bad", *words)
         assert not (world / "runs/bad").exists()
 
 

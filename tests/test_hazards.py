@@ -21,12 +21,12 @@ from lm_human_preferences.language.checkpoints import save_model
 from lm_human_preferences.language.encoding import get_encoding, gpt2_encoding
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.precision import Precision
-from lm_human_preferences.queries import QueryStream, select_query, write_token_file
+from lm_human_preferences.queries import QueryStream, query_stream, select_query, write_token_file
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.scoring import Scorer
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, responses_are_valid, single_token, truncate_responses
 from lm_human_preferences.train_policy import PPOTrainer
-from lm_human_preferences.train_reward import RewardTrainer, query_stream
+from lm_human_preferences.train_reward import RewardTrainer
 from params import EXPERIMENTS
 from test_cycles import loss_labels, make_reward_model, make_reward_trainer, ppo_trainer
 

@@ -7,9 +7,8 @@ import torch
 from lm_human_preferences.distributed import World, generator_for
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.language.encoding import get_encoding
-from lm_human_preferences.queries import QueryStream, TokenFile, open_queries, read_meta, write_meta, write_token_file
+from lm_human_preferences.queries import QueryStream, TokenFile, query_stream, read_meta, write_meta, write_token_file
 from lm_human_preferences.tasks import TaskParams
-from lm_human_preferences.train_reward import query_stream
 
 DOCUMENTS = [[1, 2, 3], [], [65535], [7] * 40]
 
@@ -106,10 +105,11 @@ def test_the_slices_of_all_ranks_are_the_batches_of_one(tmp_path, size):
 def test_a_prefix_chooses_the_files(tmp_path):
     for split, tokens in (("train", [1]), ("queries_train", [2])):
         write_token_file(tmp_path / "data", split, [tokens])
-    assert open_queries(str(tmp_path / "data"), "train")[0].tolist() == [1]
-    assert open_queries(f"{tmp_path / 'data'}:queries_", "train")[0].tolist() == [2]
+    first = lambda name, split: query_stream(TaskParams(query_dataset=name, query_length=1), get_encoding("letters"), 0, "test", split).batch(1)
+    assert first(str(tmp_path / "data"), "train").tolist() == [[1]]
+    assert first(f"{tmp_path / 'data'}:queries_", "train").tolist() == [[2]]
     with pytest.raises(UserError, match="queries_valid.bin does not exist"):
-        open_queries(f"{tmp_path / 'data'}:queries_", "valid")
+        first(f"{tmp_path / 'data'}:queries_", "valid")
 
 
 def test_documents_without_a_query_are_one_clear_line():

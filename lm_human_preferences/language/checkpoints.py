@@ -32,8 +32,6 @@ def save_model(folder: Path, model: GPT2, heads: dict[str, torch.Tensor] | None 
         if heads:
             save_file({name: value.detach().float().cpu().contiguous() for name, value in heads.items()}, temporary / "heads.safetensors")
         weights = sorted(temporary.glob("*.safetensors"))
-        for path in weights:
-            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
         (temporary / _DIGESTS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in weights), encoding="utf-8")
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
