@@ -219,7 +219,7 @@ def _draw_panel(axis, record: Record, panel: Panel) -> None:
         axis.set_ylim(bottom=0)
     elif panel.scale == "log" and all((values > 0).all() for _, values in shown):
         axis.set_yscale("log")
-        decades = math.log10(max(values.max() for _, values in shown) / min(values.min() for _, values in shown))
+        decades = math.log10(axis.get_ylim()[1] / axis.get_ylim()[0])
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if decades < 2 and f"{value:e}"[0] in "25" else "")
     elif isinstance(axis.yaxis.get_major_formatter(), ScalarFormatter):

@@ -92,7 +92,7 @@ def _number(value: Any, key: str = "", sign: str = "") -> str:
         return f"{100 * value:+.1f} points" if sign else f"{value:.1%}"
     if isinstance(value, int):
         return f"{value:{sign},}"
-    return f"{value:{sign},.3f}" if 0.01 <= abs(value) < 1e5 or value == 0 else f"{value:{sign}.3g}"
+    return f"{round(value, 3) + 0.0:{sign},.3f}" if 0.01 <= abs(value) < 1e5 or abs(value) < 1e-6 else f"{value:{sign}.3g}"
 
 
 def _table(head: list[str], rows: list[list[str]], own: int = -1) -> str:
@@ -172,7 +172,7 @@ def _pair(pair: dict) -> str:
 
 
 def _tags(row: dict) -> str:
-    return "".join(f"<span class=tag>{name.replace('kl', 'KL')} {row[name]:.2f}</span>" for name in ("score", "judge", "kl", "total")
+    return "".join(f"<span class=tag>{name.replace('kl', 'KL')} {round(row[name], 2) + 0.0:.2f}</span>" for name in ("score", "judge", "kl", "total")
                    if isinstance(row.get(name), (int, float)))
 
 
