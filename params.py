@@ -89,7 +89,7 @@ def movies_policy() -> PolicyTrainingParams:
     """A demonstration's worth of episodes on a small model."""
     return PolicyTrainingParams(
         task=movies_task(),
-        rewards=RewardsParams(kl_coef=0.1, adaptive_kl=AdaptiveKLParams(target=8.0, horizon=300), train_new_model=movies_reward()),
+        rewards=RewardsParams(kl_coef=0.12, train_new_model=movies_reward()),
         ppo=PPOParams(total_episodes=2_048, batch_size=64, lr=3e-4), evaluation=EvaluationParams(samples=512, split="test"),
         run=RunParams(save_interval=20))
 

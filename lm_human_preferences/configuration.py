@@ -130,9 +130,11 @@ def flatten(params: Any, prefix: str = "") -> dict[str, tuple[Any, str]]:
 
 def _unknown(params: Any, name: str) -> str:
     known = sorted(_all_names(type(params)))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not near:  # perhaps only the last part was given
-        near = [full for full in known if full.split(".")[-1] == name.split(".")[-1]][:1]
+    group, _, last = name.rpartition(".")
+    initials = "".join(word[:1] for word in last.split("_"))  # learning_rate for lr
+    near = ([f"{group}.{initials}".lstrip(".")] if f"{group}.{initials}".lstrip(".") in known else
+            [full for full in known if full.split(".")[-1] == last][:1]  # only the last part was given, or in another group
+            or difflib.get_close_matches(name, known, n=1, cutoff=0.5))
     return f"unknown parameter --{name}" + (f"; did you mean --{near[0]}?" if near else "; see --help for the list")
 
 

@@ -37,7 +37,7 @@ def refused(*words, cwd=ROOT) -> str:
     (["train_reward", "movies"], "takes a task and a name"),
     (["train_reward", "movies", "x", "y"], "what is 'y'"),
     (["train_reward", "movies", "../x"], "cannot be a run's name"),
-    (["train_policy", "movies", "x", "--ppo.learning_rate", "1"], "unknown parameter --ppo.learning_rate"),
+    (["train_policy", "movies", "x", "--ppo.learning_rate", "1"], "unknown parameter --ppo.learning_rate; did you mean --ppo.lr?"),
     (["train_policy", "movies", "x", "--ppo.batchsize", "1"], "did you mean --ppo.batch_size"),
     (["train_policy", "movies", "x", "--kl_coef", "1"], "did you mean --rewards.kl_coef"),
     (["train_policy", "movies", "x", "--ppo.lr", "fast"], "--ppo.lr fast: expected a number"),
