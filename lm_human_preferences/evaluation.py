@@ -51,7 +51,8 @@ def compare_policies(folder: Path, before: Policy, after: Policy, scorer: Scorer
     """Compare on held-out queries, all ranks together; print a table and pairs, write `result.json` and all pairs to `evaluation.jsonl`."""
     rounded_up = math.ceil(params.samples / world.size) * world.size
     queries = query_stream(task, encoding, seed, "evaluation", params.split).batch(rounded_up)
-    uniforms = torch.rand(rounded_up, task.response_length, generator=generator_for(seed, "evaluation/uniforms"))
+    uniforms = torch.rand(params.samples, task.response_length, generator=generator_for(seed, "evaluation/uniforms"))
+    uniforms = torch.cat([uniforms, uniforms.new_zeros(rounded_up - params.samples, task.response_length)])
     sides = {name: {key: column[:params.samples] for key, column in
                     sample_and_score(policy, before, scorer, queries, uniforms, precision, micro_batch, world).items()}
              for name, policy in (("before", before), ("after", after))}

@@ -5,14 +5,18 @@ DESIGN's invariant 6; hazards 20, 23, 25, 29, 30.
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from lm_human_preferences.configuration import apply_overrides, from_dict, to_dict
+from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
+from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.train_policy import PolicyTrainingParams
 from params import EXPERIMENTS
-from small import PAD, ROOT, flags, launch, make_world, policy_flags, reward_flags, sft_flags
+from small import CONFIG, PAD, ROOT, flags, launch, make_world, policy_flags, reward_flags, sft_flags
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,18 @@ def test_policy_training_refuses(world, change, says):
 
 def test_plain_language_model_as_reward_model(world):
     assert "holds no reward model" in refused("train_policy", "movies", "bad", *policy_flags(world, world / "model"))
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(n_ctx=10), "longer than the reward model's context of 10"),
+    (dict(n_vocab=50257, padding_token=50259, encoding="gpt2"), "train both from models of one encoding"),
+])
+def test_a_reward_model_that_does_not_fit(world, change, says):
+    """Query and response have 11 tokens, the policy's encoding is `letters`."""
+    model = RewardModel(GPT2(replace(CONFIG, **change)).initialise(generator_for(0, "test")))
+    model.save(world / "misfit")
+    assert says in refused("train_policy", "movies", "bad", *policy_flags(world, world / "misfit"))
+    assert not (world / "runs/bad").exists()
 
 
 @pytest.mark.parametrize("damage, says", [
