@@ -1,0 +1,144 @@
+"""Downloads that go on where they broke off, show their progress, are checked, and never leave half a file under the final name."""
+
+import base64
+import hashlib
+import http.client
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from lm_human_preferences.errors import UserError
+from lm_human_preferences.files import make_folder, publish, sha256
+
+ATTEMPTS = 5  # in a row without a new byte
+TIMEOUT = 30.0  # seconds without a byte
+_CHUNK = 1 << 20
+_BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+
+
+class _RememberLinked(urllib.request.HTTPRedirectHandler):
+    """Follows redirects; keeps what Hugging Face says of a large file on the way: its size and SHA-256."""
+
+    def __init__(self):
+        self.linked: dict[str, str] = {}
+
+    def redirect_request(self, request, file, code, message, headers, url):
+        self.linked |= {name.lower(): headers[name] for name in ("X-Linked-Size", "X-Linked-Etag") if headers[name]}
+        return super().redirect_request(request, file, code, message, headers, url)
+
+
+def download(url: str, path: Path, sha256_digest: str | None = None, pause: float = 1.0) -> Path:
+    """Fetch `url` into `path`, unless it is there already.
+
+    What has come is kept beside it under a hidden name, and a later call goes on from there if the server still has the same file. Checked are
+    the length, the given SHA-256, and the digest that the server publishes (Azure: MD5; Hugging Face: SHA-256). `pause` is the first
+    wait in seconds before another attempt; it doubles. Raises UserError for an address that does not exist, a connection that stays
+    broken, a full disk, or a content that is not the expected one.
+    """
+    from filelock import FileLock
+
+    path = Path(path)
+    make_folder(path.parent)
+    with FileLock(path.with_name(f".{path.name}.lock")):  # ranks of one machine ask for the same file
+        if not path.exists():
+            _fetch(url, path, sha256_digest, pause)
+    return path
+
+
+def cached(url: str, folder: Path) -> Path:
+    """The file at `url` from a cache folder, fetched if it is not there or no longer has the SHA-256 written down when it came."""
+    path = folder / urllib.parse.unquote(urllib.parse.urlparse(url).path).lstrip("/").replace("..", "_")
+    note = path.with_name(f"{path.name}.sha256")
+    if path.exists() and (not note.exists() or note.read_text().split()[:1] != [sha256(path)]):
+        print(f"{path} is not what was fetched from {url}; fetching it again", file=sys.stderr)
+        path.unlink()
+    if not path.exists():
+        download(url, path)
+        note.write_text(f"{sha256(path)}  {path.name}\n")
+    return path
+
+
+def _fetch(url: str, path: Path, digest: str | None, pause: float) -> None:
+    if urllib.parse.urlparse(url).scheme not in ("http", "https"):
+        raise UserError(f"{url} is no web address: it must begin with https:// or http://")
+    part, validator = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.part.etag")
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            headers = _receive(url, part, validator, path.name)
+            break
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # what we have does not fit what the server has now
+                part.unlink(missing_ok=True)
+            elif error.code < 500 and error.code != 429:
+                raise UserError(f"{url}: the server answers {error.code} {error.reason}; is the address right?") from None
+            reason = f"the server answers {error.code} {error.reason}"
+        except _BROKEN as error:
+            reason = str(getattr(error, "reason", None) or error) or type(error).__name__
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        have = part.stat().st_size if part.exists() else 0
+        failures = 1 if have > before else failures + 1
+        if failures >= ATTEMPTS:
+            raise UserError(f"{url}: broke off after {have:,} bytes ({reason}); run the command again, it goes on from there")
+        time.sleep(pause * 2 ** (failures - 1))
+    try:
+        _verify(url, part, headers, digest)
+    except UserError:
+        part.unlink()
+        raise
+    finally:
+        validator.unlink(missing_ok=True)
+    publish(part, path)
+
+
+def _receive(url: str, part: Path, validator: Path, name: str) -> dict[str, str]:
+    """One connection's worth of bytes appended to `part`; returns the answer's headers. Raises ConnectionError if it ends early."""
+    from tqdm import tqdm
+
+    start = part.stat().st_size if part.exists() and validator.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "lm-human-preferences", "Accept-Encoding": "identity"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+        request.add_header("If-Range", validator.read_text())
+    redirects = _RememberLinked()
+    with urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT) as response:
+        headers = {key.lower(): value for key, value in response.headers.items()} | redirects.linked
+        if headers.get("content-type", "").startswith("text/html"):
+            raise UserError(f"{url}: the server answers with a web page, not with {name}; is the address right?")
+        if response.status != 206:
+            start = 0
+        etag = headers.get("etag", "")
+        if etag and not etag.startswith("W/"):
+            validator.write_text(etag)
+        else:
+            validator.unlink(missing_ok=True)  # nothing tells whether a rest would belong to this beginning
+        total = start + int(headers["content-length"]) if "content-length" in headers else None
+        with open(part, "r+b" if start else "wb") as file, tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name, disable=None) as bar:
+            file.seek(start)
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+            have = file.tell()
+    if total is not None and have < total:
+        raise ConnectionError(f"{total - have:,} of {total:,} bytes are missing")
+    return headers | {"total": str(total) if total is not None else ""}
+
+
+def _verify(url: str, part: Path, headers: dict[str, str], digest: str | None) -> None:
+    size, expected = part.stat().st_size, headers.get("x-linked-size") or headers["total"]
+    if expected and size != int(expected):
+        raise UserError(f"{url}: {size:,} bytes came, {expected} were announced; run the command again")
+    linked = headers.get("x-linked-etag", "").strip('"')
+    for wanted in (digest, linked if len(linked) == 64 else None):
+        if wanted and sha256(part) != wanted:
+            raise UserError(f"{url}: SHA-256 is {sha256(part)}, expected {wanted}; it was damaged on its way or is another file")
+    if "content-md5" in headers:
+        with open(part, "rb") as file:
+            have = base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
+        if have != headers["content-md5"]:
+            raise UserError(f"{url}: its MD5 is not the one the server publishes; run the command again")
