@@ -6,10 +6,12 @@ ones; a folder without it, from elsewhere, loads too.
 """
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lm_human_preferences.errors import UserError
@@ -19,6 +21,7 @@ from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 
 _DIGESTS = "SHA256SUMS"
 _PREFIX = "transformer."  # Hugging Face's name for the trunk inside GPT2LMHeadModel
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _AS_GPT2 = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, "tie_word_embeddings": True}
 
 
@@ -26,14 +29,54 @@ def save_model(folder: Path, model: GPT2, heads: dict[str, torch.Tensor] | None 
                note: dict | None = None) -> None:
     """Write a model folder atomically. `dtype` is that of the stored trunk; heads stay float32. `note` goes into config.json."""
     tensors = {_PREFIX + name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
-    config = _to_hugging_face(model.config, dtype) | ({"lm_human_preferences": note} if note else {})
-    with atomic_folder(folder) as temporary:
+    with _new_folder(folder, model.config, dtype, heads, note) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+
+
+def convert_model(folder: Path, config: GPT2Config, shapes: dict[str, torch.Size], read: Callable[[str], torch.Tensor], dtype: torch.dtype,
+                  heads: dict[str, torch.Tensor] | None = None, note: dict | None = None) -> None:
+    """Write a model folder atomically from weights that are read one at a time, so that no more than one of them is in memory.
+
+    shapes: of each parameter of `GPT2`, by its name; read(name): that parameter, of this shape and `dtype`.
+    """
+    with _new_folder(folder, config, dtype, heads, note) as temporary:
+        _write_safetensors(temporary / "model.safetensors", shapes, read, dtype)
+
+
+@contextmanager
+def _new_folder(folder: Path, config: GPT2Config, dtype: torch.dtype, heads: dict[str, torch.Tensor] | None, note: dict | None) -> Iterator[Path]:
+    """A temporary folder to write `model.safetensors` into; then heads, digests and config.json join it and it takes its place."""
+    with atomic_folder(folder) as temporary:
+        yield temporary
         if heads:
             save_file({name: value.detach().float().cpu().contiguous() for name, value in heads.items()}, temporary / "heads.safetensors")
         weights = sorted(temporary.glob("*.safetensors"))
         (temporary / _DIGESTS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in weights), encoding="utf-8")
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        description = _to_hugging_face(config, dtype) | ({"lm_human_preferences": note} if note else {})
+        (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_safetensors(path: Path, shapes: dict[str, torch.Size], read: Callable[[str], torch.Tensor], dtype: torch.dtype) -> None:
+    """The safetensors format (8 bytes: length of a JSON header; the header; the tensors' bytes), written tensor by tensor.
+
+    The package's own writer wants all tensors in memory and copies them.
+    """
+    from tqdm import tqdm
+
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + shape.numel() * dtype.itemsize
+        header[_PREFIX + name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file, tqdm(total=end, unit="B", unit_scale=True, desc="converting", disable=None) as bar:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            tensor = read(name).reshape(shape).contiguous()
+            if tensor.dtype != dtype:
+                raise ValueError(f"{name} is {tensor.dtype}, expected {dtype}")
+            file.write(memoryview(tensor.view(torch.uint8).numpy()))
+            bar.update(tensor.nbytes)
 
 
 def load_model(folder: Path) -> GPT2:
@@ -50,14 +93,53 @@ def load_model(folder: Path) -> GPT2:
         model = GPT2(config)
     expected = {name: value.shape for name, value in model.state_dict().items()}
     found = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
-    for name, shape in expected.items():
-        if name not in found:
-            raise UserError(f"{folder / 'model.safetensors'} has no weights for {name}: it is no complete GPT-2")
-        if found[name].shape != shape:
-            raise UserError(f"{folder / 'model.safetensors'}: {name} has shape {list(found[name].shape)}, config.json says {list(shape)}")
+    _check_shapes(folder / "model.safetensors", expected, {name: value.shape for name, value in found.items()})
+    for name in expected:
         _check_finite(folder / "model.safetensors", name, found[name])
     model.load_state_dict({name: found[name].float() for name in expected}, assign=True)
     return model.requires_grad_(True)
+
+
+def convert_hugging_face(source: Path, folder: Path, note: dict | None = None) -> GPT2Config:
+    """A GPT-2 as Hugging Face publishes it (config.json, model.safetensors) as one of our model folders; the stored dtype is kept.
+
+    Attention masks that older releases store as weights are left out. Raises UserError if it is no GPT-2, incomplete or damaged.
+    """
+    source, path = Path(source), Path(source) / "model.safetensors"
+    config = _from_hugging_face(source / "config.json")
+    if not path.is_file():
+        others = [other.name for other in source.iterdir() if other.suffix in (".bin", ".h5", ".msgpack")]
+        raise UserError(f"{path} is missing" + (f"; {others[0]} could execute code when it is loaded and is not read: save the model with "
+                                                "transformers' save_pretrained(safe_serialization=True)" if others else ""))
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in GPT2(config).state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {name.removeprefix(_PREFIX): name for name in file.keys()}
+            _check_shapes(path, shapes, {name: torch.Size(file.get_slice(stored[name]).get_shape()) for name in shapes if name in stored})
+            if "lm_head.weight" in stored and not torch.equal(file.get_tensor(stored["lm_head.weight"]), file.get_tensor(stored["wte.weight"])):
+                raise UserError(f"{path}: lm_head.weight differs from the token embedding; GPT-2 has one matrix for both")
+
+            def read(name: str) -> torch.Tensor:
+                tensor = file.get_tensor(stored[name])
+                _check_finite(path, name, tensor)
+                return tensor.to(dtype)
+
+            dtype = file.get_tensor(stored["wpe.weight"]).dtype
+            if dtype not in _DTYPES:
+                raise UserError(f"{path}: its weights are {dtype}; expected float32, float16 or bfloat16")
+            convert_model(folder, config, shapes, read, dtype, note=note)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return config
+
+
+def _check_shapes(path: Path, expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
+    for name, shape in expected.items():
+        if name not in found:
+            raise UserError(f"{path} has no weights for {name}: it is no complete GPT-2")
+        if found[name] != shape:
+            raise UserError(f"{path}: {name} has shape {list(found[name])}, config.json says {list(shape)}")
 
 
 def load_heads(folder: Path) -> dict[str, torch.Tensor]:
