@@ -13,6 +13,7 @@ import torch
 
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.files import read_json
+from lm_human_preferences.language.checkpoints import all_finite
 from lm_human_preferences.language.gpt2 import GPT2, SHAPES, GPT2Config
 
 RELEASE = ("checkpoint", "hparams.json", "model.ckpt.data-00000-of-00001", "model.ckpt.index", "model.ckpt.meta")
@@ -118,7 +119,7 @@ class OriginalCheckpoint:
         """One variable as a float32 tensor. Raises UserError if the data are damaged or not finite."""
         tensor = torch.from_numpy(self._read(lambda: self._reader.get_tensor(variable))).float() if self.shapes[variable] else \
             torch.tensor(float(self._read(lambda: self._reader.get_tensor(variable))))
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise UserError(f"{self.prefix}: {variable} holds a NaN or an infinity")
         return tensor
 
