@@ -41,8 +41,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.files import make_folder, read_json, sha256
 from lm_human_preferences.language.encoding import gpt2_encoding
+from lm_human_preferences.preparation import check_writable, file_digests, is_complete, publish
 from lm_human_preferences.queries import DATASETS_FOLDER, write_meta, write_token_file
 
 PACKAGE, PACKAGE_DIGEST = "vaderSentiment==3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
@@ -407,50 +407,9 @@ def write_all(folder: Path, sentences: Sequence[Sentence], about: dict) -> dict[
                                               for s in sentences])
     for split in tqdm(SPLITS, desc="writing", unit="split", disable=None):
         splits |= write_split(folder, split, [s for s in sentences if s.split == split], tokens)
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     write_meta(folder, source=f"{PACKAGE} on PyPI, {INNER_ARCHIVE}", licence="MIT", splits=splits, query_length=QUERY_LENGTH,
-               response_length=RESPONSE_LENGTH, sentences=len(sentences), **about, files=files)
+               response_length=RESPONSE_LENGTH, sentences=len(sentences), **about, files=file_digests(folder))
     return splits
-
-
-def check_writable(folder: Path) -> None:
-    """UserError, before any work is done, where `folder` cannot be made or written to; nothing is made."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"cannot write to {folder}: {there} is a file; choose another folder with --output")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {folder}: no permission; choose another folder with --output")
-
-
-def publish(output: Path, sentences: Sequence[Sentence], about: dict) -> dict[str, dict]:
-    """Write beside, then rename: files appear whole, meta.json last, so a run that was cut short is seen and repeated."""
-    new = [folder for folder in (output, *output.parents) if not folder.exists()]
-    make_folder(output)
-    staging = Path(tempfile.mkdtemp(dir=output, prefix=".new."))
-    try:
-        splits = write_all(staging, sentences, about)
-        for path in sorted(staging.iterdir(), key=lambda path: (path.name == "meta.json", path.name)):
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(path, output / path.name)
-        new = []
-    except OSError as error:
-        raise UserError(f"cannot write to {output}: {error.strerror or error}; make room or choose another folder with --output") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        for folder in itertools.takewhile(lambda folder: not any(folder.iterdir()), new):
-            folder.rmdir()
-    return splits
-
-
-def is_complete(output: Path, about: dict) -> bool:
-    """Whether `output` holds what `about` describes, every file with the digest that meta.json gives for it."""
-    try:
-        meta = read_json(output / "meta.json")
-        return (all(meta.get(key) == value for key, value in about.items())
-                and all((output / name).is_file() and sha256(output / name) == digest for name, digest in meta["files"].items()))
-    except (UserError, KeyError, AttributeError, OSError):
-        return False
 
 
 def prepare(given: Path | None, output: Path, limit: int | None, force: bool) -> None:
@@ -468,7 +427,7 @@ def prepare(given: Path | None, output: Path, limit: int | None, force: bool) ->
             for split in SPLITS:
                 if not any(sentence.split == split for sentence in sentences):
                     raise UserError(f"{len(sentences)} different sentences are too few: none falls into the split {split!r}")
-            for name, counts in publish(output, sentences, about).items():
+            for name, counts in publish(output, lambda folder: write_all(folder, sentences, about)).items():
                 more = f", {counts['labels']:,} choices, {counts['ratings']:,} ratings" if "labels" in counts else ""
                 print(f"{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens{more}")
             return

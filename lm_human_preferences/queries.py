@@ -8,6 +8,7 @@ Original: language/datasets.py, lm_tasks.py make_query_sampler, datasets/*.py.
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -63,24 +64,48 @@ def preparation_command(name: str) -> str:
     return f"python datasets/{name}.py" if script.exists() else f"the script datasets/{name}.py that will bring it is not part of this version yet"
 
 
-def write_token_file(folder: Path, split: str, documents: Iterable[Sequence[int]]) -> dict[str, int | str]:
-    """Write one split atomically; returns its entry for `meta.json`: documents, tokens, SHA-256 of both files.
+class TokenFileWriter:
+    """Writes one split document by document; both files appear, whole, when the `with` block ends well."""
 
-    Raises ValueError for a token that does not fit into uint16.
-    """
-    folder, offsets = Path(folder), [0]
-    with atomic_file(folder / f"{split}.bin") as tokens_path, atomic_file(folder / f"{split}.idx.npy") as index_path:
-        with open(tokens_path, "wb") as file:
-            for document in documents:
-                array = np.asarray(document, dtype=np.int64)
-                if array.size and (array.min() < 0 or array.max() > 65535):
-                    raise ValueError(f"document {len(offsets) - 1} has a token outside 0..65535")
-                file.write(array.astype(np.uint16).tobytes())
-                offsets.append(offsets[-1] + array.size)
-        with open(index_path, "wb") as file:
-            np.save(file, np.array(offsets, dtype=np.int64))
-    return {"documents": len(offsets) - 1, "tokens": offsets[-1],
-            "sha256_bin": sha256(folder / f"{split}.bin"), "sha256_idx": sha256(folder / f"{split}.idx.npy")}
+    def __init__(self, folder: Path, split: str):
+        self.folder, self.split, self.offsets = Path(folder), split, [0]
+
+    def __enter__(self) -> "TokenFileWriter":
+        with ExitStack() as stack:
+            path = stack.enter_context(atomic_file(self.folder / f"{self.split}.bin"))
+            self._index = stack.enter_context(atomic_file(self.folder / f"{self.split}.idx.npy"))
+            self._tokens = stack.enter_context(open(path, "wb"))
+            self._stack = stack.pop_all()
+        return self
+
+    def add(self, document: Sequence[int] | np.ndarray) -> None:
+        """Append a document's tokens. Raises ValueError for a token that does not fit into uint16."""
+        array = np.asarray(document)
+        if array.dtype != np.uint16:
+            array = array.astype(np.int64)
+            if array.size and (array.min() < 0 or array.max() > 65535):
+                raise ValueError(f"document {len(self.offsets) - 1} has a token outside 0..65535")
+        self._tokens.write(array.astype(np.uint16).tobytes())
+        self.offsets.append(self.offsets[-1] + array.size)
+
+    def __exit__(self, *exception) -> None:
+        if exception[0] is None:
+            with open(self._index, "wb") as file:
+                np.save(file, np.array(self.offsets, dtype=np.int64))
+        self._stack.__exit__(*exception)
+
+    def entry(self) -> dict[str, int | str]:
+        """What `meta.json` says of the split: documents, tokens, SHA-256 of both files."""
+        return {"documents": len(self.offsets) - 1, "tokens": self.offsets[-1],
+                "sha256_bin": sha256(self.folder / f"{self.split}.bin"), "sha256_idx": sha256(self.folder / f"{self.split}.idx.npy")}
+
+
+def write_token_file(folder: Path, split: str, documents: Iterable[Sequence[int]]) -> dict[str, int | str]:
+    """Write one split atomically; returns its entry for `meta.json`. Raises ValueError for a token that does not fit into uint16."""
+    with TokenFileWriter(folder, split) as writer:
+        for document in documents:
+            writer.add(document)
+    return writer.entry()
 
 
 def write_meta(folder: Path, *, source: str, licence: str, splits: dict[str, dict], encoding: str = "gpt2", **more) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lm_human_preferences.language.encoding import gpt2_encoding
+from lm_human_preferences.preparation import pieces
 from lm_human_preferences.queries import TokenFile, read_meta
 from small import ROOT
 
@@ -69,12 +70,12 @@ def test_a_share_is_held_out_where_no_file_is(texts, tmp_path):
 
 @pytest.mark.parametrize("damage, says", [
     (lambda folder: (folder / "c.jsonl").write_text('{"title": "no text"}\n'), "c.jsonl, line 1: expected a JSON object with a string field 'text'"),
-    (lambda folder: (folder / "c.jsonl").write_text('{"text": "fine"}\n{"text"'), "c.jsonl, line 2"),
-    (lambda folder: (folder / "valid.jsonl.gz").write_bytes((folder / "valid.jsonl.gz").read_bytes()[:-12]), "valid.jsonl.gz: damaged"),
-    (lambda folder: (folder / "valid.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}')[:10] + b"\xff" * 30), "valid.jsonl.gz: damaged"),
+    (lambda folder: (folder / "c.jsonl").write_text('{"text": "fine"}\n{"text"'), "c.jsonl, line 2 is no JSON"),
+    (lambda folder: (folder / "valid.jsonl.gz").write_bytes((folder / "valid.jsonl.gz").read_bytes()[:-12]), "valid.jsonl.gz is damaged"),
+    (lambda folder: (folder / "valid.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}')[:10] + b"\xff" * 30), "valid.jsonl.gz is damaged"),
     (lambda folder: (folder / "c.jsonl").write_text('["text"]\n'), "c.jsonl, line 1: expected a JSON object"),
     (lambda folder: (folder / "c.jsonl").write_text('{"text": 5}\n'), "c.jsonl, line 1: expected a JSON object"),
-    (lambda folder: (folder / "c.jsonl").write_bytes(b'{"text": "caf\xe9"}\n'), "c.jsonl: not UTF-8"),
+    (lambda folder: (folder / "c.jsonl").write_bytes(b'{"text": "caf\xe9"}\n'), "c.jsonl, line 1: not UTF-8"),
     (lambda folder: (folder / "a.txt").write_bytes(b"caf\xe9"), "a.txt: not UTF-8"),
     (lambda folder: (folder / "valid.jsonl.gz").write_bytes(gzip.compress(b"")), "has no document for the split valid"),
     (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no .txt, .jsonl or .jsonl.gz file"),
@@ -117,7 +118,7 @@ def test_pieces_change_no_token():
     parts = ["\n\n", "\n", " ", "\n\n\n", "\t", "\u00a0", "\u2028", "\x1c", "word", "It's", "12", "...", "é", "\U0001f600", "\r"]
     for _ in range(300):
         text = "".join(random.choice(parts, size=20))
-        pieces = list(script._pieces(text, size=1))
-        assert sum(map(encoding.encode, pieces), []) == encoding.encode(text)
-        cut += len(pieces) - 1
+        cuts = list(pieces(text, size=1))
+        assert sum(map(encoding.encode, cuts), []) == encoding.encode(text)
+        cut += len(cuts) - 1
     assert cut > 300
