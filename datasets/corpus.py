@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.preparation import Document, check_writable, encoded, hash_percent, publish, write_splits
+from lm_human_preferences.preparation import Document, check_writable, encoded, hash_percent, publish, read_text, write_splits
 from lm_human_preferences.queries import DATASETS_FOLDER, write_meta
 from lm_human_preferences.records import read_records
 
@@ -29,10 +29,7 @@ def documents_of(path: Path, bar: tqdm, sources: frozenset[str] = frozenset()) -
         bar.update(path.stat().st_size)
         if sources:
             return
-        try:
-            yield path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        yield read_text(path)
         return
     for where, document in read_records(path, progress=bar.update):
         if not isinstance(document, dict) or not isinstance(document.get("text"), str):

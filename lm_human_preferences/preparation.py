@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.files import make_folder, read_json, sha256
@@ -217,7 +218,6 @@ def fingerprint(path: Path) -> str:
 class Recipe(NamedTuple):
     """What a preparation script has of its own; `prepare` does the rest."""
 
-    name: str
     version: int  # raise it whenever the same source would give different files
     licence: str
     splits: tuple[str, ...]
@@ -249,12 +249,13 @@ def check_arguments(arguments: argparse.Namespace) -> SplitRule:
     return SplitRule.parse(arguments.split)
 
 
-def prepare(recipe: Recipe, arguments: argparse.Namespace, source: dict[str, str], documents: Callable[[], Iterable[Document]]) -> None:
+def prepare(recipe: Recipe, arguments: argparse.Namespace, source: dict[str, str], documents: Callable[[], Iterable[Document]], **settings) -> None:
     """Make the data set in `arguments.output`, or do nothing where it is there already.
 
-    source: what was read, by name (paths with their fingerprints, addresses). Raises UserError if a split would have no document.
+    source: what was read, by name (paths with their fingerprints, addresses); settings: what else the result depends on.
+    Raises UserError if a split would have no document.
     """
-    about = {"recipe": recipe.version, "limit": arguments.limit, "split": arguments.split, "inputs": source}
+    about = {"recipe": recipe.version, "limit": arguments.limit, "split": arguments.split, "inputs": source} | settings
     if not arguments.force and is_complete(arguments.output, about):
         print(f"nothing to do: {arguments.output} is complete (--force makes it again)")
         return
@@ -270,3 +271,53 @@ def prepare(recipe: Recipe, arguments: argparse.Namespace, source: dict[str, str
 
     for name, counts in publish(arguments.output, write).items():
         print(f"{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
+
+
+# --- sources ---
+
+def input_files(path: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """The files an --input names: itself, or those of a folder that fit a pattern. Raises UserError if there are none."""
+    files = [path] if path.is_file() else sorted(file for pattern in patterns for file in path.glob(pattern))
+    if not files:
+        raise UserError(f"--input {path} holds no {', '.join(patterns)}")
+    return files
+
+
+def read_text(path: Path) -> str:
+    """A text file. Raises UserError, naming the place, if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{path} is not readable: {error.strerror or error}") from None
+
+
+def hub_rows(name: str, config: str | None, split: str, revision: str | None, columns: tuple[str, ...], limit: int | None) -> Iterator[dict[str, str]]:
+    """Rows of a data set on the Hugging Face hub, or in a local folder of its files, streamed; needs the package datasets.
+
+    Raises UserError if it cannot be had or a row lacks one of the columns.
+    """
+    try:
+        import datasets
+        if not hasattr(datasets, "load_dataset"):
+            raise ImportError
+    except ImportError:
+        raise UserError(f"reading {name} needs the package datasets: pip install datasets; or give local files with --input") from None
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
+        known = (rows.info.splits or {}).get(split)
+        total = known.num_examples or None if known is not None else None
+        with tqdm(total=min(total, limit) if total and limit else total or limit, desc=split, unit="row", disable=None) as bar:
+            for number, row in enumerate(itertools.islice(rows, limit)):
+                for column in columns:
+                    if not isinstance(row.get(column), str):
+                        raise UserError(f"{name}, split {split}, row {number}: expected a text in the column {column!r}; it has {', '.join(row)}")
+                yield row
+                bar.update()
+    except UserError:
+        raise
+    except Exception as error:  # the package and its many back ends raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{name} could not be read from the hub ({reason}); try again, or give local files with --input") from None

@@ -1,8 +1,5 @@
 """Checkpoints of OpenAI's GPT-2 and of the original's runs, written by TensorFlow; Hugging Face's folders; downloads of both."""
 
-import contextlib
-import importlib.util
-import io
 import json
 import shutil
 import subprocess
@@ -18,28 +15,16 @@ from lm_human_preferences.language.checkpoints import convert_hugging_face, load
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.tensorflow_checkpoints import RELEASE, OriginalCheckpoint
 from lm_human_preferences.reward_model import RewardModel
-from small import ROOT
+from scripts import load_script, run_main
 from web import serve
 
 tensorflow_gpt2 = pytest.importorskip("tensorflow_gpt2")
 SIZES, TOLERANCE = tensorflow_gpt2.SIZES, 3e-5
-SCRIPT = ROOT / "saved_models/prepare_pytorch_checkpoint.py"
-_spec = importlib.util.spec_from_file_location("prepare_pytorch_checkpoint", SCRIPT)
-script = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(script)
+script = load_script("saved_models/prepare_pytorch_checkpoint.py")
 
 
 def prepare(*words, check: bool = True) -> subprocess.CompletedProcess:
-    """The script as if it were typed, but in this process: importing TensorFlow takes long."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["prepare_pytorch_checkpoint.py", *map(str, words)])
-        try:
-            script.main()
-        except SystemExit as end:
-            status = end.code
-    assert not check or status == 0, out.getvalue() + err.getvalue()
-    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+    return run_main(script, *words, check=check)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +230,7 @@ def test_damaged_hugging_face_folders(tmp_path, damage, says):
 
 
 def test_the_script_from_a_shell(release, tmp_path):
-    done = subprocess.run([sys.executable, SCRIPT, "mine", "--input", release[0], "--output", tmp_path / "mine"], cwd=tmp_path, capture_output=True,
+    done = subprocess.run([sys.executable, script.__file__, "mine", "--input", release[0], "--output", tmp_path / "mine"], cwd=tmp_path, capture_output=True,
                           text=True, timeout=300)
     assert done.returncode == 0 and load_model(tmp_path / "mine").config.n_embd == 32
     assert done.stdout.startswith(str(tmp_path / "mine")) and "oneDNN" not in done.stderr

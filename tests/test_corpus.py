@@ -1,7 +1,6 @@
 """datasets/corpus.py through its command line: what it reads, how it splits, what it refuses."""
 
 import gzip
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,10 +11,10 @@ import pytest
 from lm_human_preferences.language.encoding import gpt2_encoding
 from lm_human_preferences.preparation import pieces
 from lm_human_preferences.queries import TokenFile, read_meta
+from scripts import load_script
 from small import ROOT
 
-script = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("corpus", ROOT / "datasets/corpus.py"))
-spec.loader.exec_module(script)
+script = load_script("datasets/corpus.py")
 STORY = "".join(f"Paragraph {n} of a story that is long.\n\n" for n in range(3000)) + "The end."  # encoded in pieces
 
 

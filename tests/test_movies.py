@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -17,22 +16,15 @@ import pytest
 
 from lm_human_preferences.language.encoding import gpt2_encoding
 from lm_human_preferences.queries import TokenFile, read_meta
+from scripts import load_script
+from small import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXTS, RATINGS = "movieReviewSnippets_GroundTruth.txt", "movieReviewSnippets_anonDataRatings.txt"
 SPLITS = ("train", "valid", "test")
 PADDING, END = 50259, 50256
 
 
-def script(name: str):
-    """The module datasets/NAME.py; `datasets` is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "datasets" / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-movies, reference = script("movies"), script("movies_reference")
+movies, reference = load_script("datasets/movies.py"), load_script("datasets/movies_reference.py")
 
 
 def write_source(folder: Path, count: int = 240) -> Path:
