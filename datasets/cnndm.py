@@ -30,7 +30,7 @@ from lm_human_preferences.downloads import cached
 from lm_human_preferences.errors import UserError, exit_on_user_error
 from lm_human_preferences.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_rows, prepare,
                                               read_text)
-from lm_human_preferences.queries import DATASETS_FOLDER
+from lm_human_preferences.queries import DOWNLOADS
 
 HUB, CONFIG = "abisee/cnn_dailymail", "3.0.0"
 LISTS = "https://openaipublic.blob.core.windows.net/lm-human-preferences/datasets/cnndm/url_lists"
@@ -113,7 +113,7 @@ def find_list(folder: Path, split: str) -> Path:
     for place in (folder, folder / "url_lists"):
         if (place / LIST_OF[split]).is_file():
             return place / LIST_OF[split]
-    return cached(f"{LISTS}/{LIST_OF[split]}", DATASETS_FOLDER / "downloads")
+    return cached(f"{LISTS}/{LIST_OF[split]}", DOWNLOADS)
 
 
 def from_stories(folder: Path, lists: dict[str, Path], rule: SplitRule, limit: int | None) -> Iterator[Document]:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from lm_human_preferences.downloads import cached
 from lm_human_preferences.errors import UserError, exit_on_user_error
 from lm_human_preferences.preparation import Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, prepare
-from lm_human_preferences.queries import DATASETS_FOLDER
+from lm_human_preferences.queries import DOWNLOADS
 from lm_human_preferences.records import read_records
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/lm-human-preferences/tldr"
@@ -71,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rule = check_arguments(arguments)
     if arguments.input is None:
-        files = {split: cached(f"{arguments.url}/{name}", DATASETS_FOLDER / "downloads") for split, name in FILES.items()}
+        files = {split: cached(f"{arguments.url}/{name}", DOWNLOADS) for split, name in FILES.items()}
     else:
         files = {split: arguments.input / name for split, name in FILES.items()}
         for path in files.values():

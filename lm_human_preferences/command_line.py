@@ -20,7 +20,8 @@ from lm_human_preferences.queries import DATASETS_FOLDER, preparation_command
 STAGES = {"train_sft": "train a language model on a data set", "train_reward": "train a reward model on human choices",
           "train_policy": "tune a language model against a reward model with PPO"}
 OTHERS = {"sample": "write continuations with a trained model", "report": "draw figures and an HTML page of a run",
-          "tasks": "list the tasks, or print one in full"}
+          "labels": "look into a label file, or write it in the other form", "tasks": "list the tasks, or print one in full"}
+WORDS = {"labels": "inspect SOURCE | convert SOURCE OUTPUT", "tasks": "[TASK]"}  # what follows a command that takes no EXPERIMENT
 
 Experiments = dict[str, dict[str, Callable[[], Any]]]
 
@@ -103,6 +104,17 @@ class Commands:
         print(f"report in {write_report(find_run(experiment, save_dir))}")
 
     @fire.decorators.SetParseFn(str)
+    def labels(self, *words: str, **options: str) -> None:
+        from lm_human_preferences.inspect_labels import LabelToolParams, convert, inspect
+        params = apply_overrides(LabelToolParams(), options)
+        if words[:1] == ("inspect",) and len(words) == 2:
+            print(inspect(words[1], params))
+        elif words[:1] == ("convert",) and len(words) == 3:
+            print(convert(words[1], words[2], params))
+        else:
+            raise UserError("labels takes two forms: python launch.py labels inspect SOURCE, python launch.py labels convert SOURCE OUTPUT")
+
+    @fire.decorators.SetParseFn(str)
     def tasks(self, *words: str, **options: str) -> None:
         _only(options)
         print(task_table(self._experiments) if not words else task_in_full(_one_word(words, "tasks", "TASK"), self._experiments))
@@ -144,7 +156,7 @@ def check_present(params: Any, task: str) -> None:
     reward = params if hasattr(params, "labels") else getattr(getattr(params, "rewards", None), "train_new_model", None)
     if reward is not None and getattr(getattr(params, "rewards", None), "trained_model", None) is None:
         for source in (reward.labels.source, reward.labels.valid_source):
-            if source and not Path(source).exists():
+            if source and "://" not in source and not Path(source).exists():
                 missing.append(f"the labels {source}")
     if missing:
         raise UserError(f"task {task} needs {'; '.join(missing)}")
@@ -195,7 +207,7 @@ def _only(options: dict[str, str], name: str | None = None, default: str = "") -
 def general_help(experiments: Experiments) -> str:
     lines = ["Learning from human preferences with language models.", "", "commands:"]
     lines += [f"  python launch.py {name} TASK EXPERIMENT [--parameter value ...]\n      {text}" for name, text in STAGES.items()]
-    lines += [f"  python launch.py {name} {'[TASK]' if name == 'tasks' else 'EXPERIMENT'}\n      {text}" for name, text in OTHERS.items()]
+    lines += [f"  python launch.py {name} {WORDS.get(name, 'EXPERIMENT')}\n      {text}" for name, text in OTHERS.items()]
     lines += ["", "tasks: " + ", ".join(sorted({task for entries in experiments.values() for task in entries})), "",
               "EXPERIMENT is the name of the run; everything it makes lies in saved_models/EXPERIMENT/.",
               "Every parameter can be set by its dotted name:  --ppo.lr 1e-5  --rewards.adaptive_kl off",
@@ -208,10 +220,13 @@ def general_help(experiments: Experiments) -> str:
 def command_help(command: str, arguments: list[str], experiments: Experiments) -> str:
     """Help on a command; for a stage with all its parameters, their values in the task's entry, and what they mean."""
     if command in OTHERS:
-        lines = [f"python launch.py {command} {'[TASK]' if command == 'tasks' else 'EXPERIMENT'}: {OTHERS[command]}"]
+        lines = [f"python launch.py {command} {WORDS.get(command, 'EXPERIMENT')}: {OTHERS[command]}"]
         if command == "sample":
             from lm_human_preferences.sample import SampleParams
             lines += parameter_lines(SampleParams())
+        if command == "labels":
+            from lm_human_preferences.inspect_labels import LabelToolParams
+            lines += ["SOURCE is a file or a web address; OUTPUT ends in .json (token lists) or .jsonl (texts).", *parameter_lines(LabelToolParams())]
         if command == "report":
             lines += ["  --save_dir saved_models    folder that holds the run folders"]
         return "\n".join(lines)

@@ -50,14 +50,19 @@ def download(url: str, path: Path, sha256_digest: str | None = None, pause: floa
 
 def cached(url: str, folder: Path) -> Path:
     """The file at `url` from a cache folder, fetched if it is not there or no longer has the SHA-256 written down when it came."""
-    path = folder / urllib.parse.unquote(urllib.parse.urlparse(url).path).lstrip("/").replace("..", "_")
+    from filelock import FileLock
+
+    address = urllib.parse.urlparse(url)
+    path = folder / address.netloc.replace(":", "_") / urllib.parse.unquote(address.path).lstrip("/").replace("..", "_")
     note = path.with_name(f"{path.name}.sha256")
-    if path.exists() and (not note.exists() or note.read_text().split()[:1] != [sha256(path)]):
-        print(f"{path} is not what was fetched from {url}; fetching it again", file=sys.stderr)
-        path.unlink()
-    if not path.exists():
-        download(url, path)
-        note.write_text(f"{sha256(path)}  {path.name}\n")
+    make_folder(path.parent)
+    with FileLock(path.with_name(f".{path.name}.cache.lock")):  # another process may be fetching it, or checking
+        if path.exists() and (not note.exists() or note.read_text().split()[:1] != [sha256(path)]):
+            print(f"{path} is not what was fetched from {url}; fetching it again", file=sys.stderr)
+            path.unlink()
+        if not path.exists():
+            download(url, path)
+            note.write_text(f"{sha256(path)}  {path.name}\n")
     return path
 
 

@@ -1,21 +1,13 @@
-"""Human labels: their types and losses, and label files in and out.
+"""Human labels: their types, their losses and statistics. Original: label_types.py, train_reward.py."""
 
-Two forms of a file are read. The original's JSON is a list of objects with token lists (`query`, `sample0`, ..., `best`); the readable JSONL
-has texts, a line a label: {"query": text, "responses": [text, ...], "best": 2}. Original: label_types.py, train_reward.py.
-"""
-
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from lm_human_preferences.configuration import param
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.language.encoding import Encoding
-from lm_human_preferences.tasks import TaskParams
 
 
 @dataclass
@@ -24,7 +16,7 @@ class LabelParams:
 
     type: str = param("best_of_4", "best_of_N for any N, scalar_rating or scalar_compare (also called scalar_comparison)")
     num_train: int = param(4992, "labels to train on: the first of the file; a multiple of the batch size")
-    source: str = param("", "label file (JSON of token lists or JSONL of texts)")
+    source: str = param("", "label file (JSON of token lists or JSONL of texts), or its web address")
     valid_source: str | None = param(None, "label file to measure on; none takes what the source has beyond num_train")
     num_valid: int = param(2000, "labels to measure on, at most")
 
@@ -101,110 +93,3 @@ def pearson_r(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Correlation of two vectors [B] (original: utils/core.py pearson_r)."""
     x, y = x - x.mean(), y - y.mean()
     return (x * y).mean() / ((x * x).mean() * (y * y).mean()).sqrt()
-
-
-def load_labels(path: str, kind: LabelType, task: TaskParams, encoding: Encoding, limit: int | None = None, skip: int = 0,
-                needed: bool = True) -> LabelBatch | None:
-    """The labels skip .. skip + limit of a file; None if there are none and none are `needed`. Other fields of the file are ignored.
-
-    Raises UserError, naming file, entry and what was expected, for a file that is no JSON, lacks a key, has a token out of range, an answer
-    out of range or a length other than the task's.
-    """
-    entries = _read(path)[skip:][:limit]
-    if not entries and not needed:
-        return None
-    if not entries:
-        raise UserError(f"{path} has no labels{f' after the first {skip}' if skip else ''}")
-    names = ["query", *kind.response_names(), kind.answer]
-    queries, responses, answers = [], [], []
-    for number, entry in enumerate(entries, skip):
-        where = f"{path}, label {number}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}: expected an object with {', '.join(names)}")
-        if "responses" in entry or isinstance(entry.get("query"), str):
-            entry = _tokenised(entry, kind, task, encoding, where)
-        missing = [name for name in names if name not in entry]
-        if missing:
-            raise UserError(f"{where}: the key {missing[0]!r} is missing; {kind.name} needs {', '.join(names)}")
-        queries.append(_tokens(entry["query"], task.query_length, encoding, f"{where}: query"))
-        responses.append([_tokens(entry[name], task.response_length, encoding, f"{where}: {name}") for name in kind.response_names()])
-        answers.append(_answer(entry[kind.answer], kind, where))
-    target = torch.tensor(answers, dtype=torch.int64 if kind.is_choice else torch.float32)
-    return LabelBatch(torch.tensor(queries), torch.tensor(responses), target)
-
-
-def _read(path: str) -> list:
-    if "://" in str(path):
-        raise UserError(f"labels {path}: labels are read from files; download it and give its path")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = list(_json_lines(path, text)) if str(path).endswith(".jsonl") else json.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"the label file {path} does not exist; prepare the data set first, or name another file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"the label file {path} is no JSON: {error}") from None
-    if not isinstance(values, list):
-        raise UserError(f"{path}: expected a list of labels")
-    return values
-
-
-def _json_lines(path: str, text: str) -> Iterator[object]:
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028, which a JSON string may hold
-        try:
-            if line.strip():
-                yield json.loads(line)
-        except ValueError as error:
-            raise UserError(f"the label file {path} is no JSON in line {number}: {error}") from None
-
-
-def _tokenised(entry: dict, kind: LabelType, task: TaskParams, encoding: Encoding, where: str) -> dict:
-    """A label of texts as one of padded token lists. Texts longer than the task's lengths are cut on the right."""
-    texts = entry.get("responses", [])
-    if not isinstance(entry.get("query"), str) or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: expected {{\"query\": text, \"responses\": [text, ...]}}")
-    if len(texts) != kind.n_responses:
-        raise UserError(f"{where}: {kind.name} needs {kind.n_responses} responses, found {len(texts)}")
-
-    def padded(tokens: list[int], length: int) -> list[int]:
-        return (tokens + [encoding.padding_token] * length)[:length]
-
-    end = [encoding.end_of_text] if task.truncate_token == encoding.end_of_text else []
-    result = {name: value for name, value in entry.items() if name not in ("query", "responses")}
-    result["query"] = padded(encoding.encode(entry["query"]), task.query_length)
-    for name, text in zip(kind.response_names(), texts, strict=True):
-        result[name] = padded(encoding.encode(text) + end, task.response_length)
-    return result
-
-
-def _tokens(value: object, length: int, encoding: Encoding, where: str) -> list[int]:
-    if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise UserError(f"{where}: expected a list of {length} token ids")
-    if len(value) != length:
-        raise UserError(f"{where} has {len(value)} tokens, the task's length is {length}")
-    for token in value:
-        if not (0 <= token < encoding.n_vocab or token == encoding.padding_token):
-            raise UserError(f"{where}: token {token} is out of range (0..{encoding.n_vocab - 1}, or {encoding.padding_token} for padding)")
-    if value[0] == encoding.padding_token and where.endswith("query"):
-        raise UserError(f"{where} is empty: it starts with padding")
-    return value
-
-
-def _answer(value: object, kind: LabelType, where: str) -> int | float:
-    if kind.is_choice:
-        if type(value) is not int or not 0 <= value < kind.n_responses:
-            raise UserError(f"{where}: 'best' is {value!r}; it must be a whole number from 0 to {kind.n_responses - 1}")
-        return value
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= torch.finfo(torch.float32).max:
-        raise UserError(f"{where}: {kind.answer!r} is {value!r}; it must be a number")
-    return float(value)
-
-
-def save_labels(path: Path, batch: LabelBatch, kind: LabelType) -> None:
-    """Write labels in the original's JSON form."""
-    from lm_human_preferences.files import write_json
-    rows = []
-    for i in range(len(batch)):
-        row = {"query": batch.queries[i].tolist(), kind.answer: batch.target[i].item()}
-        row |= {name: batch.responses[i, n].tolist() for n, name in enumerate(kind.response_names())}
-        rows.append(row)
-    write_json(path, rows)

@@ -21,6 +21,7 @@ from lm_human_preferences.language.encoding import Encoding
 from lm_human_preferences.tasks import TaskParams, single_token
 
 DATASETS_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
+DOWNLOADS = DATASETS_FOLDER / "downloads"  # what was fetched from the web, by host and path
 
 
 class TokenFile:

@@ -17,7 +17,8 @@ from lm_human_preferences.configuration import param, to_dict
 from lm_human_preferences.distributed import World, generator_for
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.files import write_json
-from lm_human_preferences.labels import LabelBatch, LabelParams, LabelType, label_type, load_labels
+from lm_human_preferences.label_files import load_labels
+from lm_human_preferences.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.optim import TensorFlowAdam, linear_decay
 from lm_human_preferences.policy import Policy
@@ -64,14 +65,14 @@ def check(params: RewardTrainingParams) -> LabelType:
 def read_labels(params: RewardTrainingParams, kind: LabelType, encoding: Encoding) -> tuple[LabelBatch, LabelBatch | None]:
     """Training labels (the first num_train) and held-out ones, None if there are none. UserError if there are too few."""
     p = params.labels
-    train = load_labels(p.source, kind, params.task, encoding, limit=p.num_train)
-    if len(train) < p.num_train:
-        raise UserError(f"{p.source} has {len(train)} labels, --labels.num_train asks for {p.num_train}")
-    if not p.num_valid:
-        return train, None
-    if p.valid_source:
-        return train, load_labels(p.valid_source, kind, params.task, encoding, limit=p.num_valid)
-    return train, load_labels(p.source, kind, params.task, encoding, limit=p.num_valid, skip=p.num_train, needed=False)
+    from_source = 0 if p.valid_source else p.num_valid  # held-out labels that follow the training labels in the same file
+    labels = load_labels(p.source, kind, params.task, encoding, limit=p.num_train + from_source)
+    if len(labels) < p.num_train:
+        raise UserError(f"{p.source} has {len(labels)} labels, --labels.num_train asks for {p.num_train}")
+    if p.valid_source and p.num_valid:
+        return labels, load_labels(p.valid_source, kind, params.task, encoding, limit=p.num_valid)
+    train, valid = labels.rows(slice(p.num_train)), labels.rows(slice(p.num_train, None))
+    return train, valid if len(valid) else None
 
 
 def train(params: RewardTrainingParams, task: str, experiment: str) -> Path:

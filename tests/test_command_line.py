@@ -107,7 +107,7 @@ def test_a_reward_model_that_does_not_fit(world, change, says):
 
 @pytest.mark.parametrize("damage, says", [
     (lambda path: path.write_text("not JSON"), "is no JSON"),
-    (lambda path: path.write_text("{}"), "expected a list"),
+    (lambda path: path.write_text("{}"), "label 0: the key 'query' is missing"),
     (lambda path: _edit(path, lambda rows: rows[3].pop("sample2")), "label 3: the key 'sample2' is missing"),
     (lambda path: _edit(path, lambda rows: rows[5]["sample1"].__setitem__(0, 99)), "label 5: sample1: token 99 is out of range"),
     (lambda path: _edit(path, lambda rows: rows[7].update(best=4)), "label 7: 'best' is 4"),

@@ -169,7 +169,7 @@ def test_another_rule_divides_by_text(tmp_path):
 
 def test_posts_from_the_web_after_a_broken_connection(tmp_path, monkeypatch):
     write_posts(tmp_path / "served")
-    monkeypatch.setattr(tldr, "DATASETS_FOLDER", tmp_path / "datasets")
+    monkeypatch.setattr(tldr, "DOWNLOADS", tmp_path / "downloads")
     with serve(tmp_path / "served") as server:
         server.break_after = [100]
         prepare(tldr, tmp_path / "out", "--url", server.url)
@@ -184,7 +184,7 @@ def test_lists_of_addresses_from_the_web(tmp_path, monkeypatch):
     (tmp_path / "in" / "url_lists").rename(tmp_path / "served")
     with serve(tmp_path / "served") as server:
         monkeypatch.setattr(cnndm, "LISTS", server.url)
-        monkeypatch.setattr(cnndm, "DATASETS_FOLDER", tmp_path / "datasets")
+        monkeypatch.setattr(cnndm, "DOWNLOADS", tmp_path / "downloads")
         prepare(cnndm, tmp_path / "out", "--input", tmp_path / "in")
     assert len(texts(tmp_path / "out", "test")) == 3
 

@@ -6,10 +6,14 @@ import math
 import pytest
 import torch
 
+from lm_human_preferences import label_files
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.labels import label_type, load_labels, save_labels
+from lm_human_preferences.inspect_labels import LabelToolParams, convert, inspect
+from lm_human_preferences.label_files import load_labels, save_labels, token_label
+from lm_human_preferences.labels import label_type
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.tasks import TaskParams
+from web import serve
 
 LETTERS, TASK = get_encoding("letters"), TaskParams(query_length=3, response_length=4, truncate_token=26)
 CHOICES = [{"query": "ab", "responses": ["c", "defghij", "k", ""], "best": 1}, {"query": "lmnop", "responses": ["q", "r", "s", "t"], "best": 3}]
@@ -34,7 +38,7 @@ def test_texts_are_cut_padded_and_ended(tmp_path):
 def test_both_forms_give_the_same_tensors(tmp_path, name, rows):
     kind = label_type(name)
     texts = load_labels(write(tmp_path / "a.jsonl", rows), kind, TASK, LETTERS)
-    save_labels(tmp_path / "b.json", texts, kind)
+    save_labels(tmp_path / "b.json", (token_label(texts, i, kind) for i in range(len(texts))))
     tokens = load_labels(str(tmp_path / "b.json"), kind, TASK, LETTERS)
     for field in ("queries", "responses", "target"):
         assert torch.equal(getattr(texts, field), getattr(tokens, field))
@@ -84,8 +88,8 @@ def test_a_file_with_too_few(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, says", [
-    ("a.jsonl", b'{"query": "a"}\n\n{"query"\n', "a.jsonl is no JSON in line 3"), ("a.jsonl", b"\n", "has no labels"),
-    ("a.json", b"[]", "has no labels"), ("a.json", b'[{"query": ', "a.json is no JSON"), ("a.json", b'["caf\xe9"]', "is no JSON.*utf-8")])
+    ("a.jsonl", json.dumps(CHOICES[0]).encode() + b'\n\n{"query"\n', "a.jsonl, line 3 is no JSON"), ("a.jsonl", b"\n", "has no labels"),
+    ("a.json", b"[]", "has no labels"), ("a.json", b'[{"query": ', "label 0 is truncated"), ("a.json", b'["caf\xe9"]', "not UTF-8")])
 def test_files_that_hold_no_labels(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says):
@@ -102,3 +106,105 @@ def test_losses_and_statistics_by_hand():
     stats = kind.stats(-2 * ratings[:, None], ratings)
     assert stats["loss"] == stats["error"] == 9 * 41 / 3 and stats["corr"] == pytest.approx(-1)
     assert (stats["label_mean"], stats["label_var"]) == (3.0, pytest.approx(14 / 3))
+
+
+# --- on the web ---
+
+def test_labels_from_an_address_are_fetched_once_and_checked(tmp_path, monkeypatch):
+    """Hazard 30."""
+    monkeypatch.setattr(label_files, "DOWNLOADS", tmp_path / "cache")
+    (tmp_path / "served" / "labels").mkdir(parents=True)
+    write(tmp_path / "served" / "labels" / "offline.json", [{"query": [1, 2, 3], "sample0": [1] * 4, "sample1": [2] * 4, "best": 1}])
+    with serve(tmp_path / "served") as server:
+        load = lambda: load_labels(f"{server.url}/labels/offline.json", label_type("best_of_2"), TASK, LETTERS)
+        server.break_after = [20]
+        assert load().target.tolist() == [1] and load().target.tolist() == [1]
+        assert [wanted for _, wanted in server.requests] == [None, "bytes=20-"]
+        stored = next((tmp_path / "cache").rglob("offline.json"))
+        stored.write_text("<html>an error page</html>")
+        assert load().target.tolist() == [1] and len(server.requests) == 3
+        with pytest.raises(UserError, match="answers 404"):
+            load_labels(f"{server.url}/labels/none.json", label_type("best_of_2"), TASK, LETTERS)
+
+
+# --- launch.py labels ---
+
+def test_inspection_shows_what_is_favoured(tmp_path):
+    rows = [{"query": [n % 26, 27, 27], "sample0": [1, 2, 3, 4], "sample1": [1, 2, 27, 27], "best": int(n % 10 == 0)} for n in range(400)]
+    page = inspect(write(tmp_path / "a.json", rows), LabelToolParams(encoding="letters"))
+    assert "400 labels, best_of_2, 26 different queries" in page and "query     1.0 (1 to 1) of 3 tokens" in page
+    assert "best at position 0: 90.0%  <- +16 standard errors: is the order of the responses random?" in page and "give or take 2.5%" in page
+    assert "best: 3.8 tokens long, the others 2.2; it is a longest one in 90.0%, a shortest one in 10.0%" in page
+    assert page.count("label ") == 5 and "best -> 1: 'bc'" in page and "'bcde'" in page
+    even = [row | {"best": n % 2} for n, row in enumerate(rows)]
+    assert "standard errors" not in inspect(write(tmp_path / "b.json", even), LabelToolParams(encoding="letters", examples=0))
+
+
+@pytest.mark.parametrize("row, says", [
+    ({"query": "a", "responses": ["bc"], "score": 2.5}, "score: mean 2.500, deviation 0.000, 2.5 to 2.5"),
+    ({"query": "a", "responses": ["bc", "c"], "difference": -1}, "scalar_compare, 1 different queries"),
+    ({"query": "a", "responses": ["b", "b"], "best": 0}, "1 labels show the same response twice"),
+])
+def test_inspection_of_every_type(tmp_path, row, says):
+    assert says in inspect(write(tmp_path / "a.jsonl", [row]), LabelToolParams(encoding="letters"))
+
+
+def test_a_correlation_with_length_is_shown(tmp_path):
+    rows = [{"query": "a", "responses": ["b" * (n + 1)], "score": n} for n in range(5)]
+    assert "correlation with length 1.00" in inspect(write(tmp_path / "a.jsonl", rows), LabelToolParams(encoding="letters"))
+
+
+def test_texts_become_tokens_and_texts_again(tmp_path):
+    rows = [{"query": "The film is", "responses": [" dull.", " a delight, truly.", " café", " \U0001f600"], "best": 1}] * 2
+    source = write(tmp_path / "a.jsonl", rows)
+    assert "2 labels as lists of 3 + 6 tokens" in convert(source, str(tmp_path / "b.json"), LabelToolParams(end_of_text=True))
+    task = TaskParams(query_length=3, response_length=6)
+    tokens = load_labels(str(tmp_path / "b.json"), label_type("best_of_4"), task, get_encoding())
+    assert tokens.responses[0, 0].tolist() == [19222, 13, 50256, 50259, 50259, 50259]
+    said = convert(str(tmp_path / "b.json"), str(tmp_path / "c.jsonl"), LabelToolParams())
+    assert "2 of them encode to the same tokens again" in said and said.endswith("again")
+    assert (tmp_path / "c.jsonl").read_text() == "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def test_tokens_that_the_encoder_would_not_choose_are_counted(tmp_path):
+    gpt2 = get_encoding()
+    row = {"query": gpt2.encode("a b"), "sample0": gpt2.encode("i") + gpt2.encode("t"), "sample1": gpt2.encode("it is"), "best": 0}
+    said = convert(write(tmp_path / "a.json", [row, row | {"sample0": gpt2.encode("it is")}]), str(tmp_path / "b.jsonl"), LabelToolParams())
+    assert "1 of them encode to the same tokens again, the others" in said
+
+
+@pytest.mark.parametrize("words, says", [
+    (["inspect", "{}/none.json"], "none.json does not exist"),
+    (["inspect", "{}/empty.json"], "has no labels"),
+    (["inspect", "{}/strange.json"], "label 0: expected the answer in 'best'"),
+    (["inspect", "{}/a.json", "--encoding", "bytes"], "--encoding bytes: must be gpt2 or letters"),
+    (["inspect", "{}/a.json", "--type", "best_of_3"], "the key 'sample2' is missing"),
+    (["inspect", "{}/a.json", "--query_length", "7"], "query has 3 tokens, the task's length is 7"),
+    (["convert", "{}/a.json", "{}/b.txt"], "must end in .json"),
+    (["convert", "{}/a.json", "{}/a.json"], "exists already"),
+    (["convert", "{}/a.json"], "labels takes two forms"),
+    (["inspct", "{}/a.json"], "labels takes two forms"),
+    (["inspect", "{}/a.json", "--exmples", "3"], "did you mean --examples?"),
+])
+def test_bad_words(tmp_path, capsys, monkeypatch, words, says):
+    write(tmp_path / "a.json", [{"query": [1, 2, 3], "sample0": [1] * 4, "sample1": [2] * 4, "best": 1}])
+    write(tmp_path / "empty.json", [])
+    write(tmp_path / "strange.json", [{"query": [1], "samples": 5}])
+    before = sorted(path.name for path in tmp_path.iterdir())
+    import launch
+    monkeypatch.setattr("sys.argv", ["launch.py", "labels", *(word.format(tmp_path) for word in words)])
+    with pytest.raises(SystemExit) as stop:
+        launch.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and says in error and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_the_commands(tmp_path, capsys, monkeypatch):
+    import launch
+    path = write(tmp_path / "a.jsonl", [{"query": "A film", "responses": [" one", " two"], "best": 1}])
+    for words, says in ((["inspect", path], "best -> 1: ' two'"), (["convert", path, str(tmp_path / "b.json")], "1 labels as lists of 2 + 1 tokens"),
+                        (["--help"], "inspect SOURCE | convert SOURCE OUTPUT")):
+        monkeypatch.setattr("sys.argv", ["launch.py", "labels", *words])
+        launch.main()
+        assert says in capsys.readouterr().out
