@@ -1,7 +1,9 @@
 """The experiments as data: one entry per stage and task, assembled from the library's parameter dataclasses.
 
-The paper's tasks have the values of the original's launch.py (whitening of cnndm and tldr as it
-was meant there: the original binds a name that does not exist). `movies` is ours: it needs nothing but pip.
+`sentiment`, `descriptiveness`, `cnndm` and `tldr` have the values of the original's launch.py (whitening of cnndm and tldr as it was meant
+there: the original binds a name that does not exist). With `_paper` they have those of the paper where it differs: GPT-2 774M, two
+million episodes, larger batches. `_paper_supervised` is the paper's "supervised + RL": the same, from the supervised baseline onward.
+`movies` is ours: it needs nothing but pip.
 """
 
 from collections.abc import Callable
@@ -16,28 +18,29 @@ from lm_human_preferences.train_policy import PolicyTrainingParams, RewardsParam
 from lm_human_preferences.train_reward import RewardTrainingParams
 from lm_human_preferences.train_sft import DataParams, ModelParams, SFTOptimizerParams, SFTParams, ValidationParams
 
-GPT2 = "saved_models/124M"
+GPT2, GPT2_LARGE = "saved_models/124M", "saved_models/774M"
 TINY = "saved_models/tiny"
+LABELS = "https://openaipublic.blob.core.windows.net/lm-human-preferences/labels"
 
 
 # --- tasks ---
 
-def books_task() -> TaskParams:
+def books_task(model: str = GPT2) -> TaskParams:
     """Continue a passage of a book (sentiment, descriptiveness): end with a full stop after 16 tokens."""
     return TaskParams(query_dataset="books", query_length=64, response_length=24, start_text=".", end_text=".", truncate_token=13, truncate_after=16,
-                      policy=PolicyParams(initial_model=GPT2, temperature=0.7))
+                      policy=PolicyParams(initial_model=model, temperature=0.7))
 
 
-def cnndm_task() -> TaskParams:
+def cnndm_task(model: str = GPT2) -> TaskParams:
     """Summarise a news article: end with a newline after 55 tokens."""
     return TaskParams(query_dataset="cnndm", query_length=500, response_length=75, query_prefix="Article:\n\n", query_suffix="\n\nTL;DR:",
-                      end_text="\n", truncate_token=198, truncate_after=55, policy=PolicyParams(initial_model=GPT2, temperature=0.5))
+                      end_text="\n", truncate_token=198, truncate_after=55, policy=PolicyParams(initial_model=model, temperature=0.5))
 
 
-def tldr_task() -> TaskParams:
+def tldr_task(model: str = GPT2) -> TaskParams:
     """Summarise a Reddit post: end with a newline after 55 tokens."""
     return TaskParams(query_dataset="tldr", query_length=500, response_length=75, query_suffix="\n\nTL;DR:", truncate_token=198, truncate_after=55,
-                      policy=PolicyParams(initial_model=GPT2, temperature=0.7))
+                      policy=PolicyParams(initial_model=model, temperature=0.7))
 
 
 def movies_task() -> TaskParams:
@@ -46,18 +49,35 @@ def movies_task() -> TaskParams:
                       policy=PolicyParams(initial_model=TINY, temperature=0.7))
 
 
+SUMMARY_TASKS = {"cnndm": cnndm_task, "tldr": tldr_task}
+
+
 # --- reward training ---
 
 def books_reward(name: str) -> RewardTrainingParams:
     """5,000 choices among four continuations."""
-    return RewardTrainingParams(task=books_task(), labels=LabelParams(type="best_of_4", num_train=4992, source=f"datasets/labels/{name}/offline_5k.json"),
+    return RewardTrainingParams(task=books_task(), labels=LabelParams(type="best_of_4", num_train=4992, source=f"{LABELS}/{name}/offline_5k.json"),
                                 batch_size=32, lr=5e-5, rollout_batch_size=512, normalize_samples=256, run=RunParams(save_interval=50))
 
 
-def summary_reward(task: Callable[[], TaskParams], name: str) -> RewardTrainingParams:
-    """60,000 choices among four summaries."""
-    return RewardTrainingParams(task=task(), labels=LabelParams(type="best_of_4", num_train=46_000, source=f"datasets/labels/{name}/offline_60k.json"),
+def summary_reward(name: str) -> RewardTrainingParams:
+    """46,000 choices among four summaries, collected while the policies of the paper were trained."""
+    return RewardTrainingParams(task=SUMMARY_TASKS[name](), labels=LabelParams(type="best_of_4", num_train=46_000, source=f"{LABELS}/{name}/online_45k.json"),
                                 batch_size=16, lr=2.5e-5, rollout_batch_size=128, normalize_samples=256, run=RunParams(save_interval=200))
+
+
+def books_reward_paper(name: str) -> RewardTrainingParams:
+    """The paper's: 774M, batches of 8 (section 2.2)."""
+    params = books_reward(name)
+    params.task, params.batch_size, params.lr = books_task(GPT2_LARGE), 8, 1.77e-5
+    return params
+
+
+def summary_reward_paper(name: str, model: str = GPT2_LARGE) -> RewardTrainingParams:
+    """The paper's: 774M, batches of 32 (section 2.2); the labels whose number divides by it."""
+    params = summary_reward(name)
+    params.task, params.batch_size, params.lr, params.labels.num_train = SUMMARY_TASKS[name](model), 32, 1.77e-5, 45_984
+    return params
 
 
 def movies_reward() -> RewardTrainingParams:
@@ -78,11 +98,28 @@ def books_policy(name: str) -> PolicyTrainingParams:
         ppo=PPOParams(total_episodes=1_000_000, batch_size=512, lr=1e-5))
 
 
-def summary_policy(task: Callable[[], TaskParams], name: str, kl_coef: float) -> PolicyTrainingParams:
+def summary_policy(name: str, kl_coef: float) -> PolicyTrainingParams:
     """A million episodes at a fixed KL coefficient; rewards are not whitened."""
     return PolicyTrainingParams(
-        task=task(), rewards=RewardsParams(kl_coef=kl_coef, train_new_model=summary_reward(task, name)),
+        task=SUMMARY_TASKS[name](), rewards=RewardsParams(kl_coef=kl_coef, train_new_model=summary_reward(name)),
         ppo=PPOParams(total_episodes=1_000_000, batch_size=32, lr=2e-6, whiten_rewards=False))
+
+
+def books_policy_paper(name: str, target: float) -> PolicyTrainingParams:
+    """The paper's: 774M, two million episodes in batches of 1,024 (section 2.2)."""
+    params = books_policy(name)
+    params.task, params.rewards.train_new_model = books_task(GPT2_LARGE), books_reward_paper(name)
+    params.rewards.adaptive_kl.target = target
+    params.ppo.total_episodes, params.ppo.batch_size, params.ppo.lr = 2_000_000, 1024, 1.41e-5
+    return params
+
+
+def summary_policy_paper(name: str, kl_coef: float, model: str = GPT2_LARGE) -> PolicyTrainingParams:
+    """The paper's: 774M, two million episodes in batches of 512 (section 2.2)."""
+    params = summary_policy(name, kl_coef)
+    params.task, params.rewards.train_new_model = SUMMARY_TASKS[name](model), summary_reward_paper(name, model)
+    params.ppo.total_episodes, params.ppo.batch_size, params.ppo.lr = 2_000_000, 512, 7.07e-6
+    return params
 
 
 def movies_policy() -> PolicyTrainingParams:
@@ -110,20 +147,53 @@ def movies_sft() -> SFTParams:
                      validation=ValidationParams(interval=50, rows=0, patience=4), run=RunParams(save_interval=200))
 
 
+def books_sft(model: str = GPT2) -> SFTParams:
+    """GPT-2 onward on the passages of books themselves: one epoch, cosine schedule, dropout 0.1. The learning rate is ours."""
+    return SFTParams(data=DataParams(dataset="books", rows="documents", block=256), model=ModelParams(initial=model),
+                     optimizer=SFTOptimizerParams(epochs=1, batch_size=64, lr=5e-5, warmup=100, final_lr_fraction=0.0, dropout=0.1),
+                     validation=ValidationParams(interval=500, rows=512), run=RunParams(save_interval=500, micro_batch=16))
+
+
+def summary_sft(name: str, model: str = GPT2) -> SFTParams:
+    """The paper's supervised baseline on the reference summaries: one epoch, cosine schedule, dropout 0.1. The learning rate is ours."""
+    return SFTParams(task=SUMMARY_TASKS[name](model), data=DataParams(dataset=name, rows="references"), model=ModelParams(initial=model),
+                     optimizer=SFTOptimizerParams(epochs=1, batch_size=64, lr=5e-5, warmup=100, final_lr_fraction=0.0, dropout=0.1),
+                     validation=ValidationParams(interval=250, rows=1024), run=RunParams(save_interval=250, micro_batch=8))
+
+
+# The KL coefficients of summaries are the paper's (section 3.2); of its KL targets for continuations, 6 and 10 nats, it is our reading
+# which belongs to which (docs/reproduce.md).
+PAPER_TARGETS = {"sentiment": 6.0, "descriptiveness": 10.0}
+PAPER_KL_COEFS = {"cnndm": 0.1, "tldr": 0.03}
+
 EXPERIMENTS: dict[str, dict[str, Callable]] = {
-    "train_sft": {"movies": movies_sft, "corpus": corpus_sft},
+    "train_sft": {
+        "movies": movies_sft, "corpus": corpus_sft,
+        "sentiment": books_sft, "descriptiveness": books_sft, "cnndm": partial(summary_sft, "cnndm"), "tldr": partial(summary_sft, "tldr"),
+        "sentiment_paper": partial(books_sft, GPT2_LARGE), "descriptiveness_paper": partial(books_sft, GPT2_LARGE),
+        "cnndm_paper": partial(summary_sft, "cnndm", GPT2_LARGE), "tldr_paper": partial(summary_sft, "tldr", GPT2_LARGE),
+    },
     "train_reward": {
         "movies": movies_reward,
         "sentiment": partial(books_reward, "sentiment"),
         "descriptiveness": partial(books_reward, "descriptiveness"),
-        "cnndm": partial(summary_reward, cnndm_task, "cnndm"),
-        "tldr": partial(summary_reward, tldr_task, "tldr"),
+        "cnndm": partial(summary_reward, "cnndm"),
+        "tldr": partial(summary_reward, "tldr"),
     },
     "train_policy": {
         "movies": movies_policy,
         "sentiment": partial(books_policy, "sentiment"),
         "descriptiveness": partial(books_policy, "descriptiveness"),
-        "cnndm": partial(summary_policy, cnndm_task, "cnndm", 0.01),
-        "tldr": partial(summary_policy, tldr_task, "tldr", 0.03),
+        "cnndm": partial(summary_policy, "cnndm", 0.01),
+        "tldr": partial(summary_policy, "tldr", 0.03),
     },
 }
+for name, target in PAPER_TARGETS.items():
+    EXPERIMENTS["train_reward"][f"{name}_paper"] = partial(books_reward_paper, name)
+    EXPERIMENTS["train_policy"][f"{name}_paper"] = partial(books_policy_paper, name, target)
+for name, kl_coef in PAPER_KL_COEFS.items():
+    EXPERIMENTS["train_reward"][f"{name}_paper"] = partial(summary_reward_paper, name)
+    EXPERIMENTS["train_policy"][f"{name}_paper"] = partial(summary_policy_paper, name, kl_coef)
+    baseline = f"saved_models/{name}_paper/lm"  # python launch.py train_sft {name}_paper {name}_paper
+    EXPERIMENTS["train_reward"][f"{name}_paper_supervised"] = partial(summary_reward_paper, name, baseline)
+    EXPERIMENTS["train_policy"][f"{name}_paper_supervised"] = partial(summary_policy_paper, name, kl_coef, baseline)

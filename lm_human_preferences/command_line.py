@@ -146,7 +146,7 @@ class Commands:
 def check_present(params: Any, task: str) -> None:
     """UserError in one line that lists which model, queries and labels the run needs and lacks, and the command that brings each."""
     missing = []
-    spec = getattr(params, "task", None)
+    spec = None if hasattr(params, "model") else params.task  # supervised training names model and data set itself
     model = spec.policy.initial_model if spec else params.model.initial
     if model is not None and not Path(model).is_dir():
         missing.append(f"the model {model}{how_to_get_model(Path(model))}")
@@ -167,9 +167,9 @@ def how_to_get_model(folder: Path) -> str:
     maker = Path("saved_models/prepare_pytorch_checkpoint.py")
     if folder == Path("saved_models/tiny"):
         return " (it comes with the repository: git checkout saved_models/tiny)"
-    if folder.name not in SHAPES:
-        return ""
-    return f" (python {maker} {folder.name})" if maker.exists() else f" (the script {maker} that will bring it is not part of this version yet)"
+    if folder.name == "lm" and folder.parent.parent == Path("saved_models"):
+        return f" (python launch.py train_sft TASK {folder.parent.name}, TASK being the one it is named after)"
+    return f" (python {maker} {folder.name})" if folder.name in SHAPES else ""
 
 
 def find_entry(stage: str, task: str, experiments: Experiments) -> Callable[[], Any]:
@@ -278,6 +278,6 @@ def task_in_full(task: str, experiments: Experiments) -> str:
         every = sorted({name for stage in experiments.values() for name in stage})
         near = difflib.get_close_matches(task, every, n=1, cutoff=0.4)
         raise UserError(f"there is no task {task!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(every)}"))
-    return "\n\n".join("\n".join([f"{stage} {task}: {inspect.getdoc(entry) or ''}".rstrip(": ")]
+    return "\n\n".join("\n".join([f"{stage} {task}: {inspect.getdoc(getattr(entry, 'func', entry)) or ''}".rstrip(": ")]
                                  + [f"  {name} = {_shown(value)}" for name, (value, _) in flatten(entry()).items()])
                        for stage, entry in entries.items())

@@ -1,6 +1,7 @@
 """What the user did wrong, as an exception that carries one line on what to mend."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -21,4 +22,7 @@ def exit_on_user_error(main: Callable) -> Callable:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0) from None
     return wrapped

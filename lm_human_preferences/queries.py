@@ -60,9 +60,8 @@ class TokenFile:
 
 
 def preparation_command(name: str) -> str:
-    """How a user gets the data set `name`: the command to run, or what is missing when no script exists yet."""
-    script = DATASETS_FOLDER / f"{name}.py"
-    return f"python datasets/{name}.py" if script.exists() else f"the script datasets/{name}.py that will bring it is not part of this version yet"
+    """How a user gets the data set `name`: its script, or the one for texts of their own."""
+    return f"python datasets/{name}.py" if (DATASETS_FOLDER / f"{name}.py").exists() else f"python datasets/corpus.py --input FOLDER --name {name}"
 
 
 class TokenFileWriter:

@@ -24,8 +24,10 @@ from lm_human_preferences.language.gpt2 import GPT2, GPT2Config, count_parameter
 from lm_human_preferences.language.logprobs import token_logprobs
 from lm_human_preferences.optim import adamw, warmup_cosine
 from lm_human_preferences.precision import Precision, choose_precision
-from lm_human_preferences.queries import DATASETS_FOLDER, TokenFile
+from lm_human_preferences.queries import DATASETS_FOLDER
+from lm_human_preferences.rows import ROWS, Rows, make_rows
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
+from lm_human_preferences.tasks import TaskParams
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 
 
@@ -46,8 +48,9 @@ class DataParams:
     """What is read, and how it is cut into rows."""
 
     dataset: str = param("movies", "name of a folder in datasets/, or a path to one")
-    rows: str = param("documents", "packed: the stream of all tokens cut every `block` tokens; documents: each row begins a document")
-    block: int = param(64, "tokens in a row")
+    rows: str = param("documents", "packed: the stream of all tokens cut every `block` tokens; documents: each row begins a document; "
+                                   "references: a row is a query of the task with its reference, which alone is learnt")
+    block: int = param(64, "tokens in a row; references have the task's lengths instead")
 
 
 @dataclass
@@ -79,6 +82,7 @@ class ValidationParams:
 class SFTParams:
     """Everything a supervised run can be told."""
 
+    task: TaskParams | None = param(None, "of references: how a query is cut and what surrounds it; the data set is data.dataset")
     model: ModelParams = param(ModelParams, "")
     data: DataParams = param(DataParams, "")
     optimizer: SFTOptimizerParams = param(SFTOptimizerParams, "")
@@ -95,59 +99,17 @@ def check(params: SFTParams) -> None:
     for name, value in (("optimizer.batch_size", o.batch_size), ("data.block", d.block), ("validation.interval", v.interval)):
         if value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
-    if d.rows not in ("packed", "documents"):
-        raise UserError(f"--data.rows {d.rows}: must be packed or documents")
+    if d.rows not in ROWS:
+        raise UserError(f"--data.rows {d.rows}: must be {', '.join(ROWS)}")
+    if (d.rows == "references") != (params.task is not None):
+        raise UserError("--data.rows references learns the references of a task: --task on gives it one" if params.task is None else
+                        f"--data.rows {d.rows} has no use for a task: --task off, or --data.rows references")
     if o.epochs <= 0 or o.lr <= 0:
         raise UserError(f"--optimizer.epochs {o.epochs} and --optimizer.lr {o.lr} must be positive")
     if not 0 <= o.dropout < 1:
         raise UserError(f"--optimizer.dropout {o.dropout}: must lie in [0, 1)")
     if params.model.initial is None and params.model.n_embd % params.model.n_head:
         raise UserError(f"--model.n_embd {params.model.n_embd} is no multiple of --model.n_head {params.model.n_head}")
-
-
-class Rows:
-    """A token file as rows of `block` inputs and labels, both int64; labels and inputs beyond a document's end are padding."""
-
-    def __init__(self, file: TokenFile, kind: str, block: int, padding_token: int):
-        self.file, self.block, self.padding = file, block, padding_token
-        if kind == "packed":
-            self.starts = np.arange(0, len(file.tokens) - block, block)
-            self.ends = self.starts + block + 1
-        else:  # whole documents while they fit; a document longer than the row goes on in rows of its own
-            self.starts, self.ends = _pack_documents(file.offsets, block)
-        if not len(self.starts):
-            raise UserError(f"{file.folder / file.split}.bin holds {len(file.tokens)} tokens, too few for one row of --data.block {block}")
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def batch(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and labels of these rows, int64 [len(rows), block] each."""
-        tokens = np.full((len(rows), self.block + 1), self.padding, dtype=np.int64)
-        for i, row in enumerate(rows):
-            part = self.file.tokens[self.starts[row]:self.ends[row]]
-            tokens[i, :len(part)] = part
-        tokens = torch.from_numpy(tokens)
-        return tokens[:, :-1], tokens[:, 1:]
-
-
-def _pack_documents(offsets: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last-but-one token of each row: runs of whole documents of at most `block` + 1 tokens."""
-    starts, ends, start, end = [], [], 0, 0
-    for document_start, document_end in zip(offsets[:-1], offsets[1:], strict=True):
-        if end > start and document_end - start > block + 1:
-            starts.append(start)
-            ends.append(end)
-            start = document_start
-        end = document_end
-        while end - start > block + 1:
-            starts.append(start)
-            ends.append(start + block + 1)
-            start += block
-    if end - start > 1:
-        starts.append(start)
-        ends.append(end)
-    return np.array(starts), np.array(ends)
 
 
 class SampledVocabulary:
@@ -197,11 +159,7 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
     data, o = params.data, params.optimizer
     world.share(o.batch_size, "--optimizer.batch_size")
     folder = Path(data.dataset) if Path(data.dataset).is_dir() else DATASETS_FOLDER / data.dataset
-    rows = {split: Rows(TokenFile(folder, split), data.rows, data.block, model.config.padding_token) for split in ("train", "valid")}
-    if data.block > model.config.n_ctx:
-        raise UserError(f"--data.block {data.block} is longer than the model's context of {model.config.n_ctx}")
-    for part in rows.values():
-        part.file.check_vocabulary(model.config.n_vocab)
+    rows = {split: make_rows(folder, split, data.rows, data.block, model.config, params.task) for split in ("train", "valid")}
     total = max(1, math.ceil(o.epochs * len(rows["train"]) / o.batch_size))
 
     run = Run(Path(params.run.save_dir) / experiment, params.run, world.is_main)
@@ -212,8 +170,8 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
     sizes = count_parameters(model.config)
     if world.is_main:
         print(f"{experiment}: {sizes['blocks']:,} parameters and {sizes['embeddings']:,} in embeddings, {len(rows['train']):,} rows of "
-              f"{data.block} tokens, {total:,} steps, {precision.describe()}")
-    sampled = SampledVocabulary(rows["train"].file.tokens, model.config.n_vocab, o.sampled_vocabulary) if o.sampled_vocabulary else None
+              f"{rows['train'].block} tokens, {total:,} steps, {precision.describe()}")
+    sampled = SampledVocabulary(rows["train"].learnt, model.config.n_vocab, o.sampled_vocabulary) if o.sampled_vocabulary else None
     result = run.folder / "lm"
     tracker = Tracker.open(run.folder, params.tracking, run_name=experiment, config=to_dict(params),
                            resume_at=first if params.run.resume else None) if world.is_main else NullTracker()
@@ -222,7 +180,7 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
             started = time.perf_counter()
             lr = warmup_cosine(o.lr, step, total, o.warmup, o.final_lr_fraction)
             loss = _step(model, optimizer, rows["train"], sampled, params, precision, world, step, lr)
-            metrics = {"train/loss": loss, "lr": lr, "tokens_per_second": o.batch_size * data.block / (time.perf_counter() - started)}
+            metrics = {"train/loss": loss, "lr": lr, "tokens_per_second": o.batch_size * rows["train"].block / (time.perf_counter() - started)}
             if not math.isfinite(loss):
                 raise UserError(f"step {step}: the loss is {loss}; start again with a lower --optimizer.lr than {o.lr}")
             last = step + 1 == total
