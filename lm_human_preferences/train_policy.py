@@ -29,7 +29,7 @@ from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
 from lm_human_preferences.scoring import Scorer
-from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task
+from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 from lm_human_preferences.train_reward import RewardTrainingParams
 
@@ -66,6 +66,7 @@ class Rollout(NamedTuple):
     ref_logprobs: torch.Tensor  # float32 [B, R]
     scores: torch.Tensor  # float32 [B], of the truncated responses, with the penalty
     valid: torch.Tensor  # bool [B]
+    truncated: torch.Tensor  # int64 [B, R], the responses as the score sees them
 
 
 def check(params: PolicyTrainingParams) -> None:
@@ -227,8 +228,8 @@ class PPOTrainer:
                 logprobs, values = drawn.logprobs, drawn.values
                 if self.recompute:
                     logprobs, values, _ = self.policy.analyze(q, drawn.tokens, entropies=False)
-                scores, valid, _ = self.scorer(q, drawn.tokens)
-            parts.append(Rollout(q, drawn.tokens, logprobs, values, reference.logprobs, scores, valid))
+                scores, valid, truncated = self.scorer(q, drawn.tokens)
+            parts.append(Rollout(q, drawn.tokens, logprobs, values, reference.logprobs, scores, valid, truncated))
         return Rollout(*(self.world.gather(torch.cat(column)) for column in zip(*parts, strict=True)))
 
     def update(self, step: int, rollout: Rollout, rewards: torch.Tensor, lr: float) -> tuple[list[dict[str, float]], float]:
@@ -268,13 +269,19 @@ class PPOTrainer:
         """The step's metrics under the original's names, besides ours; docs/metrics.md explains each."""
         kl = (rollout.logprobs - rollout.ref_logprobs).sum(1)
         B, R = rollout.responses.shape
+        padding = self.policy.transformer.config.padding_token
         metrics = {
             "objective/kl": float(kl.mean()),
+            "objective/kl_std": float(kl.std(correction=0)),
             "objective/kl_coef": kl_coef,
             "objective/entropy": float(-rollout.logprobs.sum(1).mean()),
             "objective/score": float(rollout.scores.mean()),
+            "objective/score_std": float(rollout.scores.std(correction=0)),
             "objective/score_total": float(rollout.scores.mean() + non_score.sum(1).mean()),
             "objective/valid": float(rollout.valid.float().mean()),
+            "objective/distinct": len(torch.unique(rollout.truncated, dim=0)) / B,
+            "objective/query_padding": padding_share(rollout.queries, padding),
+            "objective/response_padding": padding_share(rollout.truncated, padding),
         }
         metrics |= {f"ppo/{name}": sum(row[name] for row in stats) / len(stats) for name in stats[0]}
         metrics["ppo/val/var_explained"] = 1 - metrics["ppo/val/error"] / metrics["ppo/returns/var"] if metrics["ppo/returns/var"] > 0 else 0.0

@@ -25,7 +25,7 @@ from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
-from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task
+from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 
 
@@ -124,9 +124,9 @@ class RewardTrainer:
         tracker = Tracker.open(run.folder, self.params.tracking, run_name=experiment, config=to_dict(self.params),
                                resume_at=first if self.params.run.resume else None) if self.world.is_main else NullTracker()
         with tracker:
-            metrics = {}
+            metrics = self.label_padding() if first == 0 else {}
             if first == 0 and self.params.normalize_before:
-                metrics = self.normalize("before", *self.kind.target_mean_std(self.train_labels.target))
+                metrics |= self.normalize("before", *self.kind.target_mean_std(self.train_labels.target))
             self.train_on_labels(run, tracker, first, metrics)
             metrics = self.normalize("after", 0.0, 1.0) if self.params.normalize_after else {}
             result = self.evaluate()
@@ -139,6 +139,12 @@ class RewardTrainer:
             self._say(describe_result(result, self.kind) + f"\nreward model in {folder}")
         self.world.barrier()
         return folder
+
+    def label_padding(self) -> dict[str, float]:
+        """How much of the training labels' queries and responses is padding."""
+        padding = self.model.transformer.config.padding_token
+        return {"labels/query_padding": padding_share(self.train_labels.queries, padding),
+                "labels/response_padding": padding_share(self.train_labels.responses, padding)}
 
     def train_on_labels(self, run: Run, tracker: Tracker | NullTracker, first: int, metrics: dict[str, float]) -> None:
         """One pass over the labels in a random order, the same on every rank."""

@@ -221,8 +221,9 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
         for step in range(first, total):
             started = time.perf_counter()
             lr = warmup_cosine(o.lr, step, total, o.warmup, o.final_lr_fraction)
-            loss = _step(model, optimizer, rows["train"], sampled, params, precision, world, step, lr)
-            metrics = {"train/loss": loss, "lr": lr, "tokens_per_second": o.batch_size * data.block / (time.perf_counter() - started)}
+            loss, padding = _step(model, optimizer, rows["train"], sampled, params, precision, world, step, lr)
+            metrics = {"train/loss": loss, "train/padding": padding, "lr": lr,
+                       "tokens_per_second": o.batch_size * data.block / (time.perf_counter() - started)}
             if not math.isfinite(loss):
                 raise UserError(f"step {step}: the loss is {loss}; start again with a lower --optimizer.lr than {o.lr}")
             last = step + 1 == total
@@ -282,12 +283,13 @@ def batch_rows(seed: int, n_rows: int, batch_size: int, step: int) -> np.ndarray
 
 
 def _step(model: GPT2, optimizer: torch.optim.Optimizer, rows: Rows, sampled: SampledVocabulary | None, params: SFTParams,
-          precision: Precision, world: distributed.World, step: int, lr: float) -> float:
-    """One optimizer step over the global batch; returns its mean loss in nats per token."""
+          precision: Precision, world: distributed.World, step: int, lr: float) -> tuple[float, float]:
+    """One optimizer step over the global batch; returns its mean loss in nats per token and the share of padding in it."""
     o, seed = params.optimizer, params.run.seed
     chosen = batch_rows(seed, len(rows), o.batch_size, step)
     inputs, labels = rows.batch(chosen)
     n_tokens = int((labels != rows.padding).sum())
+    padding = 1 - n_tokens / labels.numel()
     mine = world.share(o.batch_size, "--optimizer.batch_size")
     inputs, labels = inputs[mine].to(precision.device), labels[mine].to(precision.device)
     optimizer.zero_grad(set_to_none=True)
@@ -304,7 +306,7 @@ def _step(model: GPT2, optimizer: torch.optim.Optimizer, rows: Rows, sampled: Sa
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
-    return float(total)
+    return float(total), padding
 
 
 def _losses(model: GPT2, inputs: torch.Tensor, labels: torch.Tensor, dropout: float, precision: Precision,
