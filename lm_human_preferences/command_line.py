@@ -1,4 +1,4 @@
-"""What the commands of `launch.py` do: resolve an experiment's parameters, print them, run a stage; sample, report, tasks.
+"""What the commands of `launch.py` do: resolve an experiment's parameters, print them, run a stage; sample, report, doctor, tasks.
 
 Fire finds the command and its arguments; the parameters' types are ours to check, so that a mistake is one line that says how to mend it.
 """
@@ -20,6 +20,7 @@ from lm_human_preferences.queries import DATASETS_FOLDER, preparation_command
 STAGES = {"train_sft": "train a language model on a data set", "train_reward": "train a reward model on human choices",
           "train_policy": "tune a language model against a reward model with PPO"}
 OTHERS = {"sample": "write continuations with a trained model", "report": "draw figures and an HTML page of a run",
+          "doctor": "look for what is wrong with a run, finished or not; exit status 1 if something is",
           "tasks": "list the tasks, or print one in full"}
 
 Experiments = dict[str, dict[str, Callable[[], Any]]]
@@ -101,6 +102,16 @@ class Commands:
         save_dir = _only(options, "save_dir", "saved_models")
         experiment = _one_word(words, "report", "EXPERIMENT")
         print(f"report in {write_report(find_run(experiment, save_dir))}")
+
+    @fire.decorators.SetParseFn(str)
+    def doctor(self, *words: str, **options: str) -> None:
+        from lm_human_preferences.doctor import describe, examine
+        save_dir = _only(options, "save_dir", "saved_models")
+        folder = find_run(_one_word(words, "doctor", "EXPERIMENT"), save_dir)
+        diagnosis = examine(folder)
+        print(describe(diagnosis, folder.name))
+        if not diagnosis.healthy:
+            raise SystemExit(1)
 
     @fire.decorators.SetParseFn(str)
     def tasks(self, *words: str, **options: str) -> None:
@@ -212,7 +223,7 @@ def command_help(command: str, arguments: list[str], experiments: Experiments) -
         if command == "sample":
             from lm_human_preferences.sample import SampleParams
             lines += parameter_lines(SampleParams())
-        if command == "report":
+        if command in ("report", "doctor"):
             lines += ["  --save_dir saved_models    folder that holds the run folders"]
         return "\n".join(lines)
     words = [word for word in arguments if not word.startswith("-") and word in experiments[command]]

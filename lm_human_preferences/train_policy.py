@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lm_human_preferences import distributed, train_reward
 from lm_human_preferences.configuration import param, to_dict
 from lm_human_preferences.distributed import World, generator_for
+from lm_human_preferences.doctor import open_watched
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.evaluation import EvaluationParams, compare_policies
 from lm_human_preferences.language.checkpoints import load_model
@@ -164,8 +165,7 @@ class PPOTrainer:
         if main:
             print(f"{experiment}: {self.total_steps:,} steps of {p.ppo.batch_size} episodes, KL coefficient {self.kl_controller.value}"
                   f"{f' steered to {p.rewards.adaptive_kl.target} nats' if p.rewards.adaptive_kl else ''}, {self.precision.describe()}")
-        tracker = Tracker.open(run.folder, p.tracking, run_name=experiment, config=to_dict(p),
-                               resume_at=first if p.run.resume else None) if main else NullTracker()
+        tracker = open_watched(run.folder, p, "train_policy", experiment, first) if main else NullTracker()
         started = time.perf_counter()
         with tracker, tqdm(total=self.total_steps, initial=first, desc=experiment, unit="step", disable=not main) as bar:
             for step in range(first, self.total_steps):
@@ -173,10 +173,10 @@ class PPOTrainer:
                 metrics, rollout = self.step(step)
                 seconds = time.perf_counter() - step_started
                 metrics |= {"elapsed/fps": self.params.ppo.batch_size * p.task.response_length / seconds, "elapsed/time": time.perf_counter() - started}
+                tracker.log(step, metrics)
                 if not all(math.isfinite(value) for value in metrics.values()):
                     bad = next(name for name, value in metrics.items() if not math.isfinite(value))
                     raise UserError(f"step {step}: {bad} is {metrics[bad]}; start again with a lower --ppo.lr than {p.ppo.lr}")
-                tracker.log(step, metrics)
                 self._show(tracker, bar, step, metrics, rollout)
                 if p.run.save_interval and (step + 1) % p.run.save_interval == 0 and step + 1 < self.total_steps:
                     tracker.flush()

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lm_human_preferences import distributed
 from lm_human_preferences.configuration import param, to_dict
 from lm_human_preferences.distributed import World, generator_for
+from lm_human_preferences.doctor import open_watched
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.files import write_json
 from lm_human_preferences.labels import LabelBatch, LabelParams, LabelType, label_type, load_labels
@@ -121,8 +122,7 @@ class RewardTrainer:
         run.open(describe_run("train_reward", task, experiment, to_dict(self.params)))
         first = self._resume(run) if self.params.run.resume else 0
         self._say(f"{experiment}: {self.params.labels.num_train:,} labels ({self.kind.name}), {self.steps:,} steps, {self.precision.describe()}")
-        tracker = Tracker.open(run.folder, self.params.tracking, run_name=experiment, config=to_dict(self.params),
-                               resume_at=first if self.params.run.resume else None) if self.world.is_main else NullTracker()
+        tracker = open_watched(run.folder, self.params, "train_reward", experiment, first) if self.world.is_main else NullTracker()
         with tracker:
             metrics = self.label_padding() if first == 0 else {}
             if first == 0 and self.params.normalize_before:
@@ -153,10 +153,10 @@ class RewardTrainer:
             for step in range(first, self.steps):
                 started = time.perf_counter()
                 stats = self.step(step, self.order(step))
-                if not math.isfinite(stats["loss"]):
-                    raise UserError(f"step {step}: the loss is {stats['loss']}; start again with a lower --lr than {self.params.lr}")
                 metrics |= {f"train/{name}": value for name, value in stats.items()}
                 tracker.log(step, metrics | {"labels_per_second": self.params.batch_size / (time.perf_counter() - started)})
+                if not math.isfinite(stats["loss"]):
+                    raise UserError(f"step {step}: the loss is {stats['loss']}; start again with a lower --lr than {self.params.lr}")
                 metrics = {}
                 bar.update()
                 bar.set_postfix_str(f"loss {stats['loss']:.3f}")

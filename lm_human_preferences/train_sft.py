@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lm_human_preferences import distributed
 from lm_human_preferences.configuration import param, to_dict
+from lm_human_preferences.doctor import open_watched
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.files import write_json
 from lm_human_preferences.language.checkpoints import load_model, save_model
@@ -26,7 +27,7 @@ from lm_human_preferences.optim import adamw, warmup_cosine
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import DATASETS_FOLDER, TokenFile
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
-from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
+from lm_human_preferences.tracking import NullTracker, TrackingParams, check_tracking
 
 
 @dataclass
@@ -215,8 +216,7 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
               f"{data.block} tokens, {total:,} steps, {precision.describe()}")
     sampled = SampledVocabulary(rows["train"].file.tokens, model.config.n_vocab, o.sampled_vocabulary) if o.sampled_vocabulary else None
     result = run.folder / "lm"
-    tracker = Tracker.open(run.folder, params.tracking, run_name=experiment, config=to_dict(params),
-                           resume_at=first if params.run.resume else None) if world.is_main else NullTracker()
+    tracker = open_watched(run.folder, params, "train_sft", experiment, first) if world.is_main else NullTracker()
     with tracker, tqdm(total=total, initial=first, desc=experiment, unit="step", disable=not world.is_main) as bar:
         for step in range(first, total):
             started = time.perf_counter()
@@ -225,6 +225,7 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
             metrics = {"train/loss": loss, "train/padding": padding, "lr": lr,
                        "tokens_per_second": o.batch_size * data.block / (time.perf_counter() - started)}
             if not math.isfinite(loss):
+                tracker.log(step, metrics)
                 raise UserError(f"step {step}: the loss is {loss}; start again with a lower --optimizer.lr than {o.lr}")
             last = step + 1 == total
             if (step + 1) % params.validation.interval == 0 or last:
