@@ -73,7 +73,7 @@ CHANCE_NOISE = 3.0  # standard errors: one of 700 models that learned nothing do
 CHANCE_NOISE_SEVERE = 1.0  # one of six does as well
 CHANCE_LABELS = 64  # labels in the window before accuracy in training means anything
 MEMORISED_LEAD = 0.1  # accuracy above chance in training before it can be compared
-MEMORISED = 1 / 3  # of training's lead over chance is left on held-out labels; where sentences come in several labels, one half is usual
+MEMORISED = 0.33  # of training's lead over chance is left on held-out labels; where sentences come in several labels, one half is usual
 MEMORISED_SEVERE = 0.1  # next to nothing carries over
 MEMORISED_NATS = 1.5  # validation above training loss; 0.4 to 0.8 is usual with a sampled vocabulary
 MEMORISED_NATS_SEVERE = 3.0  # perplexity 20 times as high on text that was not trained on
@@ -183,12 +183,13 @@ def ratio(h: History) -> Judgement | None:
 
 
 def kl_negative(h: History) -> Judgement | None:
-    kl, deviation, size = h.number("objective/kl"), h.number("objective/kl_std"), h.parameter("ppo.batch_size")
+    kl, deviation, size = h.so_far("objective/kl"), h.so_far("objective/kl_std"), h.parameter("ppo.batch_size")
     if kl is None or deviation is None or not size:
         return None
-    noise = KL_NOISE * deviation / math.sqrt(size)
-    level = FINE if -kl <= noise else _level(-kl, KL_NEGATIVE, KL_NEGATIVE_SEVERE)
-    return Judgement(level, f"mean KL {kl:.3g} nats over {size} responses, standard error {deviation / math.sqrt(size):.2g}",
+    rows, mean = min(SHORT, kl.count), kl.mean_last(SHORT)
+    error = deviation.mean_last(SHORT) / math.sqrt(rows * size)
+    level = FINE if -mean <= KL_NOISE * error else _level(-mean, KL_NEGATIVE, KL_NEGATIVE_SEVERE)
+    return Judgement(level, f"mean KL {mean:.3g} nats over the {rows * size} responses of the last {rows} steps, standard error {error:.2g}",
                      f"look at ppo/ratio/std_before and at any change to sampling (temperature, top-k, uniforms); {h.flag('run.precision')} to float32")
 
 
@@ -315,7 +316,7 @@ def chance(h: History) -> Judgement | None:
         return None
     n, mean = len(batches.last) * size, batches.mean_last(WINDOW)
     lead, error = (mean - base, math.sqrt(base * (1 - base) / n)) if name == "accuracy" else (mean, 1 / math.sqrt(n))
-    return Judgement(min(WARNING, _below(lead, error)), f"{name} {mean:.2f} on the last {n} training labels, standard error {error:.2f}; "
+    return Judgement(WARNING if lead <= CHANCE_NOISE_SEVERE * error else FINE, f"{name} {mean:.2f} on the last {n} training labels, standard error {error:.2f}; "
                      f"chance is {base if name == 'accuracy' else 0:g}", more)
 
 
@@ -353,8 +354,10 @@ def reward_scale(h: History) -> Judgement | None:
 def not_finite(h: History) -> Judgement | None:
     bad = [name for name, value in h.row.items() if name != "step" and not isinstance(value, str) and not _is_finite(value)]
     rate = f"start again with a lower {h.flag(STAGES.get(h.stage, 'lr'))}"
-    if bad == ["train/corr"] or bad == ["validation/corr"]:
-        return Judgement(WARNING, f"{bad[0]} has no value: its labels, or the rewards, are all equal", f"a larger {h.flag('batch_size')}; if it lasts, {rate}")
+    if bad in (["train/corr"], ["validation/corr"]):  # undefined in a batch whose labels are all equal, which may happen; always so is another matter
+        never = bad == ["validation/corr"] or "train/corr" not in h.series and h.step + 1 >= SHORT
+        return Judgement(WARNING if never else FINE, f"{bad[0]} has no value: labels, or rewards, are all equal",
+                         f"look at the ratings in {h.flag('labels.source')}; a larger {h.flag('batch_size')}; {rate}")
     return Judgement(SEVERE if bad else FINE, f"{', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''} not finite", rate)
 
 
@@ -454,7 +457,7 @@ CHECKS = (
     Check(not_finite, _POLICY + _REWARD + _SFT, "one number that is not finite spreads into every weight"),
     Check(loss_rising, _POLICY + _REWARD + _SFT, "training makes the model worse at what it is trained for"),
     Check(learning_rate, _POLICY + _REWARD, "the schedule is fixed by the configuration; another rate means that the run is not the one its config.json tells of"),
-    Check(warmup, _SFT, "most of the run went by before the learning rate reached its value"),
+    Check(warmup, _SFT, "most of the run went by before the learning rate reached its value", afterwards=True),
     Check(query_padding, _POLICY + _REWARD, "the length was chosen for other texts: queries hold next to nothing to respond to, or memory and time go to padding"),
     Check(response_padding, _POLICY + _REWARD + _SFT, "next to nothing of a response is judged or trained on; tokens after its end still pay KL"),
 )
