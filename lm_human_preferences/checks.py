@@ -225,7 +225,7 @@ def score_scale(h: History) -> Judgement | None:
     excess = abs(mean) - 4 * deviation / math.sqrt(n)  # a mean of n scores is uncertain, and so is their deviation
     factor = max(deviation, 1 / deviation if deviation > 0 else math.inf) / (1 + 3 / math.sqrt(2 * n))
     level = max(_level(excess, SCALE_MEAN, SCALE_MEAN_SEVERE), _level(factor, SCALE_FACTOR, SCALE_FACTOR_SEVERE))
-    return Judgement(level, f"{n:.0f} scores of the start model that are no penalty have mean {mean:.2f} and deviation {deviation:.2g}; 0 and 1 were expected",
+    return Judgement(level, f"{n:.0f} scores of the start model that are no penalty: mean {mean:.2f}, deviation {deviation:.2g}; expected 0 and 1",
                      f"use a reward model trained with this {h.flag('task.policy.initial_model')}, {h.flag('task.policy.temperature')} and queries, "
                      f"with --normalize_after on and more --normalize_samples; look at {h.flag('rewards.trained_model')}")
 
@@ -259,7 +259,7 @@ def value_function(h: History) -> Judgement | None:
         return None
     explained = values.mean_last(VALUE_ROWS // 2)
     level = FINE if explained > 0 else SEVERE if explained < VALUE_SEVERE else WARNING
-    return Judgement(level, f"the values of the last {VALUE_ROWS // 2} steps explain {explained:.2g} of the returns' variance; 0 is what a constant explains",
+    return Judgement(level, f"the values of the last {VALUE_ROWS // 2} steps explain {explained:.2g} of the returns' variance; a constant explains 0",
                      f"raise {h.flag('ppo.batch_size')} or {h.flag('ppo.vf_coef')}, more {h.flag('ppo.total_episodes')}; lower {h.flag('ppo.lr')} if the "
                      "KL climbs as well; where all scores are alike (objective/score_std near 0) mend that first")
 
@@ -307,7 +307,8 @@ def chance(h: History) -> Judgement | None:
     correlation, count = h.number("validation/corr"), h.number("validation/labels")
     if correlation is not None and count:
         error = 1 / math.sqrt(count)
-        return Judgement(_below(correlation, error), f"correlation with {count:.0f} held-out labels {correlation:.2f}, standard error {error:.2f}; chance is 0", more)
+        return Judgement(_below(correlation, error),
+                         f"correlation with {count:.0f} held-out labels {correlation:.2f}, standard error {error:.2f}; chance is 0", more)
     kind, size, name = str(h.parameter("labels.type")), h.parameter("batch_size"), "corr"
     if kind.startswith("best_of_") and kind.removeprefix("best_of_").isdigit():
         name, base = "accuracy", 1 / max(2, int(kind.removeprefix("best_of_")))
@@ -316,8 +317,8 @@ def chance(h: History) -> Judgement | None:
         return None
     n, mean = len(batches.last) * size, batches.mean_last(WINDOW)
     lead, error = (mean - base, math.sqrt(base * (1 - base) / n)) if name == "accuracy" else (mean, 1 / math.sqrt(n))
-    return Judgement(WARNING if lead <= CHANCE_NOISE_SEVERE * error else FINE, f"{name} {mean:.2f} on the last {n} training labels, standard error {error:.2f}; "
-                     f"chance is {base if name == 'accuracy' else 0:g}", more)
+    return Judgement(WARNING if lead <= CHANCE_NOISE_SEVERE * error else FINE, f"{name} {mean:.2f} on the last {n} training labels, "
+                     f"standard error {error:.2f}; chance is {base if name == 'accuracy' else 0:g}", more)
 
 
 def memorising(h: History) -> Judgement | None:
@@ -329,7 +330,8 @@ def memorising(h: History) -> Judgement | None:
         return Judgement(_level(gap, MEMORISED_NATS, MEMORISED_NATS_SEVERE),
                          f"validation loss {valid:.2f}, training loss {training.mean_last(WINDOW):.2f} nats per token",
                          f"fewer {h.flag('optimizer.epochs')}, {h.flag('optimizer.dropout')} to 0.1, {h.flag('validation.patience')} to 4, more text")
-    training, (valid, error, base) = h.series.get("train/accuracy"), (h.number(f"validation/{name}") for name in ("accuracy", "standard_error", "chance"))
+    training = h.series.get("train/accuracy")
+    valid, error, base = (h.number(f"validation/{name}") for name in ("accuracy", "standard_error", "chance"))
     if training is None or valid is None or error is None or base is None:
         return None
     mean = training.mean_last(WINDOW)
@@ -344,8 +346,10 @@ def reward_scale(h: History) -> Judgement | None:
     gain, deviation = h.number("normalize_after/gain"), h.number("normalize_after/std")
     if gain is None:
         return None
-    return Judgement(_level(gain, GAIN, GAIN_SEVERE), f"rewards of sampled responses had deviation {deviation or 0:.2g} after training; the gain became {gain:.3g}",
-                     f"lower {h.flag('lr')}, more {h.flag('labels.num_train')}; look at {h.flag('task.policy.temperature')} and the queries: are samples all alike?")
+    return Judgement(_level(gain, GAIN, GAIN_SEVERE),
+                     f"rewards of sampled responses had deviation {deviation or 0:.2g} after training; the gain became {gain:.3g}",
+                     f"lower {h.flag('lr')}, more {h.flag('labels.num_train')}; look at {h.flag('task.policy.temperature')} and the queries: are samples "
+                     "all alike?")
 
 
 # --- checks of several stages ---
@@ -377,16 +381,19 @@ def response_padding(h: History) -> Judgement | None:
     change = (f"lower {h.flag('data.block')}, or {h.flag('data.rows')} to packed" if h.stage == "train_sft" else
               f"lower {h.flag('task.response_length')}; if responses should be longer, raise {h.flag('task.truncate_after')} and read some"
               + (" samples" if h.stage == "train_policy" else f" of {h.flag('labels.source')}"))
-    return Judgement(_level(share, RESPONSE_PADDING, RESPONSE_PADDING_SEVERE), f"{share:.1%} of the {names[name]} tokens are padding, limit {RESPONSE_PADDING:.0%}",
-                     change)
+    return Judgement(_level(share, RESPONSE_PADDING, RESPONSE_PADDING_SEVERE),
+                     f"{share:.1%} of the {names[name]} tokens are padding, limit {RESPONSE_PADDING:.0%}", change)
 
 
 def loss_rising(h: History) -> Judgement | None:
     rate = f"lower {h.flag(STAGES.get(h.stage, 'lr'))}"
     valid = h.so_far("valid/loss", 2)
-    if valid is not None and (level := _level(valid.last[-1] - valid.lowest, VALID_RISE, VALID_RISE_SEVERE)):
-        return Judgement(level, f"validation loss {valid.last[-1]:.3f} nats per token, at its best {valid.lowest:.3f}",
-                         f"{h.flag('validation.patience')} to 4, fewer {h.flag('optimizer.epochs')}, {h.flag('optimizer.dropout')} to 0.1; the best weights were kept")
+    rise = valid.last[-1] - valid.lowest if valid is not None else 0.0
+    if rise > VALID_RISE:
+        return Judgement(_level(rise, VALID_RISE, VALID_RISE_SEVERE),
+                         f"validation loss {valid.last[-1]:.3f} nats per token, at its best {valid.lowest:.3f}",
+                         f"{h.flag('validation.patience')} to 4, fewer {h.flag('optimizer.epochs')}, {h.flag('optimizer.dropout')} to 0.1; "
+                         "the best weights were kept")
     if h.stage == "train_policy":
         values = h.so_far("ppo/loss/value", WINDOW) if h.parameter("ppo.whiten_rewards") else None  # without whitening it grows with the score
         if values is None or values.mean_first(WINDOW // 2) <= 0:
@@ -396,7 +403,7 @@ def loss_rising(h: History) -> Judgement | None:
                          f"value loss {last:.3g} over the last {WINDOW // 2} steps, {first:.3g} over the first", f"{rate} or {h.flag('ppo.vf_coef')}")
     losses = h.so_far("train/loss", 2 * WINDOW)
     if losses is None:
-        return None
+        return Judgement(FINE, "validation loss is at its best") if valid is not None else None
     first, last = losses.mean_first(WINDOW), losses.mean_last(WINDOW)
     noise = LOSS_NOISE * math.sqrt((_variance(losses.first) + _variance(list(losses.last))) / WINDOW)
     level = FINE if last - first <= noise else _level(last - first, LOSS_RISE * abs(first), LOSS_RISE_SEVERE * abs(first))
@@ -409,7 +416,8 @@ def learning_rate(h: History) -> Judgement | None:
     if now is None or not first or not total:
         return None
     expected = first * (1 - h.step / total)
-    return Judgement(WARNING if abs(now - expected) > LR_SLIP * first else FINE, f"learning rate {now:.3g}, by the schedule of {total} steps {expected:.3g}",
+    return Judgement(WARNING if abs(now - expected) > LR_SLIP * first else FINE,
+                     f"learning rate {now:.3g}, by the schedule of {total} steps {expected:.3g}",
                      f"give a resumed run the same {h.flag(STAGES[h.stage])} and number of steps; a change of code, perhaps")
 
 
@@ -440,10 +448,10 @@ _POLICY, _REWARD, _SFT = ("train_policy",), ("train_reward",), ("train_sft",)
 _COLLAPSED = "the policy writes few things whatever the query: it exploits the reward model, and PPO has nothing left to compare"
 CHECKS = (
     Check(ratio, _POLICY, "sampling and training disagree about the same policy, so every update starts from a wrong ratio"),
-    Check(kl_negative, _POLICY, "a KL is never negative: the log-probabilities are not those of the distribution that was sampled, so the penalty is wrong"),
+    Check(kl_negative, _POLICY, "a KL is never negative: the log-probabilities are not those of what was sampled, and the penalty is wrong"),
     Check(kl_exploding, _POLICY, "the policy has left the language model that the reward model was trained on; its score means nothing there"),
     Check(kl_coef, _POLICY, "the controller cannot hold its target: the penalty has become nothing, or everything"),
-    Check(score_scale, _POLICY, "penalty, KL coefficient and reported scores are in units of the start model's deviation; on another scale they mean something else"),
+    Check(score_scale, _POLICY, "penalty, KL coefficient and scores are in units of the start model's deviation; on another scale they mean something else"),
     Check(penalised, _POLICY, "a penalised response earns a fixed score, so what people preferred does not reach the policy"),
     Check(entropy, _POLICY, _COLLAPSED),
     Check(distinct, _POLICY, _COLLAPSED),
@@ -456,9 +464,9 @@ CHECKS = (
     Check(reward_scale, _REWARD, "training made all rewards alike, and normalisation blew up what little was left"),
     Check(not_finite, _POLICY + _REWARD + _SFT, "one number that is not finite spreads into every weight"),
     Check(loss_rising, _POLICY + _REWARD + _SFT, "training makes the model worse at what it is trained for"),
-    Check(learning_rate, _POLICY + _REWARD, "the schedule is fixed by the configuration; another rate means that the run is not the one its config.json tells of"),
+    Check(learning_rate, _POLICY + _REWARD, "the configuration fixes the schedule; with another rate the run is not the one that its config.json tells of"),
     Check(warmup, _SFT, "most of the run went by before the learning rate reached its value", afterwards=True),
-    Check(query_padding, _POLICY + _REWARD, "the length was chosen for other texts: queries hold next to nothing to respond to, or memory and time go to padding"),
+    Check(query_padding, _POLICY + _REWARD, "the length was chosen for other texts, or queries hold next to nothing to respond to"),
     Check(response_padding, _POLICY + _REWARD + _SFT, "next to nothing of a response is judged or trained on; tokens after its end still pay KL"),
 )
 
