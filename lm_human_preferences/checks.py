@@ -305,7 +305,7 @@ def chance(h: History) -> Judgement | None:
     if accuracy is not None and error is not None and base is not None:
         return Judgement(_below(accuracy - base, error), f"held-out accuracy {accuracy:.1%}, standard error {error:.1%}; chance is {base:.1%}", more)
     correlation, count = h.number("validation/corr"), h.number("validation/labels")
-    if correlation is not None and count:
+    if correlation is not None and count is not None and count > 0:
         error = 1 / math.sqrt(count)
         return Judgement(_below(correlation, error),
                          f"correlation with {count:.0f} held-out labels {correlation:.2f}, standard error {error:.2f}; chance is 0", more)
