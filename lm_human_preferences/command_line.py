@@ -1,4 +1,4 @@
-"""What the commands of `launch.py` do: resolve an experiment's parameters, print them, run a stage; sample, report, tasks.
+"""What the commands of `launch.py` do: resolve an experiment's parameters, print them, run a stage; sample, report, doctor, tasks.
 
 Fire finds the command and its arguments; the parameters' types are ours to check, so that a mistake is one line that says how to mend it.
 """
@@ -20,6 +20,7 @@ from lm_human_preferences.queries import DATASETS_FOLDER, preparation_command
 STAGES = {"train_sft": "train a language model on a data set", "train_reward": "train a reward model on human choices",
           "train_policy": "tune a language model against a reward model with PPO"}
 OTHERS = {"sample": "write continuations with a trained model", "report": "draw figures and an HTML page of a run",
+          "doctor": "look for what is wrong with a run, finished or not; exit status 1 if something is",
           "labels": "look into a label file, or write it in the other form", "tasks": "list the tasks, or print one in full"}
 WORDS = {"labels": "inspect SOURCE | convert SOURCE OUTPUT", "tasks": "[TASK]"}  # what follows a command that takes no EXPERIMENT
 
@@ -113,6 +114,16 @@ class Commands:
             print(convert(words[1], words[2], params))
         else:
             raise UserError("labels takes two forms: python launch.py labels inspect SOURCE, python launch.py labels convert SOURCE OUTPUT")
+
+    @fire.decorators.SetParseFn(str)
+    def doctor(self, *words: str, **options: str) -> None:
+        from lm_human_preferences.doctor import describe, examine
+        save_dir = _only(options, "save_dir", "saved_models")
+        folder = find_run(_one_word(words, "doctor", "EXPERIMENT"), save_dir)
+        diagnosis = examine(folder)
+        print(describe(diagnosis, folder.name))
+        if not diagnosis.healthy:
+            raise SystemExit(1)
 
     @fire.decorators.SetParseFn(str)
     def tasks(self, *words: str, **options: str) -> None:
@@ -227,7 +238,7 @@ def command_help(command: str, arguments: list[str], experiments: Experiments) -
         if command == "labels":
             from lm_human_preferences.inspect_labels import LabelToolParams
             lines += ["SOURCE is a file or a web address; OUTPUT ends in .json (token lists) or .jsonl (texts).", *parameter_lines(LabelToolParams())]
-        if command == "report":
+        if command in ("report", "doctor"):
             lines += ["  --save_dir saved_models    folder that holds the run folders"]
         return "\n".join(lines)
     words = [word for word in arguments if not word.startswith("-") and word in experiments[command]]

@@ -59,6 +59,10 @@ CHARTS = {
         Chart("checks", "Checks", "Ratio: its deviation before an update's first step, which is rounding. Valid: ends as the task wants.", [
             Panel("ratio's deviation", {"ppo/ratio/std_before": "new to old, before update"}, "log"),
             Panel("valid responses", {"objective/valid": "with a valid end"}, "share")]),
+        Chart("batch", "What a batch holds", "Distinct responses that become few mean collapse. Padding of responses: what follows their end.", [
+            Panel("responses", {"objective/distinct": "distinct"}, "share"),
+            Panel("padding", {"objective/query_padding": "in queries", "objective/response_padding": "in responses"}, "share"),
+            Panel("deviation", {"objective/score_std": "of the score", "objective/kl_std": "of the KL"})]),
         _PACE],
     "train_reward": [
         Chart("loss", "Loss", "Each label is seen once; where responses come in several labels, training runs ahead of held out.", [

@@ -74,6 +74,8 @@ class LabelType:
         if self.answer == "score":
             stats |= {"label_mean": float(target.mean()), "label_var": float(target.var(correction=0)),
                       "corr": float(pearson_r(rewards[:, 0], target))}
+        if self.answer == "difference":
+            stats["corr"] = float(pearson_r(rewards[:, 1] - rewards[:, 0], target))
         return stats
 
 

@@ -3,6 +3,7 @@
     saved_models/<experiment>/
         config.json        everything resolved, command, versions, commit
         metrics.jsonl      one line a step        samples.jsonl   what the policy wrote
+        warnings.jsonl     what the doctor's checks found while it went on, if anything
         checkpoints/<step> model, optimizer and loop state; the newest whole one is resumed from
         policy/ | reward_model/ | lm/             the result, a model folder
 """

@@ -108,6 +108,11 @@ def _ends(responses: torch.Tensor, truncate_token: int, truncate_after: int) -> 
     return (responses == truncate_token) & (places >= truncate_after)
 
 
+def padding_share(tokens: torch.Tensor, padding_token: int) -> float:
+    """How much of `tokens` is padding, 0 to 1."""
+    return float((tokens == padding_token).float().mean())
+
+
 def penalise(scores: torch.Tensor, valid: torch.Tensor, penalty: float) -> torch.Tensor:
     """Scores [B] where valid, the fixed penalty elsewhere: it replaces the score, on the scale of normalised rewards."""
     return torch.where(valid, scores, torch.full_like(scores, penalty))

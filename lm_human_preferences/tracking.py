@@ -8,7 +8,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else str(value)
 
 
-class _JsonLines:
+class JsonLines:
     """One JSON-lines file, made at its first row. `resume_at` keeps the rows of earlier steps, None starts anew."""
 
     def __init__(self, path: Path, resume_at: int | None):
@@ -129,7 +129,7 @@ class _Files:
     """metrics.jsonl and samples.jsonl."""
 
     def __init__(self, folder: Path, resume_at: int | None):
-        self.metrics, self.rows = _JsonLines(folder / "metrics.jsonl", resume_at), _JsonLines(folder / "samples.jsonl", resume_at)
+        self.metrics, self.rows = JsonLines(folder / "metrics.jsonl", resume_at), JsonLines(folder / "samples.jsonl", resume_at)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.metrics.write([{"step": step, **metrics}])
@@ -227,11 +227,11 @@ class Tracker(NullTracker):
         self._places = places
 
     @classmethod
-    def open(cls, folder: Path, params: TrackingParams, *, run_name: str, config: dict, resume_at: int | None) -> "Tracker":
+    def open(cls, folder: Path, params: TrackingParams, *, run_name: str, config: dict, resume_at: int | None, more: Sequence = ()) -> "Tracker":
         """Start to report into the run folder `folder`.
 
         resume_at: None starts anew (rows of an earlier run of that name go); k keeps the rows of the steps before k and appends, so a
-        resumed run has no gap and no double. Raises UserError if a package is missing or a place cannot be written.
+        resumed run has no gap and no double. more: further places to report to. Raises UserError if a package is missing or a place cannot be written.
         """
         check_tracking(params)
         folder = make_folder(Path(folder))
@@ -240,7 +240,7 @@ class Tracker(NullTracker):
             places.append(_WandB(folder, params, run_name, config, resume_at))
         if params.tensorboard:
             places.append(_TensorBoard(folder, config, resume_at))
-        return cls(places)
+        return cls([*places, *more])
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for place in self._places:

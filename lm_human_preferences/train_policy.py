@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lm_human_preferences import distributed, train_reward
 from lm_human_preferences.configuration import param, to_dict
 from lm_human_preferences.distributed import World, generator_for
+from lm_human_preferences.doctor import open_watched
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.evaluation import EvaluationParams, compare_policies
 from lm_human_preferences.language.checkpoints import load_model
@@ -29,7 +30,7 @@ from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
 from lm_human_preferences.scoring import Scorer
-from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task
+from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 from lm_human_preferences.train_reward import RewardTrainingParams
 
@@ -66,6 +67,7 @@ class Rollout(NamedTuple):
     ref_logprobs: torch.Tensor  # float32 [B, R]
     scores: torch.Tensor  # float32 [B], of the truncated responses, with the penalty
     valid: torch.Tensor  # bool [B]
+    truncated: torch.Tensor  # int64 [B, R], the responses as the score sees them
 
 
 def check(params: PolicyTrainingParams) -> None:
@@ -163,8 +165,7 @@ class PPOTrainer:
         if main:
             print(f"{experiment}: {self.total_steps:,} steps of {p.ppo.batch_size} episodes, KL coefficient {self.kl_controller.value}"
                   f"{f' steered to {p.rewards.adaptive_kl.target} nats' if p.rewards.adaptive_kl else ''}, {self.precision.describe()}")
-        tracker = Tracker.open(run.folder, p.tracking, run_name=experiment, config=to_dict(p),
-                               resume_at=first if p.run.resume else None) if main else NullTracker()
+        tracker = open_watched(run.folder, p, "train_policy", experiment, first) if main else NullTracker()
         started = time.perf_counter()
         with tracker, tqdm(total=self.total_steps, initial=first, desc=experiment, unit="step", disable=not main) as bar:
             for step in range(first, self.total_steps):
@@ -172,10 +173,10 @@ class PPOTrainer:
                 metrics, rollout = self.step(step)
                 seconds = time.perf_counter() - step_started
                 metrics |= {"elapsed/fps": self.params.ppo.batch_size * p.task.response_length / seconds, "elapsed/time": time.perf_counter() - started}
+                tracker.log(step, metrics)
                 if not all(math.isfinite(value) for value in metrics.values()):
                     bad = next(name for name, value in metrics.items() if not math.isfinite(value))
                     raise UserError(f"step {step}: {bad} is {metrics[bad]}; start again with a lower --ppo.lr than {p.ppo.lr}")
-                tracker.log(step, metrics)
                 self._show(tracker, bar, step, metrics, rollout)
                 if p.run.save_interval and (step + 1) % p.run.save_interval == 0 and step + 1 < self.total_steps:
                     tracker.flush()
@@ -227,8 +228,8 @@ class PPOTrainer:
                 logprobs, values = drawn.logprobs, drawn.values
                 if self.recompute:
                     logprobs, values, _ = self.policy.analyze(q, drawn.tokens, entropies=False)
-                scores, valid, _ = self.scorer(q, drawn.tokens)
-            parts.append(Rollout(q, drawn.tokens, logprobs, values, reference.logprobs, scores, valid))
+                scores, valid, truncated = self.scorer(q, drawn.tokens)
+            parts.append(Rollout(q, drawn.tokens, logprobs, values, reference.logprobs, scores, valid, truncated))
         return Rollout(*(self.world.gather(torch.cat(column)) for column in zip(*parts, strict=True)))
 
     def update(self, step: int, rollout: Rollout, rewards: torch.Tensor, lr: float) -> tuple[list[dict[str, float]], float]:
@@ -268,13 +269,19 @@ class PPOTrainer:
         """The step's metrics under the original's names, besides ours; docs/metrics.md explains each."""
         kl = (rollout.logprobs - rollout.ref_logprobs).sum(1)
         B, R = rollout.responses.shape
+        padding = self.policy.transformer.config.padding_token
         metrics = {
             "objective/kl": float(kl.mean()),
+            "objective/kl_std": float(kl.std(correction=0)),
             "objective/kl_coef": kl_coef,
             "objective/entropy": float(-rollout.logprobs.sum(1).mean()),
             "objective/score": float(rollout.scores.mean()),
+            "objective/score_std": float(rollout.scores.std(correction=0)),
             "objective/score_total": float(rollout.scores.mean() + non_score.sum(1).mean()),
             "objective/valid": float(rollout.valid.float().mean()),
+            "objective/distinct": len(torch.unique(rollout.truncated, dim=0)) / B,
+            "objective/query_padding": padding_share(rollout.queries, padding),
+            "objective/response_padding": padding_share(rollout.truncated, padding),
         }
         metrics |= {f"ppo/{name}": sum(row[name] for row in stats) / len(stats) for name in stats[0]}
         metrics["ppo/val/var_explained"] = 1 - metrics["ppo/val/error"] / metrics["ppo/returns/var"] if metrics["ppo/returns/var"] > 0 else 0.0

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lm_human_preferences import distributed
 from lm_human_preferences.configuration import param, to_dict
 from lm_human_preferences.distributed import World, generator_for
+from lm_human_preferences.doctor import open_watched
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.files import write_json
 from lm_human_preferences.label_files import load_labels
@@ -26,7 +27,7 @@ from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
-from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task
+from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 
 
@@ -122,12 +123,11 @@ class RewardTrainer:
         run.open(describe_run("train_reward", task, experiment, to_dict(self.params)))
         first = self._resume(run) if self.params.run.resume else 0
         self._say(f"{experiment}: {self.params.labels.num_train:,} labels ({self.kind.name}), {self.steps:,} steps, {self.precision.describe()}")
-        tracker = Tracker.open(run.folder, self.params.tracking, run_name=experiment, config=to_dict(self.params),
-                               resume_at=first if self.params.run.resume else None) if self.world.is_main else NullTracker()
+        tracker = open_watched(run.folder, self.params, "train_reward", experiment, first) if self.world.is_main else NullTracker()
         with tracker:
-            metrics = {}
+            metrics = self.label_padding() if first == 0 else {}
             if first == 0 and self.params.normalize_before:
-                metrics = self.normalize("before", *self.kind.target_mean_std(self.train_labels.target))
+                metrics |= self.normalize("before", *self.kind.target_mean_std(self.train_labels.target))
             self.train_on_labels(run, tracker, first, metrics)
             metrics = self.normalize("after", 0.0, 1.0) if self.params.normalize_after else {}
             result = self.evaluate()
@@ -141,6 +141,12 @@ class RewardTrainer:
         self.world.barrier()
         return folder
 
+    def label_padding(self) -> dict[str, float]:
+        """How much of the training labels' queries and responses is padding."""
+        padding = self.model.transformer.config.padding_token
+        return {"labels/query_padding": padding_share(self.train_labels.queries, padding),
+                "labels/response_padding": padding_share(self.train_labels.responses, padding)}
+
     def train_on_labels(self, run: Run, tracker: Tracker | NullTracker, first: int, metrics: dict[str, float]) -> None:
         """One pass over the labels in a random order, the same on every rank."""
         interval = self.params.run.save_interval
@@ -148,10 +154,10 @@ class RewardTrainer:
             for step in range(first, self.steps):
                 started = time.perf_counter()
                 stats = self.step(step, self.order(step))
-                if not math.isfinite(stats["loss"]):
-                    raise UserError(f"step {step}: the loss is {stats['loss']}; start again with a lower --lr than {self.params.lr}")
                 metrics |= {f"train/{name}": value for name, value in stats.items()}
                 tracker.log(step, metrics | {"labels_per_second": self.params.batch_size / (time.perf_counter() - started)})
+                if not math.isfinite(stats["loss"]):
+                    raise UserError(f"step {step}: the loss is {stats['loss']}; start again with a lower --lr than {self.params.lr}")
                 metrics = {}
                 bar.update()
                 bar.set_postfix_str(f"loss {stats['loss']:.3f}")

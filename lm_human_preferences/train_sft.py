@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lm_human_preferences import distributed
 from lm_human_preferences.configuration import param, to_dict
+from lm_human_preferences.doctor import open_watched
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.files import write_json
 from lm_human_preferences.language.checkpoints import load_model, save_model
@@ -28,7 +29,7 @@ from lm_human_preferences.queries import DATASETS_FOLDER
 from lm_human_preferences.rows import ROWS, Rows, make_rows
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
 from lm_human_preferences.tasks import TaskParams
-from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
+from lm_human_preferences.tracking import NullTracker, TrackingParams, check_tracking
 
 
 @dataclass
@@ -173,15 +174,16 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
               f"{rows['train'].block} tokens, {total:,} steps, {precision.describe()}")
     sampled = SampledVocabulary(rows["train"].learnt, model.config.n_vocab, o.sampled_vocabulary) if o.sampled_vocabulary else None
     result = run.folder / "lm"
-    tracker = Tracker.open(run.folder, params.tracking, run_name=experiment, config=to_dict(params),
-                           resume_at=first if params.run.resume else None) if world.is_main else NullTracker()
+    tracker = open_watched(run.folder, params, "train_sft", experiment, first) if world.is_main else NullTracker()
     with tracker, tqdm(total=total, initial=first, desc=experiment, unit="step", disable=not world.is_main) as bar:
         for step in range(first, total):
             started = time.perf_counter()
             lr = warmup_cosine(o.lr, step, total, o.warmup, o.final_lr_fraction)
-            loss = _step(model, optimizer, rows["train"], sampled, params, precision, world, step, lr)
-            metrics = {"train/loss": loss, "lr": lr, "tokens_per_second": o.batch_size * rows["train"].block / (time.perf_counter() - started)}
+            loss, padding = _step(model, optimizer, rows["train"], sampled, params, precision, world, step, lr)
+            metrics = {"train/loss": loss, "train/padding": padding, "lr": lr,
+                       "tokens_per_second": o.batch_size * rows["train"].block / (time.perf_counter() - started)}
             if not math.isfinite(loss):
+                tracker.log(step, metrics)
                 raise UserError(f"step {step}: the loss is {loss}; start again with a lower --optimizer.lr than {o.lr}")
             last = step + 1 == total
             if (step + 1) % params.validation.interval == 0 or last:
@@ -240,12 +242,13 @@ def batch_rows(seed: int, n_rows: int, batch_size: int, step: int) -> np.ndarray
 
 
 def _step(model: GPT2, optimizer: torch.optim.Optimizer, rows: Rows, sampled: SampledVocabulary | None, params: SFTParams,
-          precision: Precision, world: distributed.World, step: int, lr: float) -> float:
-    """One optimizer step over the global batch; returns its mean loss in nats per token."""
+          precision: Precision, world: distributed.World, step: int, lr: float) -> tuple[float, float]:
+    """One optimizer step over the global batch; returns its mean loss in nats per token and the share of padding in it."""
     o, seed = params.optimizer, params.run.seed
     chosen = batch_rows(seed, len(rows), o.batch_size, step)
     inputs, labels = rows.batch(chosen)
     n_tokens = int((labels != rows.padding).sum())
+    padding = float((inputs == rows.padding).float().mean())
     mine = world.share(o.batch_size, "--optimizer.batch_size")
     inputs, labels = inputs[mine].to(precision.device), labels[mine].to(precision.device)
     optimizer.zero_grad(set_to_none=True)
@@ -262,7 +265,7 @@ def _step(model: GPT2, optimizer: torch.optim.Optimizer, rows: Rows, sampled: Sa
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
-    return float(total)
+    return float(total), padding
 
 
 def _losses(model: GPT2, inputs: torch.Tensor, labels: torch.Tensor, dropout: float, precision: Precision,

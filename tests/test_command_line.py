@@ -52,6 +52,7 @@ def refused(*words, cwd=ROOT) -> str:
     (["train_policy", "movies", "x", "-lr", "3"], "two dashes"),
     (["report", "no_such_run"], "there is no run"),
     (["sample", "no_such_run"], "there is no run"),
+    (["doctor", "no_such_run"], "there is no run"),
     (["tasks", "movis"], "did you mean movies"),
     (["train_policy", "sentiment", "x"], "saved_models/124M"),
     (["train_reward", "cnndm", "x"], "datasets/cnndm"),

@@ -105,6 +105,7 @@ def test_losses_and_statistics_by_hand():
     ratings, kind = torch.tensor([1.0, 2.0, 6.0]), label_type("scalar_rating")
     stats = kind.stats(-2 * ratings[:, None], ratings)
     assert stats["loss"] == stats["error"] == 9 * 41 / 3 and stats["corr"] == pytest.approx(-1)
+    assert label_type("scalar_compare").stats(torch.stack([0 * ratings, ratings], 1), 3 * ratings)["corr"] == pytest.approx(1)
     assert (stats["label_mean"], stats["label_var"]) == (3.0, pytest.approx(14 / 3))
 
 
