@@ -294,6 +294,22 @@ def test_batches_of_queries_run_over_the_ends_of_epochs():
     assert [stream.batch(q["batch_size"]).tolist() for _ in q["batches"]] == q["batches"]
 
 
+def test_the_queries_of_all_ranks_of_the_original_are_one_stream():
+    """There rank r has every ranks-th query of the endless stream, from the r-th; together they are ours (which ranks share out in slices)."""
+    data = Goldens.json("datasets")
+    q, groups = data["query_sampler"], {}
+    for shard in data["sharding"]:
+        groups.setdefault(shard["ranks"], {})[shard["rank"]] = shard["queries"]
+    whole = [query for batch in q["batches"] for query in batch]
+    stream = QueryStream([np.array(text) for text in q["texts"]], length=q["query_length"], padding_token=99, start_token=q["start_token"],
+                         end_token=q["end_token"])
+    ours = stream.batch(60).tolist()
+    assert ours[:len(whole)] == whole and {rank for ranks in groups.values() for rank in ranks} > {0, 1}
+    for ranks, shards in groups.items():
+        for rank, queries in shards.items():
+            assert queries == ours[rank::ranks][:len(queries)]
+
+
 def test_an_epoch_has_each_document_once_in_an_order_of_its_own(tmp_path):
     """A small file makes no endless search, and the position is all that a resumed run needs."""
     write_token_file(tmp_path / "data", "train", [[i, 26] for i in range(11)])
