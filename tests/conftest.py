@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
+from lm_human_preferences.language.tensorflow_checkpoints import original_name
 
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 TINY_CONFIG = GPT2Config(n_vocab=97, n_ctx=64, n_embd=32, n_head=4, n_layer=3, padding_token=99)
@@ -45,22 +46,10 @@ def tensor(array) -> torch.Tensor:
     return result.long() if result.dtype in (torch.int32, torch.int16) else result
 
 
-# Original variable name (below `<scope>/model/`) of each parameter.
-def original_name(name: str) -> str:
-    name = name.replace("wte.weight", "wte").replace("wpe.weight", "wpe")
-    for ours, theirs in ((".ln_1.", "/ln_1/"), (".ln_2.", "/ln_2/"), (".attn.", "/attn/"), (".mlp.", "/mlp/"), ("ln_f.", "ln_f/")):
-        name = name.replace(ours, theirs)
-    if name.startswith("h."):
-        name = "h" + name[2:]
-    for projection in ("c_attn", "c_proj", "c_fc"):
-        name = name.replace(f"{projection}.weight", f"{projection}/w").replace(f"{projection}.bias", f"{projection}/b")
-    return name.replace("/weight", "/g").replace("/bias", "/b")
-
-
 def load_original(model: GPT2, weights: dict[str, np.ndarray], scope: str) -> GPT2:
     """Copy the recorded weights of `scope` ('policy', 'ref_policy', 'reward_model') into `model`."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            array = weights[f"{scope}/model/{original_name(name)}"]
+            array = weights[f"{scope}/{original_name(name)}"]
             parameter.copy_(tensor(array).reshape(parameter.shape))
     return model

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY_CONFIG, Goldens, load_original, original_name, tensor
+from conftest import TINY_CONFIG, Goldens, load_original, tensor
 from lm_human_preferences.labels import LabelBatch, LabelParams, label_type
 from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.language.tensorflow_checkpoints import original_name
 from lm_human_preferences.optim import TensorFlowAdam
 from lm_human_preferences.ppo import AdaptiveKLParams, PPOParams
 from lm_human_preferences.precision import choose_precision
@@ -37,7 +38,7 @@ REWARD_EXTRA = ("model/heads/reward/w", "model/heads/reward/b", "reward_norm/gai
 
 def named_values(model: RewardModel, gradients: bool = False) -> dict[str, np.ndarray]:
     """The reward model's parameters (or gradients) by their original names."""
-    pairs = [(f"model/{original_name(name)}", p) for name, p in model.transformer.named_parameters()]
+    pairs = [(original_name(name), p) for name, p in model.transformer.named_parameters()]
     pairs += list(zip(REWARD_EXTRA, (model.head.weight, model.head.bias, model.gain, model.bias), strict=True))
     return {f"reward_model/{name}": (p.grad if gradients else p).detach().numpy() for name, p in pairs}
 
@@ -265,6 +266,6 @@ def test_ppo_cycle(goldens, micro_batch):
             elif key.startswith("stats/"):
                 np.testing.assert_allclose(metrics[key.removeprefix("stats/")], value, rtol=0, atol=1e-4, err_msg=key)
         assert metrics["ppo/ratio/std_before"] < 1e-5
-        ours = {f"policy/model/{original_name(name)}": p.detach().numpy() for name, p in trainer.policy.transformer.named_parameters()}
+        ours = {f"policy/{original_name(name)}": p.detach().numpy() for name, p in trainer.policy.transformer.named_parameters()}
         ours |= {name: p.detach().numpy() for name, p in watched.items()}
         assert_weights(ours, g, "weights_after/")

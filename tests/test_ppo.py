@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import Goldens, original_name, tensor
+from conftest import Goldens, tensor
+from lm_human_preferences.language.tensorflow_checkpoints import original_name
 from lm_human_preferences.ppo import (AdaptiveKLController, AdaptiveKLParams, FixedKLController, PPOParams, advantages_and_returns,
                                       compute_rewards, minibatch_stats, minibatch_targets, ppo_losses, whiten)
 from lm_human_preferences.precision import Precision
@@ -68,7 +69,7 @@ def test_loss_statistics_and_gradients(goldens, name):
     loss.backward()
     checked = 0
     for ours, parameter in policy.transformer.named_parameters():
-        recorded_grad = g[f"{name}/grad/policy/model/{original_name(ours)}"]
+        recorded_grad = g[f"{name}/grad/policy/{original_name(ours)}"]
         np.testing.assert_allclose(parameter.grad.reshape(-1), recorded_grad.reshape(-1), rtol=0, atol=1e-5, err_msg=ours)
         checked += 1
     np.testing.assert_allclose(policy.value_head.weight.grad, g[f"{name}/grad/policy/model/heads/value/w"], rtol=0, atol=1e-5)
