@@ -6,7 +6,6 @@ once and its digest checked at each use. Original: train_reward.py download_labe
 """
 
 import json
-from array import array
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,7 @@ from lm_human_preferences.files import atomic_file
 from lm_human_preferences.labels import LabelBatch, LabelType, label_type
 from lm_human_preferences.language.encoding import Encoding
 from lm_human_preferences.queries import DOWNLOADS
-from lm_human_preferences.records import read_records
+from lm_human_preferences.records import parse_json, read_records
 from lm_human_preferences.tasks import TaskParams
 
 
@@ -43,32 +42,59 @@ def load_labels(source: str, kind: LabelType, task: TaskParams, encoding: Encodi
     Raises UserError, naming file, entry and what was expected, for a file that is no JSON, lacks a key, has a token out of range, an answer
     out of range or a length other than the task's.
     """
+    import simdjson
+
     path, names = local_file(source), kind.response_names()
     lengths = [task.query_length] + [task.response_length] * len(names)
-    tokens, answers, count = array("i"), [], 0
-    for number, (_, entry) in enumerate(islice(read_records(path, "label"), skip, None if limit is None else skip + limit), skip):
-        where = f"{path}, label {number}"
-        lists = _token_lists(entry, kind, task, encoding, where)
-        try:
-            if [len(part) for part in lists] != lengths or not _all_int(lists):
-                raise TypeError
-            for part in lists:
-                tokens.fromlist(part)
-        except (TypeError, OverflowError):
-            for part, length, name in zip(lists, lengths, ["query", *names], strict=True):
-                _check_tokens(part, length, encoding, f"{where}: {name}")
-            raise
-        answers.append(_answer(entry[kind.answer], kind, where))
-        count += 1
-    if not count:
+    parser, tokens, parts, answers = simdjson.Parser(), bytearray(), [], []
+
+    def narrow() -> None:
+        """What has been read so far, checked, as int32: a few hundred labels at a time, which need little memory."""
+        rows = np.concatenate(parts).reshape(-1, sum(lengths))
+        _check_range(rows, lengths, names, encoding, path, skip + len(answers) - len(rows))
+        tokens.extend(rows.astype(np.int32).tobytes())
+        parts.clear()
+
+    records = islice(read_records(path, "label", raw=True), skip, None if limit is None else skip + limit)
+    for number, (where, content) in enumerate(records, skip):
+        label = _exact_label(parser, content, ["query", *names], kind.answer, lengths)
+        if label is None:  # of texts, or something is wrong with it
+            label = _checked_label(parse_json(content, where), kind, task, encoding, f"{path}, label {number}")
+        parts += label[0]
+        answers.append(_answer(label[1], kind, f"{path}, label {number}"))
+        if len(parts) > 1000:
+            narrow()
+    if not answers:
         if needed:
             raise UserError(f"{path} has no labels{f' after the first {skip}' if skip else ''}")
         return None
-    rows = np.frombuffer(tokens, np.int32).reshape(count, -1)
-    _check_range(rows, lengths, names, encoding, path, skip)
-    queries = torch.from_numpy(rows[:, :task.query_length].astype(np.int64))
-    responses = torch.from_numpy(rows[:, task.query_length:].astype(np.int64)).view(count, len(names), task.response_length)
-    return LabelBatch(queries, responses, torch.tensor(answers, dtype=torch.int64 if kind.is_choice else torch.float32))
+    if parts:
+        narrow()
+    rows = torch.frombuffer(tokens, dtype=torch.int32).view(len(answers), -1)
+    queries, responses = rows.split([task.query_length, task.response_length * len(names)], dim=1)
+    return LabelBatch(queries, responses.unflatten(1, (len(names), -1)), torch.tensor(answers, dtype=torch.int64 if kind.is_choice else torch.float32))
+
+
+def _exact_label(parser, content: bytes, names: list[str], answer: str, lengths: list[int]) -> tuple[list[np.ndarray], object] | None:
+    """Tokens and answer of a label that is just as the original writes it, without a Python object a token; None for any other."""
+    try:
+        entry = parser.parse(content)
+        parts = [np.frombuffer(entry[name].as_buffer(of_type="i"), np.int64) for name in names]
+        value = entry[answer]
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        return None
+    if list(map(len, parts)) != lengths or content.count(b"[") != len(names):  # nested lists come flat
+        return None
+    return (parts, value) if type(value) in (int, float) else None
+
+
+def _checked_label(entry: object, kind: LabelType, task: TaskParams, encoding: Encoding, where: str) -> tuple[list[np.ndarray], object]:
+    """Tokens and answer of any label. Raises UserError with what is wrong with it."""
+    names = ["query", *kind.response_names()]
+    lists = _token_lists(entry, kind, task, encoding, where)
+    for name, part in zip(names, lists, strict=True):
+        _check_tokens(part, task.query_length if name == "query" else task.response_length, encoding, f"{where}: {name}")
+    return [np.array(part, np.int64) for part in lists], entry[kind.answer]
 
 
 def _token_lists(entry: object, kind: LabelType, task: TaskParams, encoding: Encoding, where: str) -> list:
@@ -86,10 +112,6 @@ def _token_lists(entry: object, kind: LabelType, task: TaskParams, encoding: Enc
         if not isinstance(part, list):
             raise UserError(f"{where}: {name}: expected a list of {task.query_length if name == 'query' else task.response_length} token ids")
     return lists
-
-
-def _all_int(lists: list[list]) -> bool:
-    return all(set(map(type, part)) <= {int} for part in lists)
 
 
 def _tokenised(entry: dict, kind: LabelType, task: TaskParams, encoding: Encoding, where: str) -> dict:

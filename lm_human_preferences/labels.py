@@ -23,10 +23,13 @@ class LabelParams:
 
 @dataclass
 class LabelBatch:
-    """Labels as tensors. `target` is the best response's index (int64) for best_of_N, else a float32 rating or difference."""
+    """Labels as tensors. `target` is the best response's index (int64) for best_of_N, else a float32 rating or difference.
 
-    queries: torch.Tensor  # int64 [B, Q]
-    responses: torch.Tensor  # int64 [B, N, R]; N is 1 for scalar_rating, 2 for scalar_compare
+    Tokens may be int32, as files are read; `to` makes them the int64 that models take.
+    """
+
+    queries: torch.Tensor  # [B, Q]
+    responses: torch.Tensor  # [B, N, R]; N is 1 for scalar_rating, 2 for scalar_compare
     target: torch.Tensor  # [B]
 
     def __len__(self) -> int:
@@ -36,7 +39,7 @@ class LabelBatch:
         return LabelBatch(self.queries[index], self.responses[index], self.target[index])
 
     def to(self, device: torch.device) -> "LabelBatch":
-        return LabelBatch(self.queries.to(device), self.responses.to(device), self.target.to(device))
+        return LabelBatch(self.queries.to(device, torch.int64), self.responses.to(device, torch.int64), self.target.to(device))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ _STRING_OR_BRACE = re.compile(rb'"(?:[^"\\]|\\(?:.|\Z))*+("|\Z)|[{}]', re.DOTALL
 _SPACE = b" \t\r\n"
 
 
-def read_records(path: Path, noun: str = "record", progress: Callable[[int], object] = lambda n: None) -> Iterator[tuple[str, Any]]:
-    """(where, record) of each record in a file, for messages and for use.
+def read_records(path: Path, noun: str = "record", progress: Callable[[int], object] = lambda n: None, raw: bool = False) -> Iterator[tuple[str, Any]]:
+    """(where, record) of each record in a file, for messages and for use; with `raw` its bytes, which need not be right inside.
 
     `.jsonl` (or `.jsonl.gz`) has a record a line, empty lines are passed over; any other name is one JSON list, or lines if it does not
     begin with `[`. `progress` is told how many bytes of the file have been read. Raises UserError, naming file and place, for
@@ -25,45 +25,48 @@ def read_records(path: Path, noun: str = "record", progress: Callable[[int], obj
     """
     path = Path(path)
     try:
-        with open(path, "rb") as raw:
-            file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-            yield from _records(path, file, raw, noun, progress)
+        with open(path, "rb") as opened:
+            file = gzip.GzipFile(fileobj=opened) if path.suffix == ".gz" else opened
+            yield from _records(path, file, opened, noun, progress, (lambda content, where: content) if raw else parse_json)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path} is damaged or not readable: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _records(path: Path, file, raw, noun: str, progress: Callable[[int], object]) -> Iterator[tuple[str, Any]]:
+def _records(path: Path, file, opened, noun: str, progress: Callable[[int], object], parse: Callable[[bytes, str], Any]) -> Iterator[tuple[str, Any]]:
     told = 0
 
     def read() -> bytes:
         nonlocal told
         content = file.read(_CHUNK)
-        progress(raw.tell() - told)
-        told = raw.tell()
+        progress(opened.tell() - told)
+        told = opened.tell()
         return content
 
     start = read()
     while start and not start.strip():
         start = read()
     if ".jsonl" not in path.suffixes and start.lstrip(_SPACE).startswith(b"["):
-        yield from _list_items(path, start, read, noun)
+        yield from _list_items(path, start, read, noun, parse)
         return
     number, rest = 0, start
     while rest:
         *lines, rest = rest.split(b"\n")
         for number, line in enumerate(lines, number + 1):
             if line.strip():
-                yield (where := f"{path}, line {number}"), parse_json(line, where)
+                yield (where := f"{path}, line {number}"), parse(line, where)
         more = read()
         if not more and rest.strip():
-            yield (where := f"{path}, line {number + 1}"), parse_json(rest, where)
+            yield (where := f"{path}, line {number + 1}"), parse(rest, where)
         rest = rest + more if more else b""
 
 
-def _list_items(path: Path, buffer: bytes, read: Callable[[], bytes], noun: str) -> Iterator[tuple[str, Any]]:
+def _list_items(path: Path, buffer: bytes, read: Callable[[], bytes], noun: str, parse: Callable[[bytes, str], Any]) -> Iterator[tuple[str, Any]]:
     """The items of one JSON list; objects are cut out one by one, a list of anything else is read at once."""
+    import simdjson
+
+    parser = simdjson.Parser()
     place, number = buffer.index(b"[") + 1, 0
 
     def following() -> bytes:
@@ -91,19 +94,17 @@ def _list_items(path: Path, buffer: bytes, read: Callable[[], bytes], noun: str)
             if number:
                 raise UserError(f"{where}: expected an object")
             whole = [b"[", buffer[place:], *iter(read, b"")]
-            yield from ((f"{path}, {noun} {i}", item) for i, item in enumerate(parse_json(b"".join(whole), str(path))))
+            for i, item in enumerate(parse_json(b"".join(whole), str(path))):
+                yield (where := f"{path}, {noun} {i}"), parse(json.dumps(item).encode(), where)
             return
         end = buffer.find(b"}", place) + 1
-        item = _try_json(buffer[place:end]) if end else None
-        while item is None:  # a brace inside a string or an object, or more to read
-            end = _object_end(buffer, place)
-            if end:
-                item = parse_json(buffer[place:end], where)
-            elif more := read():
+        if not end or not _is_json(parser, buffer[place:end]):  # a brace inside a string or an object, or more to read
+            while not (end := _object_end(buffer, place)):
+                more = read()
+                if not more:
+                    raise UserError(f"{where} is truncated: the file ends within it")
                 buffer, place = buffer[place:] + more, 0
-            else:
-                raise UserError(f"{where} is truncated: the file ends within it")
-        yield where, item
+        yield where, parse(buffer[place:end], where)
         place, number = end, number + 1
     place += 1
     if following():
@@ -126,22 +127,18 @@ def _object_end(buffer: bytes, start: int) -> int:
     return 0
 
 
-def _try_json(content: bytes) -> Any:
-    import orjson
-
+def _is_json(parser, content: bytes) -> bool:
     try:
-        return orjson.loads(content)
-    except ValueError:
-        return None
+        parser.parse(content)
+    except (ValueError, RuntimeError):
+        return False
+    return True
 
 
 def parse_json(content: bytes, where: str) -> Any:
     """One JSON value. Raises UserError, naming the place, for bytes that are no UTF-8 or no JSON."""
-    value = _try_json(content)
-    if value is not None:
-        return value
     try:
-        return json.loads(content.decode("utf-8"))  # takes what orjson refuses: null itself, half a surrogate pair, NaN
+        return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
     except (ValueError, RecursionError) as error:
