@@ -142,7 +142,8 @@ def check_present(params: Any, task: str) -> None:
     if not Path(dataset).is_dir() and not (DATASETS_FOLDER / dataset).is_dir():
         missing.append(f"the data set datasets/{dataset} ({preparation_command(dataset)})")
     reward = params if hasattr(params, "labels") else getattr(getattr(params, "rewards", None), "train_new_model", None)
-    if reward is not None and getattr(getattr(params, "rewards", None), "trained_model", None) is None:
+    rewards = getattr(params, "rewards", None)
+    if reward is not None and getattr(rewards, "trained_model", None) is None and getattr(rewards, "function", None) is None:
         for source in (reward.labels.source, reward.labels.valid_source):
             if source and not Path(source).exists():
                 missing.append(f"the labels {source}")

@@ -110,7 +110,7 @@ def load_labels(path: str, kind: LabelType, task: TaskParams, encoding: Encoding
     Raises UserError, naming file, entry and what was expected, for a file that is no JSON, lacks a key, has a token out of range, an answer
     out of range or a length other than the task's.
     """
-    entries = _read(path)[skip:][:limit]
+    entries = read_entries(path)[skip:][:limit]
     if not entries and not needed:
         return None
     if not entries:
@@ -133,28 +133,29 @@ def load_labels(path: str, kind: LabelType, task: TaskParams, encoding: Encoding
     return LabelBatch(torch.tensor(queries), torch.tensor(responses), target)
 
 
-def _read(path: str) -> list:
+def read_entries(path: str, what: str = "label file") -> list:
+    """The list in a JSON file, or the lines of a .jsonl file. Raises UserError, which calls it `what`, if it is missing or no such thing."""
     if "://" in str(path):
-        raise UserError(f"labels {path}: labels are read from files; download it and give its path")
+        raise UserError(f"{path}: a {what} is read from disk; download it and give its path")
     try:
         text = Path(path).read_text(encoding="utf-8")
-        values = list(_json_lines(path, text)) if str(path).endswith(".jsonl") else json.loads(text)
+        values = list(_json_lines(path, text, what)) if str(path).endswith(".jsonl") else json.loads(text)
     except FileNotFoundError:
-        raise UserError(f"the label file {path} does not exist; prepare the data set first, or name another file") from None
+        raise UserError(f"the {what} {path} does not exist; prepare the data set first, or name another file") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"the label file {path} is no JSON: {error}") from None
+        raise UserError(f"the {what} {path} is no JSON: {error}") from None
     if not isinstance(values, list):
-        raise UserError(f"{path}: expected a list of labels")
+        raise UserError(f"{path}: expected a list of {'labels' if what == 'label file' else 'rows'}")
     return values
 
 
-def _json_lines(path: str, text: str) -> Iterator[object]:
+def _json_lines(path: str, text: str, what: str) -> Iterator[object]:
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028, which a JSON string may hold
         try:
             if line.strip():
                 yield json.loads(line)
         except ValueError as error:
-            raise UserError(f"the label file {path} is no JSON in line {number}: {error}") from None
+            raise UserError(f"the {what} {path} is no JSON in line {number}: {error}") from None
 
 
 def _tokenised(entry: dict, kind: LabelType, task: TaskParams, encoding: Encoding, where: str) -> dict:

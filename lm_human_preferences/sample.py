@@ -8,13 +8,12 @@ import torch
 from lm_human_preferences.configuration import from_dict, param
 from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.evaluation import readable
 from lm_human_preferences.files import read_json
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import choose_precision
 from lm_human_preferences.queries import query_stream
-from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, truncate_responses
+from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, readable, truncate_responses
 
 
 @dataclass
