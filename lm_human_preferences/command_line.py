@@ -1,4 +1,4 @@
-"""What the commands of `launch.py` do: resolve an experiment's parameters, print them, run a stage; sample, report, tasks.
+"""What the commands of `launch.py` do: resolve an experiment's parameters, print them, run a stage; sample, evaluate, report, tasks.
 
 Fire finds the command and its arguments; the parameters' types are ours to check, so that a mistake is one line that says how to mend it.
 """
@@ -19,8 +19,11 @@ from lm_human_preferences.queries import DATASETS_FOLDER, preparation_command
 
 STAGES = {"train_sft": "train a language model on a data set", "train_reward": "train a reward model on human choices",
           "train_policy": "tune a language model against a reward model with PPO"}
-OTHERS = {"sample": "write continuations with a trained model", "report": "draw figures and an HTML page of a run",
-          "tasks": "list the tasks, or print one in full"}
+OTHERS = {"sample": "write continuations with a trained model",
+          "evaluate": "compare policies on held-out queries: judges, KL, lengths, variety, perplexity, win rates, with intervals",
+          "report": "draw figures and an HTML page of a run", "tasks": "list the tasks, or print one in full"}
+USAGE = {"sample": "EXPERIMENT", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "report": "EXPERIMENT", "tasks": "[TASK]"}
+NOT_EVALUATED = ("task.penalty_reward_value", "task.policy.initial_model")  # parameters of a task that have no part in `evaluate`
 
 Experiments = dict[str, dict[str, Callable[[], Any]]]
 
@@ -94,6 +97,15 @@ class Commands:
     def sample(self, *words: str, **options: str) -> None:
         from lm_human_preferences.sample import SampleParams, write_samples
         write_samples(_one_word(words, "sample", "EXPERIMENT"), apply_overrides(SampleParams(), options))
+
+    @fire.decorators.SetParseFn(str)
+    def evaluate(self, *words: str, **options: str) -> None:
+        from lm_human_preferences.evaluate import EvaluateParams, evaluate
+        task = _one_word(words, "evaluate", USAGE["evaluate"])
+        if unused := next((name for name in NOT_EVALUATED if name in options), None):
+            raise UserError(f"--{unused} has no part in evaluate: scores there are without penalty, and --policies names the models")
+        entry = find_entry("train_policy", task, self._experiments)()
+        evaluate(apply_overrides(EvaluateParams(task=entry.task), options), task)
 
     @fire.decorators.SetParseFn(str)
     def report(self, *words: str, **options: str) -> None:
@@ -196,7 +208,7 @@ def _only(options: dict[str, str], name: str | None = None, default: str = "") -
 def general_help(experiments: Experiments) -> str:
     lines = ["Learning from human preferences with language models.", "", "commands:"]
     lines += [f"  python launch.py {name} TASK EXPERIMENT [--parameter value ...]\n      {text}" for name, text in STAGES.items()]
-    lines += [f"  python launch.py {name} {'[TASK]' if name == 'tasks' else 'EXPERIMENT'}\n      {text}" for name, text in OTHERS.items()]
+    lines += [f"  python launch.py {name} {USAGE[name]}\n      {text}" for name, text in OTHERS.items()]
     lines += ["", "tasks: " + ", ".join(sorted({task for entries in experiments.values() for task in entries})), "",
               "EXPERIMENT is the name of the run; everything it makes lies in saved_models/EXPERIMENT/.",
               "Every parameter can be set by its dotted name:  --ppo.lr 1e-5  --rewards.adaptive_kl off",
@@ -209,10 +221,12 @@ def general_help(experiments: Experiments) -> str:
 def command_help(command: str, arguments: list[str], experiments: Experiments) -> str:
     """Help on a command; for a stage with all its parameters, their values in the task's entry, and what they mean."""
     if command in OTHERS:
-        lines = [f"python launch.py {command} {'[TASK]' if command == 'tasks' else 'EXPERIMENT'}: {OTHERS[command]}"]
+        lines = [f"python launch.py {command} {USAGE[command]}: {OTHERS[command]}"]
         if command == "sample":
             from lm_human_preferences.sample import SampleParams
             lines += parameter_lines(SampleParams())
+        if command == "evaluate":
+            lines += evaluation_help(arguments, experiments)
         if command == "report":
             lines += ["  --save_dir saved_models    folder that holds the run folders"]
         return "\n".join(lines)
@@ -224,8 +238,23 @@ def command_help(command: str, arguments: list[str], experiments: Experiments) -
     return "\n".join(head + parameter_lines(params))
 
 
+def evaluation_help(arguments: list[str], experiments: Experiments) -> list[str]:
+    """The parameters of `evaluate`, those of the task as the task named has them."""
+    from lm_human_preferences.evaluate import EvaluateParams
+    entries = experiments["train_policy"]
+    task = next((word for word in arguments if word in entries), next(iter(entries)))
+    rows = {name: row for name, row in flatten(EvaluateParams(task=entries[task]().task)).items() if name not in NOT_EVALUATED}
+    own = {name: row for name, row in rows.items() if not name.startswith("task.")}
+    return [f"tasks: {', '.join(entries)}", "", f"parameters, with their values for {task} (docs/evaluation.md explains judges and figures):",
+            *_lines(own), *_lines({name: row for name, row in rows.items() if name not in own})]
+
+
 def parameter_lines(params: Any) -> list[str]:
-    return [f"  --{name} {_shown(value)}\n        {text}" for name, (value, text) in flatten(params).items()]
+    return _lines(flatten(params))
+
+
+def _lines(rows: dict[str, tuple[Any, str]]) -> list[str]:
+    return [f"  --{name} {_shown(value)}\n        {text}" for name, (value, text) in rows.items()]
 
 
 def _shown(value: Any) -> str:

@@ -200,6 +200,26 @@ def _answer(value: object, kind: LabelType, where: str) -> int | float:
     return float(value)
 
 
+def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
+    """Given responses, padded: queries int64 [n, Q] and responses int64 [n, R] of a JSONL file of {"query": text, "response": text}, or the
+    chosen responses of a file of choices in either form. Texts are cut as `load_labels` cuts them. UserError for a file that is neither.
+    """
+    entries = read_entries(path, "file of texts")
+    first = entries[0] if entries and isinstance(entries[0], dict) else {}
+    if "best" in first:
+        n = len(first["responses"]) if isinstance(first.get("responses"), list) else sum(name.startswith("sample") for name in first)
+        batch = load_labels(path, label_type(f"best_of_{max(2, n)}"), task, encoding)
+        return batch.queries, batch.responses[torch.arange(len(batch)), batch.target]
+    rows = []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("query", "response")) or not entry["query"]:
+            raise UserError(f'{path}, row {number}: expected {{"query": text, "response": text}}, or choices with responses and best')
+        rows.append(_tokenised({"query": entry["query"], "responses": [entry["response"]]}, label_type("scalar_rating"), task, encoding, path))
+    if not rows:
+        raise UserError(f"{path} has no texts")
+    return torch.tensor([row["query"] for row in rows]), torch.tensor([row["sample"] for row in rows])
+
+
 def save_labels(path: Path, batch: LabelBatch, kind: LabelType) -> None:
     """Write labels in the original's JSON form."""
     from lm_human_preferences.files import write_json

@@ -1,19 +1,18 @@
 """Continuations from a finished run or any model folder: `python launch.py sample EXPERIMENT [--prompt TEXT]`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from lm_human_preferences.configuration import from_dict, param
+from lm_human_preferences.configuration import param
 from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.files import read_json
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import choose_precision
 from lm_human_preferences.queries import query_stream
-from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, readable, truncate_responses
+from lm_human_preferences.runs import model_and_task
+from lm_human_preferences.tasks import QueryFormatter, check_task, readable, truncate_responses
 
 
 @dataclass
@@ -39,7 +38,7 @@ def write_samples(experiment: str, params: SampleParams) -> None:
         raise UserError("--count and --length must be at least 1")
     if params.temperature is not None and params.temperature <= 0 or not 0 < params.top_p <= 1 or params.top_k < 0:
         raise UserError("--temperature must be positive, --top_p in (0, 1], --top_k not negative")
-    folder, task = _model_and_task(experiment, params.save_dir)
+    folder, task = model_and_task(experiment, params.save_dir)
     precision = choose_precision(params.device, params.precision)
     policy = Policy.load(folder, QueryFormatter([], []), 1.0)
     config = policy.transformer.config
@@ -67,17 +66,3 @@ def write_samples(experiment: str, params: SampleParams) -> None:
     drawn = truncate_responses(drawn, end, task.truncate_after if task else 0, encoding.padding_token)
     for query, response in zip(queries, drawn, strict=True):
         print(f"{readable(encoding, query)}|{readable(encoding, response)}\n")
-
-
-def _model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | None]:
-    """The model folder and task of a run given by name or path, or a model folder itself (which has no task)."""
-    for folder in (Path(save_dir) / experiment, Path(experiment)):
-        if (folder / "model.safetensors").exists():
-            return folder, None
-        if (folder / "config.json").exists():
-            task = read_json(folder / "config.json").get("parameters", {}).get("task")
-            for name in ("policy", "lm"):
-                if (folder / name).is_dir():
-                    return folder / name, from_dict(TaskParams, task) if task else None
-            raise UserError(f"{folder} has no policy/ or lm/ folder yet; its training has not finished, or it made a reward model")
-    raise UserError(f"there is no run or model folder {experiment!r} in {save_dir}")
