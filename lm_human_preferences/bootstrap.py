@@ -34,8 +34,8 @@ class Bootstrap:
         low, high = np.quantile(transform(above[below > 0] / below[below > 0]), [0.025, 0.975])
         return {"mean": float(transform(numerators.sum() / denominators.sum())), "low": float(low), "high": float(high)}
 
-    def around(self, value: float, pseudo_values: np.ndarray) -> Interval:
-        """Of a `value` that is no mean, from its jackknife pseudo-values [n]: their bootstrapped mean, shifted to lie around `value`."""
+    def around(self, share: float, pseudo_values: np.ndarray) -> Interval:
+        """Of a share that is no mean, from its jackknife pseudo-values [n]: their bootstrapped mean, shifted to lie around it."""
         found = self.mean(pseudo_values)
-        shift = value - found["mean"]
-        return {"mean": value, "low": found["low"] + shift, "high": found["high"] + shift}
+        shift = share - found["mean"]
+        return {"mean": share, "low": max(0.0, found["low"] + shift), "high": min(1.0, found["high"] + shift)}

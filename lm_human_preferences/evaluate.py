@@ -19,7 +19,7 @@ from lm_human_preferences.bootstrap import Bootstrap, Interval
 from lm_human_preferences.configuration import param, to_dict
 from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.evaluation import Responses, sample_and_score, uniforms_of, unpadded
+from lm_human_preferences.evaluation import Responses, given_logprobs, sample_and_score, uniforms_of, unpadded
 from lm_human_preferences.files import atomic_file, atomic_folder, write_json
 from lm_human_preferences.judges import SPECS, Judge, PeoplesChoices, load_judge, sheet_row
 from lm_human_preferences.labels import load_texts
@@ -57,6 +57,7 @@ class Answers(NamedTuple):
     """A policy's responses to the n queries with all that is known of each."""
 
     measured: Responses
+    plain_logprobs: torch.Tensor  # float32 [n, R], under the reference at temperature 1, up to the truncation
     texts: list[str]
     lengths: np.ndarray  # float64 [n], tokens up to the truncation, the end itself included
     scores: dict[str, np.ndarray]  # judge -> float64 [n]
@@ -92,9 +93,10 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
         for name, policy in policies.items():
             measured = sample_and_score(policy.to(precision.device), reference.to(precision.device), rewards, params.task, held_out.tokens,
                                         uniforms, precision, params.micro_batch, world)
-            answers[name] = collect_answers(measured, judges, held_out, encoding)
+            plain = given_logprobs(reference, held_out.tokens, measured.tokens, encoding.padding_token, precision, params.micro_batch, world)
             if texts:
-                text_logprobs[name] = given_logprobs(policy, *texts, encoding, precision, params.micro_batch)
+                text_logprobs[name] = given_logprobs(policy, *texts, encoding.padding_token, precision, params.micro_batch, world)
+            answers[name] = collect_answers(measured, plain, judges, held_out, encoding)
         if not world.is_main:
             return run.folder
         result = {"task": task, "split": params.split, "queries": params.samples, "seed": params.seed,
@@ -192,24 +194,12 @@ def held_out_queries(params: EvaluateParams, encoding: Encoding) -> HeldOut:
 
 # --- what is measured ---
 
-def collect_answers(measured: Responses, judges: list[Judge], held_out: HeldOut, encoding: Encoding) -> Answers:
+def collect_answers(measured: Responses, plain_logprobs: torch.Tensor, judges: list[Judge], held_out: HeldOut, encoding: Encoding) -> Answers:
     """The tensors of `sample_and_score` with the responses' texts and what is measured on these."""
     texts = [readable(encoding, row) for row in measured.tokens]
     lengths = (measured.tokens != encoding.padding_token).sum(1).double().numpy()
     scores = {judge.name: measured.scores[:, i].double().numpy() for i, judge in enumerate(judges)}
-    return Answers(measured, texts, lengths, scores, text_metrics.rouge(held_out.references, texts) if held_out.references else {})
-
-
-@torch.no_grad()
-def given_logprobs(policy: Policy, queries: torch.Tensor, responses: torch.Tensor, encoding: Encoding, precision: Precision,
-                   micro_batch: int) -> torch.Tensor:
-    """Log-probabilities at temperature 1 of given responses int64 [n, R], padded on the right: float32 [n, R], 0 at padding."""
-    parts, real = [], responses != encoding.padding_token
-    filled = torch.where(real, responses, encoding.end_of_text)  # what stands after a response changes nothing in it
-    for q, r in zip(queries.split(micro_batch), filled.split(micro_batch), strict=True):
-        with precision.autocast():
-            parts.append(policy.analyze(q.to(precision.device), r.to(precision.device), entropies=False, temperature=1).logprobs.cpu())
-    return torch.where(real, torch.cat(parts), 0.0)
+    return Answers(measured, plain_logprobs, texts, lengths, scores, text_metrics.rouge(held_out.references, texts) if held_out.references else {})
 
 
 def compare(answers: dict[str, Answers], held_out: HeldOut, people: list[PeoplesChoices], encoding: Encoding, seed: int) -> dict:
@@ -237,7 +227,7 @@ def policy_figures(side: Answers, held_out: HeldOut, bootstrap: Bootstrap, encod
                "entropy": bootstrap.ratio(summed(m.entropies), lengths), "length": bootstrap.mean(lengths),
                "no_valid_end": bootstrap.mean((~m.valid).double().numpy()),
                "distinct_1": bootstrap.around(*text_metrics.distinct(rows, 1)), "distinct_2": bootstrap.around(*text_metrics.distinct(rows, 2)),
-               "perplexity": bootstrap.ratio(-summed(m.plain_logprobs), lengths, np.exp)}
+               "perplexity": bootstrap.ratio(-side.plain_logprobs.double().sum(1).numpy(), lengths, np.exp)}
     if held_out.references:
         figures |= {name: bootstrap.mean(values) for name, values in side.rouge.items()}
         figures |= copying_figures(held_out.texts, side.texts, bootstrap)

@@ -37,7 +37,6 @@ class Responses(NamedTuple):
     valid: torch.Tensor  # bool [n]
     kl: torch.Tensor  # float32 [n, R], nats: log-probability of the raw response under the policy less that under the reference
     entropies: torch.Tensor  # float32 [n, R], nats, of the policy at each place of the raw response
-    plain_logprobs: torch.Tensor  # float32 [n, R], of the raw response under the reference at temperature 1
     scores: torch.Tensor  # float32 [n, K], of the truncated response: one column for each of the `rewards`, without penalty
 
 
@@ -49,22 +48,44 @@ def sample_and_score(policy: Policy, reference: Policy, rewards: Sequence[Reward
     Each rank does its share of the rows, then all have everything. Both policies' log-probabilities come from the same computation, so a
     policy's KL to itself is exactly 0.
     """
-    n, padding = len(queries), policy.transformer.config.padding_token
-    fill = torch.arange(-n % world.size) % n  # rows that only make the share of each rank equal
-    queries, uniforms = torch.cat([queries, queries[fill]]), torch.cat([uniforms, uniforms[fill]])
-    parts, mine = [], world.share(len(queries), "queries")
-    for q, u in zip(queries[mine].split(micro_batch), uniforms[mine].split(micro_batch), strict=True):
-        q, u = q.to(precision.device), u.to(precision.device)
+    n, parts, padding = len(queries), [], policy.transformer.config.padding_token
+    for rows in _share_of(torch.arange(n), world).split(micro_batch):
+        q, u = queries[rows].to(precision.device), uniforms[rows].to(precision.device)
         with precision.autocast():
             drawn = policy.respond(q, u).tokens
             own = policy.analyze(q, drawn)
             theirs = own.logprobs if policy is reference else reference.analyze(q, drawn, entropies=False).logprobs
-            plain = theirs if reference.temperature == 1 else reference.analyze(q, drawn, entropies=False, temperature=1).logprobs
             truncated = truncate_responses(drawn, task.truncate_token, task.truncate_after, padding)
             scores = torch.stack([reward(q, truncated) for reward in rewards], dim=1) if rewards else own.logprobs[:, :0]
         valid = responses_are_valid(truncated, task.truncate_token, task.truncate_after)
-        parts.append(Responses(truncated, valid, own.logprobs - theirs, own.entropies, plain, scores))
+        parts.append(Responses(truncated, valid, own.logprobs - theirs, own.entropies, scores))
     return Responses(*(world.gather(torch.cat(column))[:n].cpu() for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def given_logprobs(policy: Policy, queries: torch.Tensor, responses: torch.Tensor, padding_token: int, precision: Precision, micro_batch: int,
+                   world: World = World()) -> torch.Tensor:
+    """Log-probabilities at temperature 1 of responses int64 [n, R], padded on the right, to queries int64 [n, Q]: float32 [n, R], 0 at padding.
+
+    Rows of similar length share a micro-batch, so that little is computed for padding.
+    """
+    lengths = (responses != padding_token).sum(1)
+    order, parts = lengths.argsort(stable=True), []
+    for rows in _share_of(order, world).split(micro_batch):
+        longest = max(1, int(lengths[rows].max()))
+        r = responses[rows, :longest]
+        filled = torch.where(r == padding_token, 0, r)  # what stands after a response changes nothing in it
+        with precision.autocast():
+            logprobs = policy.analyze(queries[rows].to(precision.device), filled.to(precision.device), entropies=False, temperature=1).logprobs
+        parts.append(torch.nn.functional.pad(logprobs, (0, responses.shape[1] - longest)))
+    found = world.gather(torch.cat(parts))[:len(order)].cpu()
+    return torch.where(responses == padding_token, 0.0, found[order.argsort()])
+
+
+def _share_of(rows: torch.Tensor, world: World) -> torch.Tensor:
+    """This rank's part of the row numbers int64 [n], after the first ones were repeated until they divide by the number of ranks."""
+    filled = torch.cat([rows, rows[torch.arange(-len(rows) % world.size) % len(rows)]])
+    return filled[world.share(len(filled), "rows")]
 
 
 def uniforms_of(task: TaskParams, samples: int, seed: int) -> torch.Tensor:

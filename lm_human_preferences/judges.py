@@ -29,6 +29,7 @@ from lm_human_preferences.tasks import readable
 Rewards = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # queries int64 [B, Q], responses int64 [B, R] -> float32 [B]
 SPECS = "a reward-model folder, lexicon, ratings:FOLDER, hf:PATH_OR_NAME[#label], module:function or choices:FILE"
 MICRO_BATCH = 64  # texts in memory at once
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:\w+")
 
 
 class Judge:
@@ -252,13 +253,15 @@ def load_judge(spec: str, device: torch.device = torch.device("cpu")) -> Judge |
         folder = folder / "reward_model" if (folder / "reward_model").is_dir() else folder
         name = given or (folder.parent.name if folder.name == "reward_model" else folder.name)
         return RewardModelJudge(name or "reward_model", RewardModel.load(folder), device)
-    if re.fullmatch(r"[A-Za-z_][\w.]*:\w+", text):
+    if _FUNCTION.fullmatch(text):
         return FunctionJudge(given or text, load_function(text))
     raise UserError(f"there is no judge {text!r}: expected {SPECS}")
 
 
 def load_function(spec: str) -> Callable:
     """The function of `module:function`; the module is looked for in the current folder too. Raises UserError if there is none."""
+    if not _FUNCTION.fullmatch(spec):
+        raise UserError(f"{spec} is no module:function, as in my_scores:length for the function length in my_scores.py")
     module, _, name = spec.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

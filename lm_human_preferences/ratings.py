@@ -61,7 +61,7 @@ def _lexicon():
 
 
 def linear_model(alpha: float, characters: bool):
-    """tf-idf of words and word pairs (and of 3 to 5 characters within words), then ridge regression."""
+    """tf-idf of words and word pairs (and of 3 to 5 characters within words), then ridge regression. UserError without scikit-learn."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import Ridge
@@ -83,8 +83,8 @@ class HeldOutJudge:
 
     def __init__(self, data: Sentences):
         self.data = data
-        self._measured: dict[float, dict[str, float]] = {}
-        self.alpha = max(ALPHAS, key=lambda alpha: self._cross_validate(alpha)["r2"])
+        self._measured = self._cross_validate()
+        self.alpha = max(ALPHAS, key=lambda alpha: self._measured[alpha]["r2"])
         self._model = linear_model(self.alpha, characters=True).fit(data.texts, data.ratings)
 
     @classmethod
@@ -104,16 +104,20 @@ class HeldOutJudge:
 
         Returns {"pearson", "r2", "alpha", "sentences"}; alpha was chosen by r2 in the same folds.
         """
-        return {**self._cross_validate(self.alpha), "alpha": self.alpha, "sentences": len(self.data.texts)}
+        return {**self._measured[self.alpha], "alpha": self.alpha, "sentences": len(self.data.texts)}
 
-    def _cross_validate(self, alpha: float) -> dict[str, float]:
-        if alpha not in self._measured:
-            truth, folds = self.data.ratings, np.random.RandomState(0).permutation(len(self.data.texts)) % FOLDS
-            predicted = np.empty_like(truth)
-            for fold in range(FOLDS):
-                held, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-                model = linear_model(alpha, characters=True).fit([self.data.texts[i] for i in rest], truth[rest])
-                predicted[held] = model.predict([self.data.texts[i] for i in held])
-            residual = ((truth - predicted) ** 2).sum() / ((truth - truth.mean()) ** 2).sum()
-            self._measured[alpha] = {"pearson": float(np.corrcoef(truth, predicted)[0, 1]), "r2": float(1 - residual)}
-        return self._measured[alpha]
+    def _cross_validate(self) -> dict[float, dict[str, float]]:
+        """Agreement for each of ALPHAS."""
+        truth, folds = self.data.ratings, np.random.RandomState(0).permutation(len(self.data.texts)) % FOLDS
+        predicted = {alpha: np.empty_like(truth) for alpha in ALPHAS}
+        for fold in range(FOLDS):
+            held, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+            models = {alpha: linear_model(alpha, characters=True) for alpha in ALPHAS}
+            features = models[ALPHAS[0]][0]  # the same for all
+            seen = features.fit_transform([self.data.texts[i] for i in rest])
+            unseen = features.transform([self.data.texts[i] for i in held])
+            for alpha, model in models.items():
+                predicted[alpha][held] = model[-1].fit(seen, truth[rest]).predict(unseen)
+        spread = ((truth - truth.mean()) ** 2).sum()
+        return {alpha: {"pearson": float(np.corrcoef(truth, values)[0, 1]), "r2": float(1 - ((truth - values) ** 2).sum() / spread)}
+                for alpha, values in predicted.items()}
