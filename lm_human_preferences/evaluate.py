@@ -7,6 +7,7 @@ policy and win rates of each pair, with intervals over queries -> a table, and t
 import itertools
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -41,8 +42,8 @@ class EvaluateParams:
     judges: str | None = param(None, f"SPEC,SPEC,... or NAME=SPEC,...: {SPECS}")
     samples: int = param(1000, "held-out queries")
     split: str = param("test", "split of the query data set that they come from")
-    texts: str | None = param(None, "file of given responses whose perplexity under each policy is measured: JSONL with query and response, or choices")
-    people_sheet: str | None = param(None, "write a sheet here (.jsonl or .json) in which people choose between the responses; then --judges choices:FILE")
+    texts: str | None = param(None, "file of responses whose perplexity under each policy is measured: JSONL with query and response, or choices")
+    people_sheet: str | None = param(None, "write a sheet here (.jsonl or .json) for people to choose between responses; then --judges choices:FILE")
     experiment: str | None = param(None, "folder of the results in save_dir; none is evaluate_TASK")
     shown: int = param(3, "queries to print with every policy's response")
     seed: int = param(1, "seed of queries, uniforms and intervals")
@@ -166,8 +167,8 @@ def load_policies(paths: dict[str, str], params: EvaluateParams) -> tuple[dict[s
         config = policy.transformer.config
         encoding = encoding or get_encoding(config.encoding)
         if (config.encoding, config.n_vocab) != (encoding.name, encoding.n_vocab):
-            raise UserError(f"{name} ({path}) has the encoding {config.encoding} with {config.n_vocab} tokens, {next(iter(wanted))} has {encoding.name} "
-                            f"with {encoding.n_vocab}; only policies of one encoding can answer the same queries")
+            raise UserError(f"{name} ({path}) has the encoding {config.encoding} with {config.n_vocab} tokens, {next(iter(wanted))} has "
+                            f"{encoding.name} with {encoding.n_vocab}; only policies of one encoding can answer the same queries")
         check_task(params.task, encoding, config.n_ctx)
         policy.formatter = QueryFormatter.of(params.task, encoding)
         policies[name] = policy.requires_grad_(False)
@@ -180,14 +181,15 @@ def held_out_queries(params: EvaluateParams, encoding: Encoding) -> HeldOut:
     stream = query_stream(params.task, encoding, params.seed, "evaluation", params.split)
     tokens, documents = stream.batch_with_documents(params.samples)
     folder, name = dataset_split(params.task, params.split)
-    if len(set(documents)) < params.samples:
-        raise UserError(f"--samples {params.samples}: {folder / name}.bin has only {len(set(documents))} documents with a query; ask for as many at most")
+    if (found := len(set(documents))) < params.samples:
+        raise UserError(f"--samples {params.samples}: {folder / name}.bin has only {found} documents with a query; ask for as many at most")
     references = None
     if (folder / f"references_{name}.bin").exists():
         file = TokenFile(folder, f"references_{name}")
         file.check_vocabulary(encoding.n_vocab)
         if len(file) != len(stream.documents):
-            raise UserError(f"{folder}/references_{name}.bin has {len(file)} documents, {name}.bin has {len(stream.documents)}: prepare the data set again")
+            raise UserError(f"{folder}/references_{name}.bin has {len(file)} documents, {name}.bin has {len(stream.documents)}: "
+                            "prepare the data set again")
         references = [readable(encoding, torch.from_numpy(file[i].astype(np.int64))) for i in documents]
     return HeldOut(tokens, [readable(encoding, row) for row in tokens], documents, references)
 
@@ -254,7 +256,7 @@ def win_rates(answers: dict[str, Answers], held_out: HeldOut, people: list[Peopl
 
     Raises UserError for people's choices of which none is about these responses.
     """
-    pairs, rows = list(itertools.combinations(answers, 2)), []
+    pairs, rows = _pairs(answers), []
 
     def add(judge: str, pair: tuple[str, str], wins: np.ndarray) -> None:
         rows.append({"judge": judge, "policy": pair[0], "against": pair[1], "share": bootstrap.mean(wins), "queries": int((~np.isnan(wins)).sum())})
@@ -271,6 +273,11 @@ def win_rates(answers: dict[str, Answers], held_out: HeldOut, people: list[Peopl
         for pair, wins in shares.items():
             add(judge.name, pair, wins)
     return rows
+
+
+def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Each policy with each that was named before it: after against before."""
+    return [(later, earlier) for earlier, later in itertools.combinations(names, 2)]
 
 
 # --- what is written ---
@@ -292,7 +299,7 @@ def write_results(folder: Path, description: dict, result: dict, answers: dict[s
 
 def write_sheet(path: Path, answers: dict[str, Answers], held_out: HeldOut, seed: int) -> None:
     """A row for each query and pair of policies, for people to choose; which response comes first is drawn."""
-    pairs = list(itertools.combinations(answers, 2))
+    pairs = _pairs(answers)
     swapped = torch.rand(len(held_out.texts), len(pairs), generator=generator_for(seed, "evaluation/sheet")) < 0.5
     rows = [sheet_row(query, (a, b), (answers[a].texts[i], answers[b].texts[i]), bool(swapped[i, j]))
             for i, query in enumerate(held_out.texts) for j, (a, b) in enumerate(pairs)]
@@ -326,7 +333,8 @@ def table(result: dict) -> str:
     lines = [f"\n{result['queries']:,} held-out queries ({result['split']}), reference {result['reference']}; 95% intervals over queries"]
     lines += ["  " + "   ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
               for row in cells]
-    wins = [f"  {w['policy']} against {w['against']} under {w['judge']}: {_cell(w['share'], '{:.1%}')} of {w['queries']:,} queries" for w in result["wins"]]
+    wins = [f"  {w['policy']} against {w['against']} under {w['judge']}: {_cell(w['share'], '{:.1%}')} of {w['queries']:,} queries"
+            for w in result["wins"]]
     return "\n".join(lines + (["\nwins, ties split", *wins] if wins else []))
 
 

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -109,7 +110,9 @@ class FunctionJudge(Judge):
         try:
             values = self.function(list(queries), list(responses))
         except Exception as error:  # whatever it is, it is not ours
-            raise UserError(f"the function {self.name} raised {type(error).__name__}: {_first_line(error)}") from error
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(f"the function {self.name} raised {type(error).__name__}: {_first_line(error)} "
+                            f"({Path(place.filename).name}, line {place.lineno})") from error
         if not hasattr(values, "__len__") or isinstance(values, str | bytes | dict) or len(values) != len(responses):
             given = f"{len(values)} values" if hasattr(values, "__len__") else type(values).__name__
             raise UserError(f"the function {self.name} must return a list of one number for each of the {len(responses)} responses, not {given}")

@@ -1,7 +1,7 @@
 """What can be read off texts alone: how varied they are, what they copy from their source, and their overlap with a reference (ROUGE).
 
-Words are runs of letters and digits in lower case, apostrophes inside; punctuation does not count. The figures on copying are those of the
-paper's section on what the summaries copy: sentences, n-grams and whole responses that occur in the source, and from where they come.
+Words are runs of letters and digits in lower case, apostrophes inside; punctuation does not count. The figures on copying are in
+the manner of the paper's on what its summaries copy: sentences, n-grams and whole responses that occur in the source, and where there.
 """
 
 import functools

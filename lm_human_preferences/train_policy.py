@@ -43,7 +43,7 @@ class RewardsParams:
     adaptive_kl: AdaptiveKLParams | None = param(None, "on: steer the coefficient to a target KL; off: keep it fixed")
     trained_model: str | None = param(None, "reward-model folder, or hf:PATH[#label], a sequence classifier of Hugging Face, whose score is not "
                                             "normalised; none trains a new one first")
-    function: str | None = param(None, "module:function of (query texts, response texts) that returns a score each, not normalised; instead of a model")
+    function: str | None = param(None, "module:function of (query texts, response texts) that gives a score each, not normalised; no model then")
     train_new_model: RewardTrainingParams | None = param(None, "how to train a new reward model first; off with trained_model or function")
 
 

@@ -82,7 +82,7 @@ def test_twice_the_same_files(world, capsys):
     launch("evaluate", *words_for(world, judges=judges, experiment="two", texts=world / "labels.json"), cwd=world)
     for name in ("result.json", "evaluation.jsonl"):
         assert (world / "runs/one" / name).read_bytes() == (world / "runs/two" / name).read_bytes()
-    assert "score of vowels" in printed and "a against b under reward" in printed and "perplexity of the given texts" in printed
+    assert "score of vowels" in printed and "b against a under reward" in printed and "perplexity of the given texts" in printed
     run("evaluate", *words_for(world, judges=judges, experiment="one", micro_batch=30, overwrite="on"))
     answers = [[[side["response"] for side in row["policies"].values()] for row in results(world / "runs" / name)[1]] for name in ("one", "two")]
     assert answers[0] == answers[1]
@@ -126,7 +126,7 @@ def test_figures(world):
         assert not any(key.startswith(("rouge", "copied", "text_")) for key in figures)
     assert result["policies"]["a"]["kl"] == {"mean": 0, "low": 0, "high": 0}
     for win in result["wins"]:
-        scores = [[row["policies"][name]["scores"][win["judge"]] for row in rows] for name in ("a", "b")]
+        scores = [[row["policies"][name]["scores"][win["judge"]] for row in rows] for name in (win["policy"], win["against"])]
         assert win["share"]["mean"] == pytest.approx(np.mean([(x > y) + 0.5 * (x == y) for x, y in zip(*scores, strict=True)]))
 
 
@@ -188,7 +188,7 @@ def test_people(world, capsys):
     run("evaluate", *words_for(world, judges=f"choices:{sheet}", experiment="judged"))
     win = results(world / "runs/judged")[0]["wins"][0]
     assert win["judge"] == "people" and win["queries"] >= 20
-    assert win["share"]["mean"] < 0.2 and "a against b under people: " in capsys.readouterr().out
+    assert win["policy"] == "b" and win["share"]["mean"] > 0.8 and "b against a under people: " in capsys.readouterr().out
     assert "exists already" in refused(*words_for(world, people_sheet=sheet, experiment="again"))
     assert "has no choice about these responses" in refused(*words_for(world, judges=f"choices:{sheet}", experiment="again", seed=2))
     assert not (world / "runs/again").exists()
