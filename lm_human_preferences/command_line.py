@@ -16,6 +16,7 @@ from lm_human_preferences.configuration import apply_overrides, flatten, to_dict
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.language.gpt2 import SHAPES
 from lm_human_preferences.queries import DATASETS_FOLDER, preparation_command
+from lm_human_preferences.runs import check_name
 
 STAGES = {"train_sft": "train a language model on a data set", "train_reward": "train a reward model on human choices",
           "train_policy": "tune a language model against a reward model with PPO"}
@@ -125,8 +126,7 @@ class Commands:
             raise UserError(f"{stage} takes a task and a name for the run: python launch.py {stage} TASK EXPERIMENT [--parameter value ...]"
                             + (f"; what is {words[2]!r}?" if len(words) > 2 else ""))
         task, experiment = words
-        if Path(experiment).name != experiment or experiment in ("", ".", ".."):
-            raise UserError(f"{experiment!r} cannot be a run's name: it becomes a folder's name")
+        check_name(experiment)
         entry = find_entry(stage, task, self._experiments)
         dry_run = overrides.pop("dry_run", None)
         params = apply_overrides(entry(), overrides)

@@ -21,14 +21,14 @@ from lm_human_preferences.configuration import param, to_dict
 from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.evaluation import Responses, given_logprobs, sample_and_score, uniforms_of, unpadded
-from lm_human_preferences.files import atomic_file, atomic_folder, write_json
+from lm_human_preferences.files import atomic_file, atomic_folder, make_folder, read_json, write_json
 from lm_human_preferences.judges import SPECS, Judge, PeoplesChoices, load_judge, sheet_row
 from lm_human_preferences.labels import load_texts
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import TokenFile, dataset_split, query_stream
-from lm_human_preferences.runs import Run, RunParams, describe_run, model_and_task
+from lm_human_preferences.runs import check_name, describe_run, model_and_task
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, readable
 
 
@@ -79,11 +79,10 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
     if params.samples < 1 or params.micro_batch < 1 or params.shown < 0:
         raise UserError("--samples and --micro_batch must be at least 1, --shown not negative")
     paths, precision = parse_policies(params.policies), choose_precision(params.device, params.precision)
-    run = Run(Path(params.save_dir) / (params.experiment or f"evaluate_{task}"), RunParams(save_dir=params.save_dir, overwrite=params.overwrite))
-    run.check_free()
+    folder = free_folder(params, task)
     with distributed.world(precision.device.type) as world:
         judges, people = load_judges(params.judges, precision.device)
-        check_sheets(params, run.folder, people, len(paths))
+        check_sheets(params, folder, people, len(paths))
         policies, reference, encoding = load_policies(paths, params)
         held_out = held_out_queries(params, encoding)
         texts = load_texts(params.texts, params.task, encoding) if params.texts else None
@@ -99,23 +98,37 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
                 text_logprobs[name] = given_logprobs(policy, *texts, encoding.padding_token, precision, params.micro_batch, world)
             answers[name] = collect_answers(measured, plain, judges, held_out, encoding)
         if not world.is_main:
-            return run.folder
+            return folder
         result = {"task": task, "split": params.split, "queries": params.samples, "seed": params.seed,
                   "reference": params.reference or next(iter(policies))}
         result |= compare(answers, held_out, people, encoding, params.seed)
         for name, logprobs in text_logprobs.items():
             count = (texts[1] != encoding.padding_token).sum(1).numpy()
             result["policies"][name]["text_perplexity"] = Bootstrap(len(count), params.seed).ratio(-logprobs.double().sum(1).numpy(), count, np.exp)
-        write_results(run.folder, describe_run("evaluate", task, run.folder.name, to_dict(params)), result, answers, held_out)
+        write_results(folder, describe_run("evaluate", task, folder.name, to_dict(params)), result, answers, held_out)
         if params.people_sheet:
             write_sheet(Path(params.people_sheet), answers, held_out, params.seed)
         print(table(result))
         show(answers, held_out, params.shown)
-        print(f"\nresults in {run.folder}" + (f"; sheet to fill in: {params.people_sheet}" if params.people_sheet else ""))
-        return run.folder
+        print(f"\nresults in {folder}" + (f"; sheet to fill in: {params.people_sheet}" if params.people_sheet else ""))
+        return folder
 
 
 # --- what is compared ---
+
+def free_folder(params: EvaluateParams, task: str) -> Path:
+    """Where the results go. UserError if that cannot be written or holds what may not be replaced: a training run never may."""
+    name = f"evaluate_{task}" if params.experiment is None else params.experiment
+    check_name(name)
+    folder = make_folder(Path(params.save_dir)) / name
+    if folder.exists():
+        config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+        if config.get("stage") != "evaluate":
+            raise UserError(f"{folder} exists and holds no results of evaluate; give another name with --experiment")
+        if not params.overwrite:
+            raise UserError(f"{folder} exists already; give another name with --experiment, or --overwrite to replace it")
+    return folder
+
 
 def parse_policies(text: str) -> dict[str, str]:
     """Name -> path of NAME=PATH,NAME=PATH. UserError if it is anything else."""

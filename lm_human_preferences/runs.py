@@ -58,6 +58,12 @@ def check_run_params(params: RunParams) -> None:
             raise UserError(f"--run.{name} {getattr(params, name)}: must be at least 1")
 
 
+def check_name(experiment: str) -> None:
+    """UserError for a name that is no folder's."""
+    if Path(experiment).name != experiment or experiment in ("", ".", ".."):
+        raise UserError(f"{experiment!r} cannot be a run's name: it becomes a folder's name")
+
+
 class Run:
     """One run's folder. On ranks other than 0 it reads but writes nothing."""
 

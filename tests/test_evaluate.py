@@ -215,6 +215,7 @@ def test_people(world, capsys):
     (dict(people_sheet="sheet2.jsonl", policies="a=model"), "give at least two"),
     (dict(task__penalty_reward_value=2), "has no part in evaluate"),
     (dict(policy="x"), "unknown parameter --policy"),
+    (dict(save_dir="/proc/nowhere"), "cannot write to /proc/nowhere"),
     (dict(device="tpu"), "must be auto, cpu, cuda"),
 ])
 def test_refusals(world, changes, says):
@@ -227,7 +228,11 @@ def test_refusals(world, changes, says):
 def test_results_are_not_replaced_by_accident(world):
     run("evaluate", *words_for(world, samples=4))
     assert (world / "runs/evaluate_movies/config.json").exists()
-    assert "evaluate_movies exists already" in refused(*words_for(world, samples=4))
+    assert "evaluate_movies exists already; give another name with --experiment, or --overwrite" in refused(*words_for(world, samples=4))
+    assert "cannot be a run's name" in refused(*words_for(world, experiment="../x"))
+    (world / "runs/training").mkdir()
+    (world / "runs/training/config.json").write_text('{"stage": "train_policy"}')
+    assert "holds no results of evaluate" in refused(*words_for(world, experiment="training", overwrite="on"))
 
 
 def test_help_is_true(capsys):
