@@ -100,7 +100,7 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
         if not world.is_main:
             return folder
         result = {"task": task, "split": params.split, "queries": params.samples, "seed": params.seed,
-                  "reference": params.reference or next(iter(policies))}
+                  "reference": reference_of(params, policies)}
         result |= compare(answers, held_out, people, encoding, params.seed)
         for name, logprobs in text_logprobs.items():
             count = (texts[1] != encoding.padding_token).sum(1).numpy()
@@ -169,24 +169,26 @@ def check_sheets(params: EvaluateParams, folder: Path, people: list[PeoplesChoic
         raise UserError(f"--people_sheet {params.people_sheet}: its name must end in .jsonl or .json")
 
 
+def reference_of(params: EvaluateParams, policies: Iterable[str]) -> str:
+    """The reference's name among the policies, or the path of another model."""
+    return next(iter(policies)) if params.reference is None else params.reference
+
+
 def load_policies(paths: dict[str, str], params: EvaluateParams) -> tuple[dict[str, Policy], Policy, Encoding]:
     """The policies by name, the reference (one of them or another), and their encoding. UserError if one does not fit the task or the others."""
-    wanted = dict(paths)
-    if params.reference is not None and params.reference not in wanted:
-        wanted[f"--reference {params.reference}"] = params.reference
+    reference = reference_of(params, paths)
     policies, encoding = {}, None
-    for name, path in wanted.items():
+    for name, path in ({reference: reference} | paths).items():  # the reference first: the others must fit it
         policy = Policy.load(model_and_task(path, params.save_dir)[0], QueryFormatter([], []), params.task.policy.temperature)
         config = policy.transformer.config
         encoding = encoding or get_encoding(config.encoding)
         if (config.encoding, config.n_vocab) != (encoding.name, encoding.n_vocab):
-            raise UserError(f"{name} ({path}) has the encoding {config.encoding} with {config.n_vocab} tokens, {next(iter(wanted))} has "
+            raise UserError(f"{name} ({path}) has the encoding {config.encoding} with {config.n_vocab} tokens, the reference {reference} has "
                             f"{encoding.name} with {encoding.n_vocab}; only policies of one encoding can answer the same queries")
         check_task(params.task, encoding, config.n_ctx)
         policy.formatter = QueryFormatter.of(params.task, encoding)
         policies[name] = policy.requires_grad_(False)
-    reference = policies[next(iter(paths)) if params.reference is None else params.reference if params.reference in paths else list(wanted)[-1]]
-    return {name: policies[name] for name in paths}, reference, encoding
+    return {name: policies[name] for name in paths}, policies[reference], encoding
 
 
 def held_out_queries(params: EvaluateParams, encoding: Encoding) -> HeldOut:
@@ -344,8 +346,8 @@ def table(result: dict) -> str:
     cells = [["", *columns], *([title, *(_cell(interval, form) for interval in intervals)] for title, form, intervals in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [f"\n{result['queries']:,} held-out queries ({result['split']}), reference {result['reference']}; 95% intervals over queries"]
-    lines += ["  " + "   ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-              for row in cells]
+    lines += [f"  {row[0]:{widths[0]}}" + "".join(f"   {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)) for row in cells]
+    lines = [line.rstrip() for line in lines]
     wins = [f"  {w['policy']} against {w['against']} under {w['judge']}: {_cell(w['share'], '{:.1%}')} of {w['queries']:,} queries"
             for w in result["wins"]]
     return "\n".join(lines + (["\nwins, ties split", *wins] if wins else []))
@@ -362,7 +364,7 @@ def show(answers: dict[str, Answers], held_out: HeldOut, count: int) -> None:
     """The first queries of the list, unselected, with every policy's response."""
     width = max(len(name) for name in answers)
     for i, query in enumerate(held_out.texts[:count]):
-        print(f"\n  {query} ...")
+        print(f"\n  {query if len(query) <= 300 else '... ' + query[-300:]} ...")
         for name, side in answers.items():
             scores = "".join(f" {scores[i]:+.2f}" for scores in side.scores.values())
             print(f"    {name:{width}} [{scores.strip()}] {' '.join(side.texts[i].split())}")

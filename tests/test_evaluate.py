@@ -199,7 +199,7 @@ def test_people(world, capsys):
     (dict(policies="model"), "--policies model: expected NAME=PATH"),
     (dict(policies="a=model,a=other"), "the name a twice"),
     (dict(policies="a=nowhere"), "there is no run or model folder 'nowhere'"),
-    (dict(policies="a=model,c=gpt2"), "c (gpt2) has the encoding gpt2 with 50257 tokens, a has letters with 27"),
+    (dict(policies="a=model,c=gpt2"), "c (gpt2) has the encoding gpt2 with 50257 tokens, the reference a has letters with 27"),
     (dict(reference="nowhere"), "there is no run or model folder 'nowhere'"),
     (dict(judges="nobody"), "there is no judge 'nobody'"),
     (dict(judges="vowel_scores:vowels,vowel_scores:vowels"), "the name vowel_scores:vowels twice"),
