@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_rows, input_files,
-                                              prepare, read_text, unchanged)
+from lm_human_preferences.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
+                                              input_files, prepare, read_text, unchanged)
 from lm_human_preferences.records import read_records
 
 HUB, REVISION = "bookcorpus/bookcorpus", "refs/convert/parquet"  # the hub's own conversion: the data set itself is a script
@@ -112,9 +112,8 @@ def main() -> None:
         source = {path.name: fingerprint(path) for path in files}
         prepare(recipe, arguments, source, lambda: from_files(files, arguments.passage, rule, arguments.limit), passage=arguments.passage)
     else:
-        local = Path(arguments.hub).is_dir()
-        revision = None if local or arguments.hub != HUB else REVISION
-        source = {arguments.hub: fingerprint(Path(arguments.hub)) if local else f"hub, {revision or 'newest'}"}
+        revision = REVISION if arguments.hub == HUB else None
+        source = {arguments.hub: hub_fingerprint(arguments.hub, revision)}
         prepare(recipe, arguments, source, lambda: from_hub(arguments.hub, revision, arguments.passage, rule, arguments.limit),
                 passage=arguments.passage)
 

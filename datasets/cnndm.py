@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from lm_human_preferences.downloads import cached
 from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_rows, prepare,
-                                              read_text)
+from lm_human_preferences.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
+                                              prepare, read_text)
 from lm_human_preferences.queries import DOWNLOADS
 
 HUB, CONFIG = "abisee/cnn_dailymail", "3.0.0"
@@ -154,7 +154,7 @@ def main() -> None:
         prepare(recipe, arguments, source, lambda: from_stories(arguments.input, lists, rule, arguments.limit))
     else:
         config = None if Path(arguments.hub).is_dir() else CONFIG
-        source = {arguments.hub: fingerprint(Path(arguments.hub)) if config is None else f"hub, {CONFIG}"}
+        source = {arguments.hub: hub_fingerprint(arguments.hub, CONFIG)}
         prepare(recipe, arguments, source, lambda: from_hub(arguments.hub, config, rule, arguments.limit))
 
 

@@ -3,11 +3,10 @@
     python datasets/movies_reference.py [--data FOLDER] [--json FILE] [--compare REWARD_RUN | --judge POLICY_RUN]
 
 prints the share of labels_test on which each picks the sentence that people rated highest, and how well the judge's ratings
-agree with people's. Import `reference_points` and `HeldOutJudge` to use the same numbers elsewhere.
+agree with people's. `reference_points` gives the same numbers elsewhere; the judge is lm_human_preferences/ratings.py.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -20,35 +19,11 @@ import numpy as np
 
 from lm_human_preferences.errors import UserError, exit_on_user_error
 from lm_human_preferences.files import read_json, write_json
-from lm_human_preferences.queries import DATASETS_FOLDER, preparation_command
-
-FOLDS = 5
-ALPHAS = (0.1, 0.3, 1.0, 3.0)  # strengths of the ridge penalty to choose from
+from lm_human_preferences.queries import DATASETS_FOLDER
+from lm_human_preferences.ratings import ALPHAS, FOLDS, HeldOutJudge, lexicon_scores, linear_model, load_sentences, rated_rows
 
 
 # ---- the data
-
-
-def _rows(path: Path) -> list[dict]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: prepare the data set first ({preparation_command('movies')})") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable as JSON lines ({error}): prepare the data set again") from None
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Sentences of some splits: texts and, in the same order, mean ratings (float64 [n], -4 to +4)."""
-    texts: list[str]
-    ratings: np.ndarray
-
-
-def load_sentences(folder: Path, splits: Sequence[str]) -> Sentences:
-    """Those of `splits`. Raises UserError where `folder` holds no prepared data."""
-    rows = [row for row in _rows(Path(folder) / "sentences.jsonl") if row["split"] in splits]
-    return Sentences([row["text"] for row in rows], np.array([row["rating"] for row in rows], dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -64,8 +39,8 @@ class Choices:
 
 def load_choices(folder: Path, split: str) -> Choices:
     """The choices of labels_SPLIT.jsonl with whole sentences, query included."""
-    by_id = {row["id"]: row for row in _rows(Path(folder) / "sentences.jsonl")}
-    labels = _rows(Path(folder) / f"labels_{split}.jsonl")
+    by_id = {row["id"]: row for row in rated_rows(Path(folder) / "sentences.jsonl")}
+    labels = rated_rows(Path(folder) / f"labels_{split}.jsonl")
     if not labels:
         raise UserError(f"{folder} has no choices for {split!r}: prepare the data set from more sentences")
     return Choices([[by_id[number]["text"] for number in label["ids"]] for label in labels],
@@ -113,34 +88,10 @@ def _accuracy(rate: Callable[[list[str]], np.ndarray], choices: Choices) -> np.n
 # ---- the references
 
 
-def lexicon_scores(texts: list[str]) -> np.ndarray:
-    """VADER's compound score of each text, float64 [n], -1 to +1. Raises UserError without the package."""
-    try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError:
-        raise UserError("the lexicon needs the package vaderSentiment: pip install vaderSentiment") from None
-    analyzer = SentimentIntensityAnalyzer()
-    return np.array([analyzer.polarity_scores(text)["compound"] for text in texts])
-
-
-def _linear_model(alpha: float, characters: bool):
-    """tf-idf of words and word pairs (and of 3 to 5 characters within words), then ridge regression."""
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import Ridge
-        from sklearn.pipeline import make_pipeline, make_union
-    except ImportError:
-        raise UserError("the linear models need the package scikit-learn: pip install scikit-learn") from None
-    parts = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w[\w']*\b|[!?]")]
-    if characters:
-        parts.append(TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True))
-    return make_pipeline(make_union(*parts), Ridge(alpha=alpha))
-
-
 def tfidf_ridge(folder: Path) -> Callable[[list[str]], np.ndarray]:
     """Texts -> ratings, fitted on the sentences of `train`; the penalty is the one with the least squared error on those of `valid`."""
     train, valid = load_sentences(folder, ["train"]), load_sentences(folder, ["valid"])
-    fitted = [_linear_model(alpha, characters=False).fit(train.texts, train.ratings) for alpha in ALPHAS]
+    fitted = [linear_model(alpha, characters=False).fit(train.texts, train.ratings) for alpha in ALPHAS]
     return min(fitted, key=lambda model: ((model.predict(valid.texts) - valid.ratings) ** 2).mean()).predict
 
 
@@ -156,52 +107,7 @@ def reference_points(folder: Path) -> dict:
             "one_rater": point(np.array([rater_credit(ratings, int(best)) for ratings, best in zip(test.ratings, test.best, strict=True)]))}
 
 
-# ---- the judge
-
-
-class HeldOutJudge:
-    """Rates any text on the human scale, and has no part in training: it learns from the sentences of valid and test alone.
-
-    A reward model never sees those, so the judge can tell whether a policy pleases people or only its reward model. Do not measure it
-    on labels_valid or labels_test, which hold its own sentences; `cross_validation` says how good it is.
-    """
-
-    def __init__(self, data: Sentences):
-        self.data = data
-        self._measured: dict[float, dict[str, float]] = {}
-        self.alpha = max(ALPHAS, key=lambda alpha: self._cross_validate(alpha)["r2"])
-        self._model = _linear_model(self.alpha, characters=True).fit(data.texts, data.ratings)
-
-    @classmethod
-    def fit(cls, folder: Path) -> "HeldOutJudge":
-        """From a prepared data set. Raises UserError where that is missing or too small, or scikit-learn is not installed."""
-        data = load_sentences(folder, ["valid", "test"])
-        if len(data.texts) < 2 * FOLDS:
-            raise UserError(f"{folder} holds {len(data.texts)} held-out sentences, the judge needs at least {2 * FOLDS}: prepare more")
-        return cls(data)
-
-    def rate(self, texts: list[str]) -> np.ndarray:
-        """The rating that people would give each text, float64 [n], -4 to +4; about the mean for a text without known words."""
-        return np.clip(self._model.predict(texts), -4.0, 4.0) if texts else np.zeros(0)
-
-    def cross_validation(self) -> dict[str, float]:
-        """Agreement with the mean ratings of sentences that the judge was not fitted on (5 folds).
-
-        Returns {"pearson", "r2", "alpha", "sentences"}; alpha was chosen by r2 in the same folds.
-        """
-        return {**self._cross_validate(self.alpha), "alpha": self.alpha, "sentences": len(self.data.texts)}
-
-    def _cross_validate(self, alpha: float) -> dict[str, float]:
-        if alpha not in self._measured:
-            truth, folds = self.data.ratings, np.random.RandomState(0).permutation(len(self.data.texts)) % FOLDS
-            predicted = np.empty_like(truth)
-            for fold in range(FOLDS):
-                held, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-                model = _linear_model(alpha, characters=True).fit([self.data.texts[i] for i in rest], truth[rest])
-                predicted[held] = model.predict([self.data.texts[i] for i in held])
-            residual = ((truth - predicted) ** 2).sum() / ((truth - truth.mean()) ** 2).sum()
-            self._measured[alpha] = {"pearson": float(np.corrcoef(truth, predicted)[0, 1]), "r2": float(1 - residual)}
-        return self._measured[alpha]
+# ---- the judge of a run
 
 
 NAMES = {"chance": "chance", "lexicon": "VADER lexicon", "tfidf_ridge": "tf-idf + ridge regression", "one_rater": "one person"}
@@ -212,7 +118,7 @@ def judge_run(run: Path, judge: HeldOutJudge) -> dict[str, dict[str, float]]:
 
     Written into the run's `result.json`. Raises UserError if the run compared nothing.
     """
-    pairs = _rows(run / "evaluation.jsonl")
+    pairs = rated_rows(run / "evaluation.jsonl")
     ratings = {side: judge.rate([pair["query"] + pair[side] for pair in pairs]) for side in ("before", "after")}
     ratings["difference"] = ratings["after"] - ratings["before"]
     figures = {}

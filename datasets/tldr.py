@@ -2,6 +2,7 @@
 
     python datasets/tldr.py                       OpenAI's selection, fetched from its public address
     python datasets/tldr.py --input FOLDER        train-subset.json and valid-subset.json on disk
+    python datasets/tldr.py --hub webis/tldr-17 --split 1,1    all posts, with summaries, from the Hugging Face hub (needs the package datasets)
 
 Each file is a list of objects (or one a line) with the post in `content`; where `summary` is there too, it becomes the reference that
 supervised training learns to write. The posts are those of M. Völske et al. 2017, "TL;DR: Mining Reddit to learn automatic
@@ -25,11 +26,13 @@ from tqdm import tqdm
 
 from lm_human_preferences.downloads import cached
 from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.preparation import Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, prepare
+from lm_human_preferences.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
+                                              prepare)
 from lm_human_preferences.queries import DOWNLOADS
 from lm_human_preferences.records import read_records
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/lm-human-preferences/tldr"
+HUB, REVISION = "webis/tldr-17", "refs/convert/parquet"  # the hub's own conversion: the data set itself is a script
 FILES = {"train": "train-subset.json", "valid": "valid-subset.json"}
 
 
@@ -62,14 +65,32 @@ def posts(files: dict[str, Path], rule: SplitRule, limit: int | None) -> Iterato
                     yield Document("test", record["content"], summary)
 
 
+def from_hub(name: str, revision: str | None, rule: SplitRule, limit: int | None) -> Iterator[Document]:
+    for row in hub_rows(name, None, "train", revision, ("content", "summary"), limit):
+        yield Document(rule.of(row["content"], "train"), row["content"], row["summary"])
+
+
 @exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, metavar="FOLDER", help="folder with train-subset.json and valid-subset.json, instead of downloading them")
     parser.add_argument("--url", default=ADDRESS, help="download the two files from this address instead (a mirror)")
+    parser.add_argument("--hub", metavar="NAME", help=f"take a data set on the Hugging Face hub with columns content and summary instead ({HUB}), "
+                                                      "or a folder of its files")
     add_arguments(parser, "tldr", "source")
     arguments = parser.parse_args()
     rule = check_arguments(arguments)
+    recipe = Recipe(1, "the posts belong to their authors", ("train", "valid", "test"), references=True, clean=clean,
+                    clean_reference=clean_reference)
+    if arguments.hub is not None:
+        if arguments.input is not None:
+            raise UserError("--input and --hub exclude each other; give one of them")
+        if not rule.valid or not rule.test:
+            raise UserError(f"--split {arguments.split}: the hub's posts have no splits of their own; give percentages above 0 for valid and test like 1,1")
+        revision = REVISION if arguments.hub == HUB else None
+        source = {arguments.hub: hub_fingerprint(arguments.hub, revision)}
+        prepare(recipe, arguments, source, lambda: from_hub(arguments.hub, revision, rule, arguments.limit))
+        return
     if arguments.input is None:
         files = {split: cached(f"{arguments.url}/{name}", DOWNLOADS) for split, name in FILES.items()}
     else:
@@ -77,8 +98,6 @@ def main() -> None:
         for path in files.values():
             if not path.is_file():
                 raise UserError(f"--input {arguments.input} holds no {path.name}")
-    recipe = Recipe(1, "the posts belong to their authors", ("train", "valid", "test"), references=True, clean=clean,
-                    clean_reference=clean_reference)
     prepare(recipe, arguments, {path.name: fingerprint(path) for path in files.values()}, lambda: posts(files, rule, arguments.limit))
 
 

@@ -1,4 +1,4 @@
-"""What the commands of `launch.py` do: resolve an experiment's parameters, print them, run a stage; sample, report, doctor, tasks.
+"""What the commands of `launch.py` do: resolve an experiment's parameters, print them, run a stage; sample, evaluate, report and the others.
 
 Fire finds the command and its arguments; the parameters' types are ours to check, so that a mistake is one line that says how to mend it.
 """
@@ -16,13 +16,18 @@ from lm_human_preferences.configuration import apply_overrides, flatten, to_dict
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.language.gpt2 import SHAPES
 from lm_human_preferences.queries import DATASETS_FOLDER, preparation_command
+from lm_human_preferences.runs import check_name
 
 STAGES = {"train_sft": "train a language model on a data set", "train_reward": "train a reward model on human choices",
           "train_policy": "tune a language model against a reward model with PPO"}
-OTHERS = {"sample": "write continuations with a trained model", "report": "draw figures and an HTML page of a run",
+OTHERS = {"sample": "write continuations with a trained model",
+          "evaluate": "compare policies on held-out queries: judges, KL, lengths, variety, perplexity, win rates, with intervals",
+          "report": "draw figures and an HTML page of a run",
           "doctor": "look for what is wrong with a run, finished or not; exit status 1 if something is",
           "labels": "look into a label file, or write it in the other form", "tasks": "list the tasks, or print one in full"}
-WORDS = {"labels": "inspect SOURCE | convert SOURCE OUTPUT", "tasks": "[TASK]"}  # what follows a command that takes no EXPERIMENT
+USAGE = {"sample": "EXPERIMENT", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "report": "EXPERIMENT", "doctor": "EXPERIMENT",
+         "labels": "inspect SOURCE | convert SOURCE OUTPUT", "tasks": "[TASK]"}
+NOT_EVALUATED = ("task.penalty_reward_value", "task.policy.initial_model")  # parameters of a task that have no part in `evaluate`
 
 Experiments = dict[str, dict[str, Callable[[], Any]]]
 
@@ -95,7 +100,18 @@ class Commands:
     @fire.decorators.SetParseFn(str)
     def sample(self, *words: str, **options: str) -> None:
         from lm_human_preferences.sample import SampleParams, write_samples
-        write_samples(_one_word(words, "sample", "EXPERIMENT"), apply_overrides(SampleParams(), options))
+        params = apply_overrides(SampleParams(), options)
+        task = find_entry("train_policy", params.task, self._experiments)().task if params.task else None
+        write_samples(_one_word(words, "sample", "EXPERIMENT"), params, task)
+
+    @fire.decorators.SetParseFn(str)
+    def evaluate(self, *words: str, **options: str) -> None:
+        from lm_human_preferences.evaluate import EvaluateParams, evaluate
+        task = _one_word(words, "evaluate", USAGE["evaluate"])
+        if unused := next((name for name in NOT_EVALUATED if name in options), None):
+            raise UserError(f"--{unused} has no part in evaluate: scores there are without penalty, and --policies names the models")
+        entry = find_entry("train_policy", task, self._experiments)()
+        evaluate(apply_overrides(EvaluateParams(task=entry.task), options), task)
 
     @fire.decorators.SetParseFn(str)
     def report(self, *words: str, **options: str) -> None:
@@ -136,8 +152,7 @@ class Commands:
             raise UserError(f"{stage} takes a task and a name for the run: python launch.py {stage} TASK EXPERIMENT [--parameter value ...]"
                             + (f"; what is {words[2]!r}?" if len(words) > 2 else ""))
         task, experiment = words
-        if Path(experiment).name != experiment or experiment in ("", ".", ".."):
-            raise UserError(f"{experiment!r} cannot be a run's name: it becomes a folder's name")
+        check_name(experiment)
         entry = find_entry(stage, task, self._experiments)
         dry_run = overrides.pop("dry_run", None)
         params = apply_overrides(entry(), overrides)
@@ -165,7 +180,8 @@ def check_present(params: Any, task: str) -> None:
     if not Path(dataset).is_dir() and not (DATASETS_FOLDER / dataset).is_dir():
         missing.append(f"the data set datasets/{dataset} ({preparation_command(dataset)})")
     reward = params if hasattr(params, "labels") else getattr(getattr(params, "rewards", None), "train_new_model", None)
-    if reward is not None and getattr(getattr(params, "rewards", None), "trained_model", None) is None:
+    rewards = getattr(params, "rewards", None)
+    if reward is not None and getattr(rewards, "trained_model", None) is None and getattr(rewards, "function", None) is None:
         for source in (reward.labels.source, reward.labels.valid_source):
             if source and "://" not in source and not Path(source).exists():
                 missing.append(f"the labels {source}")
@@ -218,7 +234,7 @@ def _only(options: dict[str, str], name: str | None = None, default: str = "") -
 def general_help(experiments: Experiments) -> str:
     lines = ["Learning from human preferences with language models.", "", "commands:"]
     lines += [f"  python launch.py {name} TASK EXPERIMENT [--parameter value ...]\n      {text}" for name, text in STAGES.items()]
-    lines += [f"  python launch.py {name} {WORDS.get(name, 'EXPERIMENT')}\n      {text}" for name, text in OTHERS.items()]
+    lines += [f"  python launch.py {name} {USAGE[name]}\n      {text}" for name, text in OTHERS.items()]
     lines += ["", "tasks: " + ", ".join(sorted({task for entries in experiments.values() for task in entries})), "",
               "EXPERIMENT is the name of the run; everything it makes lies in saved_models/EXPERIMENT/.",
               "Every parameter can be set by its dotted name:  --ppo.lr 1e-5  --rewards.adaptive_kl off",
@@ -231,10 +247,12 @@ def general_help(experiments: Experiments) -> str:
 def command_help(command: str, arguments: list[str], experiments: Experiments) -> str:
     """Help on a command; for a stage with all its parameters, their values in the task's entry, and what they mean."""
     if command in OTHERS:
-        lines = [f"python launch.py {command} {WORDS.get(command, 'EXPERIMENT')}: {OTHERS[command]}"]
+        lines = [f"python launch.py {command} {USAGE[command]}: {OTHERS[command]}"]
         if command == "sample":
             from lm_human_preferences.sample import SampleParams
             lines += parameter_lines(SampleParams())
+        if command == "evaluate":
+            lines += evaluation_help(arguments, experiments)
         if command == "labels":
             from lm_human_preferences.inspect_labels import LabelToolParams
             lines += ["SOURCE is a file or a web address; OUTPUT ends in .json (token lists) or .jsonl (texts).", *parameter_lines(LabelToolParams())]
@@ -249,8 +267,23 @@ def command_help(command: str, arguments: list[str], experiments: Experiments) -
     return "\n".join(head + parameter_lines(params))
 
 
+def evaluation_help(arguments: list[str], experiments: Experiments) -> list[str]:
+    """The parameters of `evaluate`, those of the task as the task named has them."""
+    from lm_human_preferences.evaluate import EvaluateParams
+    entries = experiments["train_policy"]
+    task = next((word for word in arguments if word in entries), next(iter(entries)))
+    rows = {name: row for name, row in flatten(EvaluateParams(task=entries[task]().task)).items() if name not in NOT_EVALUATED}
+    own = {name: row for name, row in rows.items() if not name.startswith("task.")}
+    return [f"tasks: {', '.join(entries)}", "", f"parameters, with their values for {task} (docs/evaluation.md explains judges and figures):",
+            *_lines(own), *_lines({name: row for name, row in rows.items() if name not in own})]
+
+
 def parameter_lines(params: Any) -> list[str]:
-    return [f"  --{name} {_shown(value)}\n        {text}" for name, (value, text) in flatten(params).items()]
+    return _lines(flatten(params))
+
+
+def _lines(rows: dict[str, tuple[Any, str]]) -> list[str]:
+    return [f"  --{name} {_shown(value)}\n        {text}" for name, (value, text) in rows.items()]
 
 
 def _shown(value: Any) -> str:

@@ -1,21 +1,24 @@
-"""Before against after: the initial and the tuned policy on the same held-out queries and the same uniforms."""
+"""Policies on the same held-out queries and the same uniforms: what they write and how it scores; before against after a training run."""
 
 import json
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from lm_human_preferences.configuration import param
 from lm_human_preferences.distributed import World, generator_for
 from lm_human_preferences.files import atomic_file, write_json
+from lm_human_preferences.judges import Rewards
 from lm_human_preferences.language.encoding import Encoding
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import Precision
 from lm_human_preferences.queries import query_stream
 from lm_human_preferences.scoring import Scorer
-from lm_human_preferences.tasks import TaskParams
+from lm_human_preferences.tasks import TaskParams, penalise, readable, responses_are_valid, truncate_responses
+from lm_human_preferences.text_metrics import distinct
 
 
 @dataclass
@@ -27,35 +30,77 @@ class EvaluationParams:
     shown: int = param(10, "pairs to print")
 
 
-@torch.no_grad()
-def sample_and_score(policy: Policy, reference: Policy, scorer: Scorer, queries: torch.Tensor, uniforms: torch.Tensor, precision: Precision,
-                     micro_batch: int, world: World = World()) -> dict[str, torch.Tensor]:
-    """Responses of `policy`, on the CPU: tokens [B, R] truncated, score [B], kl [B] (nats, of the raw response), valid [B].
+class Responses(NamedTuple):
+    """What a policy wrote to n queries, and what was measured of it; on the CPU."""
 
-    Each rank does its share of the rows, then all have everything; their number must divide by the number of ranks.
+    tokens: torch.Tensor  # int64 [n, R], truncated
+    valid: torch.Tensor  # bool [n]
+    kl: torch.Tensor  # float32 [n, R], nats: log-probability of the raw response under the policy less that under the reference
+    entropies: torch.Tensor  # float32 [n, R], nats, of the policy at each place of the raw response
+    scores: torch.Tensor  # float32 [n, K], of the truncated response: one column for each of the `rewards`, without penalty
+
+
+@torch.no_grad()
+def sample_and_score(policy: Policy, reference: Policy, rewards: Sequence[Rewards], task: TaskParams, queries: torch.Tensor,
+                     uniforms: torch.Tensor, precision: Precision, micro_batch: int, world: World = World()) -> Responses:
+    """Responses of `policy` to queries int64 [n, Q] at uniforms float32 [n, R], measured against `reference` and scored.
+
+    Each rank does its share of the rows, then all have everything. Both policies' log-probabilities come from the same computation, so a
+    policy's KL to itself is exactly 0.
     """
-    parts, mine = [], world.share(len(queries), "queries")
-    for q, u in zip(queries[mine].split(micro_batch), uniforms[mine].split(micro_batch), strict=True):
-        q, u = q.to(precision.device), u.to(precision.device)
+    n, parts, padding = len(queries), [], policy.transformer.config.padding_token
+    for rows in _share_of(torch.arange(n), world).split(micro_batch):
+        q, u = queries[rows].to(precision.device), uniforms[rows].to(precision.device)
         with precision.autocast():
-            drawn = policy.respond(q, u)
-            kl = (drawn.logprobs - reference.analyze(q, drawn.tokens, entropies=False).logprobs).sum(1)
-            scores, valid, truncated = scorer(q, drawn.tokens)
-        parts.append((truncated, scores, kl, valid))
-    columns = (world.gather(torch.cat(column)).cpu() for column in zip(*parts, strict=True))
-    return dict(zip(("tokens", "score", "kl", "valid"), columns, strict=True))
+            drawn = policy.respond(q, u).tokens
+            own = policy.analyze(q, drawn)
+            theirs = own.logprobs if policy is reference else reference.analyze(q, drawn, entropies=False).logprobs
+            truncated = truncate_responses(drawn, task.truncate_token, task.truncate_after, padding)
+            scores = torch.stack([reward(q, truncated) for reward in rewards], dim=1) if rewards else own.logprobs[:, :0]
+        valid = responses_are_valid(truncated, task.truncate_token, task.truncate_after)
+        parts.append(Responses(truncated, valid, own.logprobs - theirs, own.entropies, scores))
+    return Responses(*(world.gather(torch.cat(column))[:n].cpu() for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def given_logprobs(policy: Policy, queries: torch.Tensor, responses: torch.Tensor, padding_token: int, precision: Precision, micro_batch: int,
+                   world: World = World()) -> torch.Tensor:
+    """Log-probabilities at temperature 1 of responses int64 [n, R], padded on the right, to queries int64 [n, Q]: float32 [n, R], 0 at padding.
+
+    Rows of similar length share a micro-batch, so that little is computed for padding.
+    """
+    lengths = (responses != padding_token).sum(1)
+    order, parts = lengths.argsort(stable=True), []
+    for rows in _share_of(order, world).split(micro_batch):
+        longest = max(1, int(lengths[rows].max()))
+        r = responses[rows, :longest]
+        filled = torch.where(r == padding_token, 0, r)  # what stands after a response changes nothing in it
+        with precision.autocast():
+            logprobs = policy.analyze(queries[rows].to(precision.device), filled.to(precision.device), entropies=False, temperature=1).logprobs
+        parts.append(torch.nn.functional.pad(logprobs, (0, responses.shape[1] - longest)))
+    found = world.gather(torch.cat(parts))[:len(order)].cpu()
+    return torch.where(responses == padding_token, 0.0, found[order.argsort()])
+
+
+def _share_of(rows: torch.Tensor, world: World) -> torch.Tensor:
+    """This rank's part of the row numbers int64 [n], after the first ones were repeated until they divide by the number of ranks."""
+    filled = torch.cat([rows, rows[torch.arange(-len(rows) % world.size) % len(rows)]])
+    return filled[world.share(len(filled), "rows")]
+
+
+def uniforms_of(task: TaskParams, samples: int, seed: int) -> torch.Tensor:
+    """The numbers in [0, 1) that decide the responses to an evaluation's queries, float32 [samples, R]."""
+    return torch.rand(samples, task.response_length, generator=generator_for(seed, "evaluation/uniforms"))
 
 
 def compare_policies(folder: Path, before: Policy, after: Policy, scorer: Scorer, task: TaskParams, encoding: Encoding, params: EvaluationParams,
                      precision: Precision, seed: int, micro_batch: int, world: World = World()) -> dict:
     """Compare on held-out queries, all ranks together; print a table and pairs, write `result.json` and all pairs to `evaluation.jsonl`."""
-    rounded_up = math.ceil(params.samples / world.size) * world.size
-    queries = query_stream(task, encoding, seed, "evaluation", params.split).batch(rounded_up)
-    uniforms = torch.rand(params.samples, task.response_length, generator=generator_for(seed, "evaluation/uniforms"))
-    uniforms = torch.cat([uniforms, uniforms.new_zeros(rounded_up - params.samples, task.response_length)])
-    sides = {name: {key: column[:params.samples] for key, column in
-                    sample_and_score(policy, before, scorer, queries, uniforms, precision, micro_batch, world).items()}
-             for name, policy in (("before", before), ("after", after))}
+    queries, uniforms = query_stream(task, encoding, seed, "evaluation", params.split).batch(params.samples), uniforms_of(task, params.samples, seed)
+    sides = {}
+    for name, policy in (("before", before), ("after", after)):
+        r = sample_and_score(policy, before, [scorer.rewards], task, queries, uniforms, precision, micro_batch, world)
+        sides[name] = {"tokens": r.tokens, "score": penalise(r.scores[:, 0], r.valid, task.penalty_reward_value), "kl": r.kl.sum(1), "valid": r.valid}
     pairs = []
     for i in range(params.samples):
         pair = {"query": readable(encoding, queries[i])}
@@ -63,7 +108,7 @@ def compare_policies(folder: Path, before: Policy, after: Policy, scorer: Scorer
             pair |= {name: readable(encoding, side["tokens"][i]), f"score_{name}": float(side["score"][i]), f"kl_{name}": float(side["kl"][i])}
         pairs.append(pair)
     result = {name: {"score": float(side["score"].mean()), "kl": float(side["kl"].mean()), "valid": float(side["valid"].float().mean()),
-                     "distinct_2": distinct_ratio(side["tokens"], 2, encoding.padding_token)} for name, side in sides.items()}
+                     "distinct_2": distinct(unpadded(side["tokens"], encoding.padding_token), 2).share} for name, side in sides.items()}
     result["queries"] = params.samples
     if not world.is_main:
         return result
@@ -86,17 +131,6 @@ def comparison_table(result: dict, count: int, split: str) -> str:
     return "\n".join(lines)
 
 
-def readable(encoding: Encoding, tokens: torch.Tensor) -> str:
-    """Text without padding and without the end-of-text mark."""
-    return encoding.decode([t for t in tokens.tolist() if t != encoding.end_of_text])
-
-
-def distinct_ratio(tokens: torch.Tensor, n: int, padding_token: int) -> float:
-    """Different n-grams over all n-grams in responses int64 [B, R], padding left out."""
-    seen, total = set(), 0
-    for row in tokens.tolist():
-        row = [token for token in row if token != padding_token]
-        grams = [tuple(row[i:i + n]) for i in range(len(row) - n + 1)]
-        seen.update(grams)
-        total += len(grams)
-    return len(seen) / total if total else 0.0
+def unpadded(tokens: torch.Tensor, padding_token: int) -> list[list[int]]:
+    """Rows int64 [n, R] without their padding."""
+    return [[token for token in row if token != padding_token] for row in tokens.tolist()]

@@ -7,7 +7,7 @@ once and its digest checked at each use. Original: train_reward.py download_labe
 
 import json
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +163,27 @@ def _answer(value: object, kind: LabelType, where: str) -> int | float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= torch.finfo(torch.float32).max:
         raise UserError(f"{where}: {kind.answer!r} is {value!r}; it must be a number")
     return float(value)
+
+
+def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
+    """Given responses, padded: queries int64 [n, Q] and responses int64 [n, R] of a JSONL file of {"query": text, "response": text}, or the
+    chosen responses of a file of choices in either form. Texts are cut as `load_labels` cuts them. UserError for a file that is neither.
+    """
+    if not is_address(path) and not Path(path).is_file():
+        raise UserError(f"the file of texts {path} does not exist")
+    entries = read_records(local_file(path), "row")
+    where, first = next(entries, ("", None))
+    if isinstance(first, dict) and "best" in first:
+        batch = load_labels(path, infer_kind(path), task, encoding).to(torch.device("cpu"))
+        return batch.queries, batch.responses[torch.arange(len(batch)), batch.target]
+    rows, rating = [], label_type("scalar_rating")
+    for where, entry in chain([(where, first)] if where else [], entries):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("query", "response")) or not entry["query"]:
+            raise UserError(f'{where}: expected {{"query": text, "response": text}}, or choices with responses and best')
+        rows.append(_tokenised({"query": entry["query"], "responses": [entry["response"]]}, rating, task, encoding, where))
+    if not rows:
+        raise UserError(f"{path} has no texts")
+    return torch.tensor([row["query"] for row in rows]), torch.tensor([row["sample"] for row in rows])
 
 
 # --- files of any task ---

@@ -49,13 +49,13 @@ class Policy(nn.Module):
         return sample(self.transformer, self.formatter(queries), uniforms, temperature=self.temperature, top_k=top_k, top_p=top_p,
                       value_head=self.value_head)
 
-    def analyze(self, queries: torch.Tensor, responses: torch.Tensor, entropies: bool = True) -> Analysis:
+    def analyze(self, queries: torch.Tensor, responses: torch.Tensor, entropies: bool = True, temperature: float | None = None) -> Analysis:
         """Log-probabilities, values and entropies of unpadded responses int64 [B, R] to queries int64 [B, Q], in one pass.
 
-        Logits are computed at the response's places only. Original: policy.py analyze_responses_op.
+        Logits are computed at the response's places only. `temperature` None is the policy's own. Original: policy.py analyze_responses_op.
         """
         contexts = self.formatter(queries)
         start, R = contexts.shape[1] - 1, responses.shape[1]
         hidden = self.transformer(torch.cat([contexts, responses], dim=1), columns=slice(start, start + R))  # [B, R, C]
-        logprobs, entropy = token_logprobs(self.transformer, hidden, responses, self.temperature, entropies)
+        logprobs, entropy = token_logprobs(self.transformer, hidden, responses, self.temperature if temperature is None else temperature, entropies)
         return Analysis(logprobs, self.value_head(hidden), entropy)

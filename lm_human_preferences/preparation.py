@@ -293,6 +293,11 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not readable: {error.strerror or error}") from None
 
 
+def hub_fingerprint(name: str, revision: str | None) -> str:
+    """What tells one data set of the hub from another: its revision; of a local folder, its files."""
+    return fingerprint(Path(name)) if Path(name).is_dir() else f"hub, {revision or 'newest'}"
+
+
 def hub_rows(name: str, config: str | None, split: str, revision: str | None, columns: tuple[str, ...], limit: int | None) -> Iterator[dict[str, str]]:
     """Rows of a data set on the Hugging Face hub, or in a local folder of its files, streamed; needs the package datasets.
 

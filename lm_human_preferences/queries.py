@@ -155,13 +155,18 @@ class QueryStream:
 
     def batch(self, size: int) -> torch.Tensor:
         """The next `size` queries, int64 [size, length], padded on the right. Raises UserError if no document has a query."""
-        result = torch.full((size, self.length), self.padding_token, dtype=torch.int64)
-        for row in range(size):
-            query = self._next()
-            result[row, :len(query)] = torch.from_numpy(query.astype(np.int64))
-        return result
+        return self.batch_with_documents(size)[0]
 
-    def _next(self) -> np.ndarray:
+    def batch_with_documents(self, size: int) -> tuple[torch.Tensor, list[int]]:
+        """`batch`, and the number of the document that each query is from."""
+        result, numbers = torch.full((size, self.length), self.padding_token, dtype=torch.int64), []
+        for row in range(size):
+            query, document = self._next()
+            result[row, :len(query)] = torch.from_numpy(query.astype(np.int64))
+            numbers.append(document)
+        return result, numbers
+
+    def _next(self) -> tuple[np.ndarray, int]:
         epoch, place = self.position
         barren = 0  # documents without a query since the last one that had one
         while True:
@@ -169,11 +174,18 @@ class QueryStream:
                 epoch, place = epoch + 1, 0
             if barren > len(self.documents):
                 raise UserError("no document of the query data set has a query: look at --task.start_text, --task.end_text, --task.query_length")
-            query = select_query(self.documents[self.order(epoch)[place]], self.start_token, self.end_token, self.length)
+            document = int(self.order(epoch)[place])
+            query = select_query(self.documents[document], self.start_token, self.end_token, self.length)
             place, barren = place + 1, barren + 1
             if query is not None and len(query):
                 self.position = (epoch, place)
-                return query
+                return query, document
+
+
+def dataset_split(task: TaskParams, split: str) -> tuple[Path, str]:
+    """Folder and name of the token file that a split of the task's queries is."""
+    folder, _, prefix = task.query_dataset.partition(":")
+    return Path(folder) if Path(folder).is_dir() else DATASETS_FOLDER / folder, f"{prefix}{split}"
 
 
 def query_stream(task: TaskParams, encoding: Encoding, seed: int, purpose: str, split: str = "train") -> QueryStream:
@@ -181,8 +193,8 @@ def query_stream(task: TaskParams, encoding: Encoding, seed: int, purpose: str, 
 
     Raises UserError if the data set is missing, damaged or of another encoding.
     """
-    folder, _, prefix = task.query_dataset.partition(":")
-    documents = TokenFile(Path(folder) if Path(folder).is_dir() else DATASETS_FOLDER / folder, f"{prefix}{split}")
+    folder, name = dataset_split(task, split)
+    documents = TokenFile(folder, name)
     documents.check_vocabulary(encoding.n_vocab)
     return QueryStream(documents, length=task.query_length, padding_token=encoding.padding_token,
                        start_token=single_token(task.start_text, encoding, "start_text"),

@@ -22,9 +22,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lm_human_preferences.configuration import param
+from lm_human_preferences.configuration import from_dict, param
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.files import atomic_folder, make_folder, read_json, sha256, write_json
+from lm_human_preferences.tasks import TaskParams
 
 _PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
 
@@ -56,6 +57,12 @@ def check_run_params(params: RunParams) -> None:
     for name in ("micro_batch", "log_interval"):
         if getattr(params, name) < 1:
             raise UserError(f"--run.{name} {getattr(params, name)}: must be at least 1")
+
+
+def check_name(experiment: str) -> None:
+    """UserError for a name that is no folder's."""
+    if Path(experiment).name != experiment or experiment in ("", ".", ".."):
+        raise UserError(f"{experiment!r} cannot be a run's name: it becomes a folder's name")
 
 
 class Run:
@@ -140,6 +147,20 @@ class Run:
         """After the result is written the checkpoints are of no more use."""
         if self.is_main:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | None]:
+    """The language model and task of a run given by name or path, or a model folder itself (which has no task). UserError if there is none."""
+    for folder in (Path(save_dir) / experiment, Path(experiment)):
+        if (folder / "model.safetensors").exists():
+            return folder, None
+        if (folder / "config.json").exists():
+            task = read_json(folder / "config.json").get("parameters", {}).get("task")
+            for name in ("policy", "lm"):
+                if (folder / name).is_dir():
+                    return folder / name, from_dict(TaskParams, task) if task else None
+            raise UserError(f"{folder} has no policy/ or lm/ folder yet; its training has not finished, or it made a reward model")
+    raise UserError(f"there is no run or model folder {experiment!r} in {save_dir}")
 
 
 def describe_run(stage: str, task: str, experiment: str, parameters: dict[str, Any]) -> dict[str, Any]:

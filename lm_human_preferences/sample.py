@@ -1,27 +1,28 @@
-"""Continuations from a finished run or any model folder: `python launch.py sample EXPERIMENT [--prompt TEXT]`."""
+"""Continuations from a finished run or any model folder, with scores: `python launch.py sample EXPERIMENT [--prompt TEXT] [--judge SPEC]`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from lm_human_preferences.configuration import from_dict, param
+from lm_human_preferences.configuration import param
 from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.evaluation import readable
-from lm_human_preferences.files import read_json
+from lm_human_preferences.judges import PeoplesChoices, load_judge
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import choose_precision
 from lm_human_preferences.queries import query_stream
-from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, truncate_responses
+from lm_human_preferences.runs import model_and_task
+from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, readable, truncate_responses
 
 
 @dataclass
 class SampleParams:
     """What to write."""
 
-    prompt: str | None = param(None, "text to continue; none takes held-out queries of the run's task")
+    prompt: str | None = param(None, "text to continue; none takes held-out queries of the task")
+    task: str | None = param(None, "task whose queries, lengths and temperature are used; none takes the run's own")
+    judge: str | None = param(None, "who scores the continuations: a reward-model folder, or another judge of docs/evaluation.md")
     count: int = param(8, "continuations to write")
     length: int | None = param(None, "tokens in a continuation; none takes the task's response length, or 40")
     temperature: float | None = param(None, "sampling temperature; none takes the task's, or 1")
@@ -34,14 +35,21 @@ class SampleParams:
     precision: str = param("auto", "auto, float32 or bfloat16")
 
 
-def write_samples(experiment: str, params: SampleParams) -> None:
-    """Print continuations. UserError if there is no such run, it has no language model, or the texts do not fit its context."""
+def write_samples(experiment: str, params: SampleParams, given_task: TaskParams | None = None) -> None:
+    """Print continuations. UserError if there is no such run, it has no language model, or the texts do not fit its context.
+
+    `given_task` is the one that `params.task` names.
+    """
     if params.count < 1 or (params.length is not None and params.length < 1):
         raise UserError("--count and --length must be at least 1")
     if params.temperature is not None and params.temperature <= 0 or not 0 < params.top_p <= 1 or params.top_k < 0:
         raise UserError("--temperature must be positive, --top_p in (0, 1], --top_k not negative")
-    folder, task = _model_and_task(experiment, params.save_dir)
+    folder, task = model_and_task(experiment, params.save_dir)
+    task = given_task or task
     precision = choose_precision(params.device, params.precision)
+    judge = load_judge(params.judge, precision.device) if params.judge else None
+    if isinstance(judge, PeoplesChoices):
+        raise UserError(f"--judge {params.judge}: people choose between two policies (launch.py evaluate); they score no single text")
     policy = Policy.load(folder, QueryFormatter([], []), 1.0)
     config = policy.transformer.config
     encoding = get_encoding(config.encoding)
@@ -53,7 +61,7 @@ def write_samples(experiment: str, params: SampleParams) -> None:
             raise UserError("--prompt is empty; leave it out to take held-out queries")
         queries = torch.tensor(tokens).expand(params.count, -1)
     elif task is None:
-        raise UserError(f"{folder} belongs to no task; give a text with --prompt")
+        raise UserError(f"{folder} belongs to no task; name one with --task, or give a text with --prompt")
     else:
         check_task(task, encoding, config.n_ctx)
         policy.formatter = QueryFormatter.of(task, encoding)
@@ -66,19 +74,7 @@ def write_samples(experiment: str, params: SampleParams) -> None:
         drawn = policy.respond(queries.to(precision.device), uniforms.to(precision.device), params.top_k, params.top_p).tokens.cpu()
     end = task.truncate_token if task and task.truncate_token is not None else encoding.end_of_text
     drawn = truncate_responses(drawn, end, task.truncate_after if task else 0, encoding.padding_token)
-    for query, response in zip(queries, drawn, strict=True):
-        print(f"{readable(encoding, query)}|{readable(encoding, response)}\n")
-
-
-def _model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | None]:
-    """The model folder and task of a run given by name or path, or a model folder itself (which has no task)."""
-    for folder in (Path(save_dir) / experiment, Path(experiment)):
-        if (folder / "model.safetensors").exists():
-            return folder, None
-        if (folder / "config.json").exists():
-            task = read_json(folder / "config.json").get("parameters", {}).get("task")
-            for name in ("policy", "lm"):
-                if (folder / name).is_dir():
-                    return folder / name, from_dict(TaskParams, task) if task else None
-            raise UserError(f"{folder} has no policy/ or lm/ folder yet; its training has not finished, or it made a reward model")
-    raise UserError(f"there is no run or model folder {experiment!r} in {save_dir}")
+    with torch.no_grad():
+        scores = judge.on_tokens(encoding)(queries.to(precision.device), drawn.to(precision.device)).tolist() if judge else [None] * params.count
+    for query, response, score in zip(queries, drawn, scores, strict=True):
+        print((f"[{score:+.3f}] " if judge else "") + f"{readable(encoding, query)}|{readable(encoding, response)}\n")

@@ -116,3 +116,8 @@ def padding_share(tokens: torch.Tensor, padding_token: int) -> float:
 def penalise(scores: torch.Tensor, valid: torch.Tensor, penalty: float) -> torch.Tensor:
     """Scores [B] where valid, the fixed penalty elsewhere: it replaces the score, on the scale of normalised rewards."""
     return torch.where(valid, scores, torch.full_like(scores, penalty))
+
+
+def readable(encoding: Encoding, tokens: torch.Tensor) -> str:
+    """Text of int64 [T] without padding and without the end-of-text mark."""
+    return encoding.decode([t for t in tokens.tolist() if t != encoding.end_of_text])

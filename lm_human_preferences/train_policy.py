@@ -18,6 +18,7 @@ from lm_human_preferences.distributed import World, generator_for
 from lm_human_preferences.doctor import open_watched
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.evaluation import EvaluationParams, compare_policies
+from lm_human_preferences.judges import FunctionJudge, Rewards, load_function, load_judge
 from lm_human_preferences.language.checkpoints import load_model
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
@@ -41,8 +42,10 @@ class RewardsParams:
 
     kl_coef: float = param(0.15, "price of a nat of KL to the reference policy (the adaptive controller's first value)")
     adaptive_kl: AdaptiveKLParams | None = param(None, "on: steer the coefficient to a target KL; off: keep it fixed")
-    trained_model: str | None = param(None, "reward-model folder; none trains a new one first")
-    train_new_model: RewardTrainingParams | None = param(None, "how to train a new reward model first; off with trained_model")
+    trained_model: str | None = param(None, "reward-model folder, or hf:PATH[#label], a sequence classifier of Hugging Face, whose score is not "
+                                            "normalised; none trains a new one first")
+    function: str | None = param(None, "module:function of (query texts, response texts) that gives a score each, not normalised; no model then")
+    train_new_model: RewardTrainingParams | None = param(None, "how to train a new reward model first; off with trained_model or function")
 
 
 @dataclass
@@ -80,9 +83,11 @@ def check(params: PolicyTrainingParams) -> None:
         raise UserError(f"--rewards.kl_coef {r.kl_coef}: must not be negative")
     if r.adaptive_kl is not None and (r.adaptive_kl.target <= 0 or r.adaptive_kl.horizon <= 0):
         raise UserError("--rewards.adaptive_kl.target and --rewards.adaptive_kl.horizon must be positive")
-    if r.trained_model is None and r.train_new_model is None:
+    if r.trained_model is not None and r.function is not None:
+        raise UserError("--rewards.trained_model and --rewards.function exclude each other; give one of them")
+    if r.trained_model is None and r.function is None and r.train_new_model is None:
         raise UserError("no reward model: give a folder with --rewards.trained_model PATH, or --rewards.train_new_model on")
-    if r.trained_model is not None:
+    if r.trained_model is not None or r.function is not None:
         r.train_new_model = None
     else:
         r.train_new_model.task = params.task
@@ -96,7 +101,7 @@ def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
     if params.run.threads:
         torch.set_num_threads(params.run.threads)
     with distributed.world(precision.device.type) as world:
-        if params.rewards.trained_model is None:
+        if params.rewards.train_new_model is not None:
             params.rewards.trained_model = str(_train_reward_model_first(params, precision, world, task, experiment))
             params.rewards.train_new_model = None
         return PPOTrainer.prepare(params, precision, world).run(task, experiment)
@@ -116,6 +121,18 @@ def _train_reward_model_first(params: PolicyTrainingParams, precision: Precision
     return train_reward.RewardTrainer.prepare(nested, precision, world).run(task, name)
 
 
+def _load_rewards(params: RewardsParams, policy: GPT2Config, task: TaskParams, device: torch.device) -> Rewards:
+    """The trained reward model, classifier or function as a function of token tensors. UserError if it cannot be had or does not fit."""
+    source = params.function or params.trained_model
+    if params.function is not None:
+        return FunctionJudge(source, load_function(source)).on_tokens(get_encoding(policy.encoding))
+    if source.startswith("hf:"):
+        return load_judge(source, device).on_tokens(get_encoding(policy.encoding))
+    reward_model = RewardModel.load(Path(source))
+    _check_reward_model(reward_model.transformer.config, policy, task)
+    return reward_model
+
+
 def _check_reward_model(reward: GPT2Config, policy: GPT2Config, task: TaskParams) -> None:
     """Raises UserError if the reward model cannot read what the policy writes."""
     if (reward.encoding, reward.n_vocab) != (policy.encoding, policy.n_vocab):
@@ -129,17 +146,17 @@ def _check_reward_model(reward: GPT2Config, policy: GPT2Config, task: TaskParams
 class PPOTrainer:
     """Holds what the stage works on; `run` and `step` read from top to bottom."""
 
-    def __init__(self, policy: Policy, reference: Policy, reward_model: RewardModel, queries: QueryStream, params: PolicyTrainingParams,
+    def __init__(self, policy: Policy, reference: Policy, rewards: Rewards, queries: QueryStream, params: PolicyTrainingParams,
                  precision: Precision, encoding: Encoding | None = None, world: World = World()):
         device = precision.device
         self.policy, self.reference = policy.to(device), reference.to(device).requires_grad_(False)
-        self.scorer = Scorer(reward_model.to(device).requires_grad_(False), params.task)
+        rewards = rewards.to(device).requires_grad_(False) if isinstance(rewards, RewardModel) else rewards
+        self.scorer = Scorer(rewards, params.task, policy.transformer.config.padding_token)
         self.queries, self.params, self.precision, self.encoding, self.world = queries, params, precision, encoding, world
-        self.seed, ppo, rewards = params.run.seed, params.ppo, params.rewards
+        self.seed, ppo, kl = params.run.seed, params.ppo, params.rewards
         self.names = [name for name, _ in policy.named_parameters()]
         self.optimizer = TensorFlowAdam(policy.parameters())
-        self.kl_controller = (AdaptiveKLController(rewards.kl_coef, rewards.adaptive_kl) if rewards.adaptive_kl
-                              else FixedKLController(rewards.kl_coef))
+        self.kl_controller = (AdaptiveKLController(kl.kl_coef, kl.adaptive_kl) if kl.adaptive_kl else FixedKLController(kl.kl_coef))
         self.recompute = ppo.old_logprobs == "recomputed" or ppo.old_logprobs == "auto" and precision.bfloat16
         self.total_steps = math.ceil(ppo.total_episodes / ppo.batch_size)
         world.share(ppo.batch_size // ppo.nminibatches, "--ppo.batch_size / --ppo.nminibatches")
@@ -148,13 +165,12 @@ class PPOTrainer:
     def prepare(cls, params: PolicyTrainingParams, precision: Precision, world: World) -> "PPOTrainer":
         """Read models and queries; UserError if one of them does not fit."""
         folder, task = Path(params.task.policy.initial_model), params.task
-        reward_model = RewardModel.load(Path(params.rewards.trained_model))
         transformer = load_model(folder)
         encoding = get_encoding(transformer.config.encoding)
         check_task(task, encoding, transformer.config.n_ctx)
-        _check_reward_model(reward_model.transformer.config, transformer.config, task)
+        rewards = _load_rewards(params.rewards, transformer.config, task, precision.device)
         formatter, temperature = QueryFormatter.of(task, encoding), task.policy.temperature
-        return cls(Policy(transformer, formatter, temperature), Policy(load_model(folder), formatter, temperature), reward_model,
+        return cls(Policy(transformer, formatter, temperature), Policy(load_model(folder), formatter, temperature), rewards,
                    query_stream(task, encoding, params.run.seed, "policy"), params, precision, encoding, world)
 
     def run(self, task: str, experiment: str) -> Path:

@@ -96,6 +96,29 @@ def test_a_reward_model_of_the_original(run_of_the_original, tmp_path, goldens):
     assert (rewards - tensor(recorded["rewards"])).abs().max() < 5e-5
 
 
+def test_a_run_of_the_original_is_sampled_and_scored(tmp_path, capsys, monkeypatch):
+    """Both scopes of a checkpoint with GPT-2's vocabulary, converted, through launch.py sample."""
+    import launch
+    sizes = dict(n_vocab=50257, n_ctx=40, n_embd=16, n_head=2, n_layer=1)
+    variables = tensorflow_gpt2.random_variables(sizes, 1, "policy", heads=True) | tensorflow_gpt2.random_variables(sizes, 2, "reward_model", heads=True)
+    tensorflow_gpt2.write_checkpoint(tmp_path / "run", variables, sizes, adam_slots=True)
+    for scope in ("policy", "reward_model"):
+        prepare(scope, "--input", tmp_path / "run", "--output", tmp_path / scope, "--scope", scope)
+    base = ["launch.py", "sample", str(tmp_path / "policy"), "--prompt", "The film", "--count", "2", "--length", "5", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", [*base, "--judge", str(tmp_path / "reward_model")])
+    launch.main()
+    said = capsys.readouterr().out
+    assert said.count("The film|") == 2 and said.count("] The film|") == 2
+    monkeypatch.setattr("sys.argv", [*base[:3], "--task", "sentiment"])
+    with pytest.raises(SystemExit):
+        launch.main()
+    assert "the model's context is 40" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", base[:3])
+    with pytest.raises(SystemExit):
+        launch.main()
+    assert "name one with --task" in capsys.readouterr().err
+
+
 def test_without_heads_written_down_only_known_sizes_are_taken(run_of_the_original, tmp_path):
     said = prepare("mine", "--input", run_of_the_original, "--output", tmp_path / "mine", check=False)
     assert said.returncode == 2 and "give --hparams" in said.stderr and said.stderr.count("\n") == 1

@@ -230,6 +230,16 @@ def test_sentences_from_the_hub_become_passages_whose_full_stops_are_token_13(tm
     assert all(13 in query.tolist() and 764 not in query.tolist() for query in queries)
 
 
+def test_posts_from_the_hub(tmp_path):
+    columns = {"content": [f"Post {n}. It goes on." for n in range(60)], "summary": [f"so {n}" for n in range(60)], "subreddit": ["x"] * 60}
+    hub = write_parquet(tmp_path / "hub", train=columns)
+    prepare(tldr, tmp_path / "out", "--hub", hub, "--split", "20,20", "--limit", 50)
+    counts = [len(texts(tmp_path / "out", split)) for split in ("train", "valid", "test")]
+    assert sum(counts) == 50 and texts(tmp_path / "out", "references_train")[0].startswith(" so ")
+    assert "no splits of their own" in prepare(tldr, tmp_path / "out", "--hub", hub, check=False).stderr
+    assert "exclude each other" in prepare(tldr, tmp_path / "out", "--hub", hub, "--input", hub, check=False).stderr
+
+
 def test_a_hub_that_cannot_be_reached(tmp_path):
     """In a process of its own, which is told not to go online."""
     import os

@@ -54,7 +54,7 @@ def small_reward(goldens, world: World = World()) -> RewardTrainer:
 
 def test_frozen_models_stay_frozen(goldens):
     trainer = small_ppo(goldens)
-    frozen = {"reference": trainer.reference, "reward model": trainer.scorer.reward_model}
+    frozen = {"reference": trainer.reference, "reward model": trainer.scorer.rewards}
     before = {name: [p.clone() for p in model.parameters()] for name, model in frozen.items()}
     policy_before = [p.detach().clone() for p in trainer.policy.parameters()]
     trainer.step(0)
@@ -71,14 +71,14 @@ def test_train_mode_turns_no_dropout_on(goldens):
     trainer = small_ppo(goldens)
     queries, responses = tensor(goldens("policy")["queries"]), tensor(goldens("policy")["responses"])
     uniforms = torch.rand(6, 6, generator=generator_for(0, "test"))
-    for model in (trainer.policy, trainer.reference, trainer.scorer.reward_model):
+    for model in (trainer.policy, trainer.reference, trainer.scorer.rewards):
         assert not any(isinstance(module, torch.nn.Dropout) for module in model.modules())
     results = []
     for mode in (True, False):
         trainer.policy.train(mode)
-        trainer.scorer.reward_model.train(mode)
+        trainer.scorer.rewards.train(mode)
         results.append((trainer.policy.analyze(queries, responses).logprobs, trainer.policy.respond(queries, uniforms).logprobs,
-                        trainer.scorer.reward_model(queries, responses)))
+                        trainer.scorer.rewards(queries, responses)))
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
@@ -91,7 +91,7 @@ def same_rows(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_only_the_policies_see_prefix_and_suffix(goldens):
     """And only the score sees truncated responses; the normalisation of the reward model sees raw ones."""
     trainer, seen = small_ppo(goldens), {"policy": [], "reference": [], "reward": []}
-    models = {"policy": trainer.policy.transformer, "reference": trainer.reference.transformer, "reward": trainer.scorer.reward_model}
+    models = {"policy": trainer.policy.transformer, "reference": trainer.reference.transformer, "reward": trainer.scorer.rewards}
     for name, model in models.items():
         model.register_forward_pre_hook(lambda _, arguments, name=name: seen[name].append(torch.cat(arguments, 1)))
     rollout, formatter = trainer.sample(0), trainer.policy.formatter
@@ -266,7 +266,7 @@ def test_truncation_and_filter_of_the_original(goldens):
 @pytest.mark.parametrize("name", ["score_trunc", "score_none"])
 def test_the_penalty_replaces_the_normalised_score(goldens, name):
     g, settings = goldens("tasks"), Goldens.json("hparams")[name]
-    scorer = Scorer(make_reward_model(goldens("weights")), TaskParams(**settings))
+    scorer = Scorer(make_reward_model(goldens("weights")), TaskParams(**settings), padding_token=99)
     scores, valid, truncated = scorer(tensor(g["score/queries"]), tensor(g["score/responses"]))
     assert torch.equal(truncated, tensor(g[f"{name}/postprocessed"]))
     np.testing.assert_allclose(scores, g[f"{name}/scores"], rtol=0, atol=5e-5)

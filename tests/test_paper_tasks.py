@@ -1,6 +1,7 @@
 """The paper's four tasks from the files of their data sets to a report, at a small shape; the rows of supervised summaries."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -76,8 +77,8 @@ def test_from_files_to_a_report(tmp_path, capsys, monkeypatch, task, dataset):
     rows = [json.loads(line) for line in (tmp_path / "runs/policy/metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(np.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
 
-    said = command(capsys, monkeypatch, "sample", "policy", *flags(save_dir=tmp_path / "runs", count=2, device="cpu"))
-    assert said.count("|") >= 2
+    said = command(capsys, monkeypatch, "sample", "policy", *flags(save_dir=tmp_path / "runs", count=2, device="cpu", judge=tmp_path / "runs/reward"))
+    assert said.count("|") >= 2 and len(re.findall(r"^\[[+-]\d\.\d{3}\] ", said, re.MULTILINE)) == 2
     command(capsys, monkeypatch, "report", "policy", *flags(save_dir=tmp_path / "runs"))
     page = (tmp_path / "runs/policy/report/index.html").read_text()
     assert task in page and "KL" in page and "<svg" in page or "<img" in page
