@@ -190,7 +190,7 @@ def test_choices_of_people(tmp_path):
 
 
 @pytest.mark.parametrize("row, says", [
-    ({"query": "q"}, "row 0: expected"),
+    ({"query": "q"}, "line 1: expected"),
     (sheet_row("q", ("a", "b"), ("x", "y"), False) | {"choice": "a"}, "'choice' is 'a'; it must be first, second, tie or null"),
     (sheet_row("q", ("a", "b"), ("x", "y"), False), "nobody has chosen yet"),
 ])
