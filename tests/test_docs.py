@@ -1,5 +1,6 @@
 """What README.md and docs/ say holds: their commands parse, the files and tests that they name exist."""
 
+import argparse
 import re
 import shlex
 from pathlib import Path
@@ -8,11 +9,13 @@ import pytest
 
 from lm_human_preferences import command_line
 from params import EXPERIMENTS
+from scripts import load_script
 from small import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "saved_models/tiny/README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = sorted({line.strip().partition("#")[0].strip() for page in PAGES for line in page.read_text().splitlines()
-                   if line.startswith("    python launch.py")})
+LINES = sorted({line.strip().partition("#")[0].strip() for page in PAGES for line in page.read_text().splitlines() if line.startswith("    python ")})
+COMMANDS = [line for line in LINES if line.startswith("python launch.py")]
+SCRIPTS = [line for line in LINES if line.startswith(("python datasets/", "python saved_models/"))]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -27,6 +30,23 @@ def test_a_documented_command_is_one(command, capsys):
         assert '"run"' in capsys.readouterr().out
     else:
         assert words[0] in command_line.OTHERS
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_a_documented_script_takes_these_words(command, monkeypatch):
+    class Parsed(Exception):
+        pass
+
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser, *arguments):
+        parse_args(parser, *arguments)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.setattr("sys.argv", shlex.split(command)[1:])
+    with pytest.raises(Parsed):
+        load_script(shlex.split(command)[1]).main()
 
 
 def test_the_readme_shows_a_command_of_each_stage():
