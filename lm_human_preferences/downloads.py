@@ -3,7 +3,10 @@
 import base64
 import hashlib
 import http.client
+import itertools
+import os
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -38,25 +41,33 @@ def download(url: str, path: Path, sha256_digest: str | None = None, pause: floa
     wait in seconds before another attempt; it doubles. Raises UserError for an address that does not exist, a connection that stays
     broken, a full disk, or a content that is not the expected one.
     """
+    path = Path(path)
+    new = [folder for folder in path.absolute().parents if not folder.exists()]
+    make_folder(path.parent)
+    try:
+        with _lock(path):
+            if not path.exists():
+                _fetch(url, path, sha256_digest, pause)
+    finally:
+        for folder in itertools.takewhile(lambda folder: not any(folder.iterdir()), new):
+            folder.rmdir()
+    return path
+
+
+def _lock(path: Path):
+    """Held by one process of this machine at a time: ranks ask for the same file at once. It lies among the temporary files, one for each user."""
     from filelock import FileLock
 
-    path = Path(path)
-    make_folder(path.parent)
-    with FileLock(path.with_name(f".{path.name}.lock")):  # ranks of one machine ask for the same file
-        if not path.exists():
-            _fetch(url, path, sha256_digest, pause)
-    return path
+    name = hashlib.sha256(f"{os.getuid() if hasattr(os, 'getuid') else ''} {path.absolute()}".encode()).hexdigest()
+    return FileLock(Path(tempfile.gettempdir()) / f"lm-human-preferences-{name[:16]}.lock")
 
 
 def cached(url: str, folder: Path) -> Path:
     """The file at `url` from a cache folder, fetched if it is not there or no longer has the SHA-256 written down when it came."""
-    from filelock import FileLock
-
     address = urllib.parse.urlparse(url)
     path = folder / address.netloc.replace(":", "_") / urllib.parse.unquote(address.path).lstrip("/").replace("..", "_")
     note = path.with_name(f"{path.name}.sha256")
-    make_folder(path.parent)
-    with FileLock(path.with_name(f".{path.name}.cache.lock")):  # another process may be fetching it, or checking
+    with _lock(note):  # another process may be fetching it, or checking
         if path.exists() and (not note.exists() or note.read_text().split()[:1] != [sha256(path)]):
             print(f"{path} is not what was fetched from {url}; fetching it again", file=sys.stderr)
             path.unlink()
@@ -89,8 +100,11 @@ def _fetch(url: str, path: Path, digest: str | None, pause: float) -> None:
         have = part.stat().st_size if part.exists() else 0
         failures = 1 if have > before else failures + 1
         if failures >= ATTEMPTS:
-            raise UserError(f"{url}: broke off after {have:,} bytes ({reason}); run the command again, it goes on from there")
-        time.sleep(pause * 2 ** (failures - 1))
+            raise UserError(f"{url}: broke off after {have:,} bytes ({reason}); run the command again, it goes on from there" if have else
+                            f"{url} could not be reached ({reason}); is there a connection to the internet?")
+        wait = pause * 2 ** (failures - 1)
+        print(f"{path.name}: {reason}; trying again in {wait:g} s", file=sys.stderr)
+        time.sleep(wait)
     try:
         _verify(url, part, headers, digest)
     except UserError:
