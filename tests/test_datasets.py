@@ -1,5 +1,6 @@
 """The paper's data sets: cleaning as recorded, the scripts on files of the true formats, and what they refuse. Hazards 26, 28, 30."""
 
+import gzip
 import json
 import random
 import subprocess
@@ -287,6 +288,9 @@ CASES = [
     (books, lambda f: (f / "a.jsonl").write_text('"a"\n{"content": "b"}\n'), "a.jsonl, line 2: expected a text"),
     (books, lambda f: (f / "a.jsonl").write_bytes(b'"caf\xe9"\n'), "a.jsonl, line 1: not UTF-8"),
     (books, lambda f: (f / "a.jsonl").write_text('"a"\n'), "has no document for the split"),
+    (books, lambda f: (f / "a.jsonl").write_text('"a"\n"b'), "a.jsonl, line 2 is no JSON"),
+    (books, lambda f: (f / "a.jsonl.gz").write_bytes(gzip.compress(b'"a"\n' * 99)[:-9]), "a.jsonl.gz is damaged"),
+    (books, lambda f: (f / "a.jsonl").write_bytes(b""), "has no document for the split"),
     (books, lambda f: (f / "a.jsonl").unlink(), "holds no *.txt"),
 ]
 
@@ -296,6 +300,7 @@ def test_bad_sources_are_one_line_and_the_right_one_works_afterwards(tmp_path, m
     def make():
         if module is books:
             (tmp_path / "in").mkdir(exist_ok=True)
+            (tmp_path / "in" / "a.jsonl.gz").unlink(missing_ok=True)
             (tmp_path / "in" / "a.jsonl").write_text("".join(json.dumps(f"Passage {n}. It is told.") + "\n" for n in range(300)))
         else:
             write_posts(tmp_path / "in") if module is tldr else write_stories(tmp_path / "in", some_stories())
