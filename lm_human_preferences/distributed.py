@@ -23,6 +23,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    device_type: str = "cpu"  # where this rank's tensors for messages must lie
 
     @property
     def is_main(self) -> bool:
@@ -72,7 +73,7 @@ def world(device_type: str) -> Iterator[World]:
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank)
+        yield World(dist.get_rank(), dist.get_world_size(), local_rank, device_type)
     finally:
         dist.destroy_process_group()
 

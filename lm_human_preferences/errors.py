@@ -13,8 +13,12 @@ class UserError(Exception):
     """
 
 
+class Interrupted(Exception):
+    """A run stopped because it was asked to, with everything saved: its one line is printed and the exit status is 0."""
+
+
 def exit_on_user_error(main: Callable) -> Callable:
-    """A `main` that turns a UserError into its one line on standard error and exit status 2."""
+    """A `main` that turns a UserError into its one line on standard error and exit status 2, and a run that was asked to stop into status 0."""
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         try:
@@ -22,6 +26,13 @@ def exit_on_user_error(main: Callable) -> Callable:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except Interrupted as end:
+            if str(end):
+                print(end)
+            raise SystemExit(0) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
         except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0) from None

@@ -31,6 +31,7 @@ from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
 from lm_human_preferences.scoring import Scorer
+from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 from lm_human_preferences.train_reward import RewardTrainingParams
@@ -183,7 +184,8 @@ class PPOTrainer:
                   f"{f' steered to {p.rewards.adaptive_kl.target} nats' if p.rewards.adaptive_kl else ''}, {self.precision.describe()}")
         tracker = open_watched(run.folder, p, "train_policy", experiment, first) if main else NullTracker()
         started = time.perf_counter()
-        with tracker, tqdm(total=self.total_steps, initial=first, desc=experiment, unit="step", disable=not main) as bar:
+        with tracker, StopRequest(self.world) as stop, tqdm(total=self.total_steps, initial=first, desc=experiment, unit="step",
+                                                            disable=not main) as bar:
             for step in range(first, self.total_steps):
                 step_started = time.perf_counter()
                 metrics, rollout = self.step(step)
@@ -194,9 +196,14 @@ class PPOTrainer:
                     bad = next(name for name, value in metrics.items() if not math.isfinite(value))
                     raise UserError(f"step {step}: {bad} is {metrics[bad]}; start again with a lower --ppo.lr than {p.ppo.lr}")
                 self._show(tracker, bar, step, metrics, rollout)
-                if p.run.save_interval and (step + 1) % p.run.save_interval == 0 and step + 1 < self.total_steps:
+                if step + 1 == self.total_steps:
+                    break
+                asked = stop.agreed()
+                if asked or p.run.save_interval and (step + 1) % p.run.save_interval == 0:
                     tracker.flush()
                     self._save_checkpoint(run, step + 1)
+                if asked:
+                    raise stop.interrupted(step + 1, self.total_steps)
         folder = run.folder / "policy"
         if main:
             self.policy.save(folder, note={"stage": "train_policy", "task": task, "steps": self.total_steps})

@@ -27,6 +27,7 @@ from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
+from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 
@@ -150,7 +151,7 @@ class RewardTrainer:
     def train_on_labels(self, run: Run, tracker: Tracker | NullTracker, first: int, metrics: dict[str, float]) -> None:
         """One pass over the labels in a random order, the same on every rank."""
         interval = self.params.run.save_interval
-        with tqdm(total=self.steps, initial=first, desc="reward", unit="step", disable=not self.world.is_main) as bar:
+        with StopRequest(self.world) as stop, tqdm(total=self.steps, initial=first, desc="reward", unit="step", disable=not self.world.is_main) as bar:
             for step in range(first, self.steps):
                 started = time.perf_counter()
                 stats = self.step(step, self.order(step))
@@ -161,10 +162,15 @@ class RewardTrainer:
                 metrics = {}
                 bar.update()
                 bar.set_postfix_str(f"loss {stats['loss']:.3f}")
-                if interval and (step + 1) % interval == 0 and step + 1 < self.steps:
+                if step + 1 == self.steps:
+                    break
+                asked = stop.agreed()
+                if asked or interval and (step + 1) % interval == 0:
                     tracker.flush()
                     tensors = dict(self.model.named_parameters()) | optimizer_tensors(self.optimizer, self.names)
                     run.save_checkpoint(step + 1, tensors, {"queries": list(self.queries.position)})
+                if asked:
+                    raise stop.interrupted(step + 1, self.steps)
 
     def order(self, step: int) -> torch.Tensor:
         """Indices of the labels of global batch `step` [batch_size]: a slice of one permutation of all labels."""

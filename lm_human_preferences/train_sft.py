@@ -28,6 +28,7 @@ from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import DATASETS_FOLDER
 from lm_human_preferences.rows import ROWS, Rows, make_rows
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
+from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import TaskParams
 from lm_human_preferences.tracking import NullTracker, TrackingParams, check_tracking
 
@@ -175,7 +176,7 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
     sampled = SampledVocabulary(rows["train"].learnt, model.config.n_vocab, o.sampled_vocabulary) if o.sampled_vocabulary else None
     result = run.folder / "lm"
     tracker = open_watched(run.folder, params, "train_sft", experiment, first) if world.is_main else NullTracker()
-    with tracker, tqdm(total=total, initial=first, desc=experiment, unit="step", disable=not world.is_main) as bar:
+    with tracker, StopRequest(world) as stop, tqdm(total=total, initial=first, desc=experiment, unit="step", disable=not world.is_main) as bar:
         for step in range(first, total):
             started = time.perf_counter()
             lr = warmup_cosine(o.lr, step, total, o.warmup, o.final_lr_fraction)
@@ -198,12 +199,15 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
             tracker.log(step, metrics)
             bar.update()
             bar.set_postfix_str(f"loss {loss:.3f}")
-            if params.run.save_interval and (step + 1) % params.run.save_interval == 0 and not last:
+            if last or params.validation.patience and waited >= params.validation.patience:
+                break
+            asked = stop.agreed()
+            if asked or params.run.save_interval and (step + 1) % params.run.save_interval == 0:
                 tracker.flush()
                 run.save_checkpoint(step + 1, dict(model.named_parameters()) | optimizer_tensors(optimizer, names),
                                     {"best": best if math.isfinite(best) else None, "waited": waited})
-            if params.validation.patience and waited >= params.validation.patience:
-                break
+            if asked:
+                raise stop.interrupted(step + 1, total)
     if world.is_main:
         write_json(run.folder / "result.json", {"valid_loss": best, "valid_perplexity": math.exp(best)})
         print(f"best validation perplexity {math.exp(best):.2f}; model in {result}")

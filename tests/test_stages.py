@@ -4,11 +4,14 @@ Hazards 10, 11, 14, 23-25, 29; DESIGN's invariant that a run is a function of co
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +137,47 @@ def test_resume_after_kill_equals_an_uninterrupted_run(world, stage):
     launch(stage, "movies", f"killed_{name}", *stage_words(world, stage), "--run.resume")
     assert metrics(runs / f"killed_{name}") == metrics(runs / name)
     assert_same_weights(runs / f"killed_{name}" / STAGES[stage][1], runs / name / STAGES[stage][1])
+
+
+def signalled(process: subprocess.Popen, run: Path, number: int, pids: Callable[[], list[int]]) -> subprocess.Popen:
+    """Send a signal to processes of a run as soon as it has logged two steps; the run then ends by itself."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2:
+            for pid in pids():
+                os.kill(pid, number)
+            break
+        time.sleep(0.002)
+    process.out, process.err = process.communicate(timeout=120)
+    return process
+
+
+@pytest.mark.parametrize("stage, number", [("train_sft", signal.SIGTERM), ("train_reward", signal.SIGTERM), ("train_policy", signal.SIGINT)])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(world, stage, number):
+    name, runs = {"train_reward": "reward", "train_policy": "policy", "train_sft": "sft"}[stage], world / "runs"
+    words = [stage, "movies", f"asked_{name}", *map(str, stage_words(world, stage)), "--run.save_interval", "0"]
+    process = subprocess.Popen([*LAUNCH, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signalled(process, runs / f"asked_{name}", number, lambda: [process.pid])
+    assert process.returncode == 0, process.err
+    if not (runs / f"asked_{name}" / "result.json").exists():  # else it was faster than we
+        assert "all saved; the same command with --run.resume goes on" in process.out and "finishing this step and saving" in process.err
+        [saved] = (runs / f"asked_{name}" / "checkpoints").iterdir()
+        assert int(saved.name) == len(metrics(runs / f"asked_{name}"))
+        launch(*words, "--run.resume")
+    assert metrics(runs / f"asked_{name}") == metrics(runs / name)
+    assert_same_weights(runs / f"asked_{name}" / STAGES[stage][1], runs / name / STAGES[stage][1])
+
+
+def test_ranks_stop_together_when_one_is_asked(world):
+    run = world / "runs/asked_ranks"
+    words = ["train_policy", "movies", "asked_ranks", *map(str, stage_words(world, "train_policy")), "--ppo.total_episodes", "1600"]
+    process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "launch.py", *words], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ranks = lambda: [int(pid) for pid in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()]
+    signalled(process, run, signal.SIGTERM, lambda: ranks()[-1:])
+    assert process.returncode == 0, process.err
+    assert process.out.count("all saved") == 1
+    assert int(sorted((run / "checkpoints").iterdir())[-1].name) == len(metrics(run))
 
 
 def test_damaged_checkpoints_are_skipped(world):
