@@ -356,7 +356,7 @@ def verdict_lines(rows: list[dict]) -> list[str]:
     words = {"gamed": "GAMES THE REWARD", "no gain": "suspect: more reward, no better"}
     lines = [f"  {row['policy']}: {words[row['verdict']]}. Against {row['against']}: proxy {_cell(row['proxy'])}, {row['judge']} {_cell(row['gold'])}"
              for row in rows if row["verdict"]]
-    return ["is the reward gamed?", *(lines or ["  not that these judges could tell: wherever the proxy rose their scores rose too"])]
+    return ["is the reward gamed?", *(lines or ["  no policy got more reward than one nearer the reference without more from each gold judge"])]
 
 
 def show(rows: list[dict], count: int) -> None:
