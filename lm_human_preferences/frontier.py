@@ -13,7 +13,7 @@ import numpy as np
 def best_of_n_kl(n: int) -> float:
     """KL to the reference, in nats, of the best of n responses where no two score alike (with ties it is less): log n - (n - 1) / n.
 
-    Stiennon et al. 2020, "Learning to summarize from human feedback", appendix G.3; Beirami et al. 2024, arXiv 2401.01879, on ties.
+    Hilton and Gao 2022, "Measuring Goodhart's law" (openai.com/research/measuring-goodharts-law); Beirami et al. 2024, arXiv 2401.01879, on ties.
     """
     return math.log(n) - (n - 1) / n
 
@@ -22,7 +22,7 @@ def best_of_n_weights(scores: np.ndarray, n: int) -> np.ndarray:
     """[n queries, N] scores -> for each response the probability that it is the best of n of its query's N, drawn without replacement.
 
     The response of rank i (1 the lowest) is the best of C(i - 1, n - 1) of the C(N, n) choices of n; equal scores share their ranks' sum. So the sum
-    of weight times anything is the unbiased estimate of that thing's mean under best-of-n. Nakano et al. 2021, "WebGPT", appendix I.
+    of weight times anything is the unbiased estimate of that thing's mean under best-of-n. Hilton and Gao 2022, as above.
     """
     rows, N = scores.shape
     if not 1 <= n <= N:

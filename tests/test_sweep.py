@@ -309,7 +309,7 @@ def test_who_games_the_reward():
     assert found[("near", "a")] == (None, "reference") and found[("far", "a")] == ("gamed", "near") and found[("mad", "b")][0] == "gamed"
     assert found[("far", "b")][0] in ("no gain", None) and found[("mad", "a")] == (None, "near")
     text = table(result)
-    assert "far: GAMES THE REWARD. Against near: proxy +1.0" in text and text.index("  near ") < text.index("  far ") < text.index("  mad ")
+    assert "far: GAMES THE REWARD. Against near: proxy +" in text and text.index("  near ") < text.index("  far ") < text.index("  mad ")
     assert "no policy got more reward" in verdict_lines([row for row in result["verdicts"] if row["verdict"] is None])[1]
 
 
