@@ -340,8 +340,10 @@ def _draw_sweep(result: dict):
         found = {row["policy"]: row["verdict"] for row in result["verdicts"] if row["judge"] == name}
         if name == "proxy":  # whichever judge says so
             order = list(_VERDICTS)
-            found = {policy: max((row["verdict"] for row in result["verdicts"] if row["policy"] == policy), key=order.index) for policy in result["policies"]}
+            found = {policy: max((row["verdict"] for row in result["verdicts"] if row["policy"] == policy), key=order.index)
+                     for policy in result["policies"]}
         _draw_sweep_panel(axis, result, value, found)
+        axis.margins(y=0.14)  # room for the points' coefficients
         axis.set_ylabel("proxy: the reward\ntrained against" if name == "proxy" else f"gold: {name}")
     axes[-1].set_xlabel("√ KL to the reference (√ nats per response)")
     right = axes[0].get_xlim()[1]
@@ -369,8 +371,9 @@ def _no_more_than(nats, right: float) -> None:
 
 def _draw_sweep_panel(axis, result: dict, value, verdicts: dict[str, str | None]) -> None:
     """`value` takes the interval to draw out of a point; verdicts: policy -> what `sweep.verdicts` found."""
+    optimal = [(math.sqrt(max(0.0, point["kl"]["mean"])), value(point)) for point in result["optimal"] if point["shown"]]
     lines = [("best of n", _COLOURS[2], "o", [(math.sqrt(point["kl"]), value(point)) for point in result["best_of_n"]]),
-             ("optimal, by reweighting", "#333a44", "", [(math.sqrt(max(0.0, point["kl"]["mean"])), value(point)) for point in result["optimal"] if point["shown"]])]
+             ("optimal, by reweighting", "#333a44", "", optimal)]
     for label, colour, marker, points in lines:
         if points:
             x, y = [x for x, _ in points], [interval["mean"] for _, interval in points]
@@ -381,6 +384,6 @@ def _draw_sweep_panel(axis, result: dict, value, verdicts: dict[str, str | None]
         colour, marker, label = _VERDICTS[verdicts.get(name)]
         (left, x, right), y = (math.sqrt(max(0.0, side["kl"][key])) for key in ("low", "mean", "high")), value(side)
         known = label in axis.get_legend_handles_labels()[1]
-        axis.errorbar(x, y["mean"], xerr=[[x - left], [right - x]], yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]], color=colour, marker=marker,
-                      markersize=6, linestyle="none", elinewidth=1.2, capsize=2.5, label=None if known else label)
+        axis.errorbar(x, y["mean"], xerr=[[x - left], [right - x]], yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]], color=colour,
+                      marker=marker, markersize=6, linestyle="none", elinewidth=1.2, capsize=2.5, label=None if known else label)
         axis.annotate(f"{side['kl_coef']:g}", (x, y["mean"]), xytext=(6, 5), textcoords="offset points", fontsize=8.5, color=colour)

@@ -47,8 +47,8 @@ class SweepParams(PolicyTrainingParams):
     """What policy training is told, and how the policies are measured."""
 
     seeds: int = param(1, "policies for each coefficient: of the seeds run.seed, run.seed + 1, ...")
-    judges: str | None = param(None, "gold judges, SPEC,SPEC,... or NAME=SPEC,..., that have no part in training; none takes the human ratings of the "
-                                     f"query data set where it has some (ratings:datasets/movies). {SPECS}")
+    judges: str | None = param(None, "gold judges, SPEC,SPEC,... or NAME=SPEC,..., that have no part in training; none takes the human ratings of "
+                                     f"the query data set where it has some (ratings:datasets/movies). {SPECS}")
     samples: int = param(256, "held-out queries on which all are measured")
     split: str = param("test", "split of the query data set that they come from")
     responses: int = param(64, f"responses of the reference to each, for the best of n = 1, 2, 4, ... up to {LARGEST_N} and for the optimal policies")
@@ -342,7 +342,8 @@ def table(result: dict) -> str:
     cells = [["", "KL, nats", "proxy", *(f"gold: {judge}" for judge in judges)]]
     cells += [[title, kl, _cell(side["proxy"]), *(_cell(side["gold"][judge]) for judge in judges)] for title, kl, side in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [f"\n{result['queries']:,} held-out queries ({result['split']}), {result['responses']} responses of the reference to each; 95% intervals over queries"]
+    lines = [f"\n{result['queries']:,} held-out queries ({result['split']}), {result['responses']} responses of the reference to each; "
+             "95% intervals over queries"]
     lines += [f"  {row[0]:{widths[0]}}" + "".join(f"   {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)) for row in cells]
     hidden = [point for point in result["optimal"] if not point["shown"]]
     if hidden:

@@ -42,6 +42,12 @@ def in_the_world(world, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Sweeps without their figure, which takes longer than training them."""
+    monkeypatch.setattr("lm_human_preferences.figures.write_sweep_figure", lambda result, folder: None)
+
+
 def words_for(world: Path, experiment: str, **changes) -> list[str]:
     values = dict(rewards__kl_coef="0.1,0", judges=JUDGES, samples=20, split="valid", responses=16, min_effective=3) | changes
     base = policy_flags(world, world / "reward")
@@ -107,7 +113,7 @@ def test_a_sweep_goes_on_where_it_stopped(world, capsys, monkeypatch):
     assert again["judges"] == ["vowels"] and again["queries"] == 10 and capsys.readouterr().out.count("finished already") == 2
 
 
-def test_the_figures_of_a_sweep(world):
+def test_the_figures_of_a_sweep(world, undrawn):
     """Against the lines of evaluation.jsonl; each seed has a policy of its own."""
     run(*words_for(world, "seeds", rewards__kl_coef="0.05", seeds=2, ppo__total_episodes=32))
     result, folder = result_of(world / "runs/seeds"), world / "runs/seeds"
@@ -127,7 +133,7 @@ def test_the_figures_of_a_sweep(world):
     assert all(row["policies"]["reference"]["kl"] == 0 for row in rows)
 
 
-def test_a_failed_policy_does_not_stop_the_others(world, capsys, monkeypatch):
+def test_a_failed_policy_does_not_stop_the_others(world, capsys, undrawn, monkeypatch):
     step = PPOTrainer.step
 
     def fails(error, everywhere=False):
@@ -147,13 +153,12 @@ def test_a_failed_policy_does_not_stop_the_others(world, capsys, monkeypatch):
     monkeypatch.setattr(PPOTrainer, "step", fails(RuntimeError("out of memory"), everywhere=True))
     assert "none of the 2 policies" in refused(*words_for(world, "hopeless"))
     assert "Traceback" in capsys.readouterr().err
-    monkeypatch.undo()
-    monkeypatch.chdir(world)
+    monkeypatch.setattr(PPOTrainer, "step", step)
     run(*words_for(world, "failing"))
     assert "kl_0.1_seed_1: was cut short" in capsys.readouterr().out and not result_of(world / "runs/failing")["failed"]
 
 
-def test_one_reward_model_for_all(world, capsys):
+def test_one_reward_model_for_all(world, capsys, undrawn):
     """Without a reward model the sweep trains one first, as train_policy does, and only once."""
     words = reward_flags(world)
     nested = [f"--rewards.train_new_model.{word[2:]}" if word.startswith("--") and not word.startswith(("--run", "--task")) else word
@@ -170,7 +175,7 @@ def test_one_reward_model_for_all(world, capsys):
     assert (world / "runs/fresh/fresh_reward/metrics.jsonl").read_bytes() == before and capsys.readouterr().out.count("finished already") == 2
 
 
-def test_replaced_only_when_asked(world, capsys):
+def test_replaced_only_when_asked(world, capsys, undrawn):
     (world / "runs/training").mkdir(parents=True)
     (world / "runs/training/config.json").write_text('{"stage": "train_policy"}')
     assert "holds no sweep" in refused(*words_for(world, "training", run__overwrite="on"))
@@ -287,7 +292,8 @@ def test_reweighting_is_exact_where_each_response_is_there_once():
         np.testing.assert_allclose(point.weights[0], exact, rtol=1e-9)
         assert point.kl[0] == pytest.approx(float((exact * np.log(exact * 64)).sum()))
     assert optimal_policy(np.full((1, 8), 1e6), 1e-3).effective[0] == pytest.approx(8)  # nothing to prefer, no overflow
-    kls, proxies = zip(*((point.kl[0], (point.weights * rewards).sum()) for point in (optimal_policy(rewards, b) for b in betas_for(rewards))), strict=True)
+    points = [optimal_policy(rewards, beta) for beta in betas_for(rewards)]
+    kls, proxies = [point.kl[0] for point in points], [(point.weights * rewards).sum() for point in points]
     for n in (2, 4, 8):
         assert np.interp(best_of_n_kl(n), kls, proxies) > (best_of_n_weights(rewards, n) * rewards).sum()
 
