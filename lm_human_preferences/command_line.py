@@ -22,11 +22,13 @@ STAGES = {"train_sft": "train a language model on a data set", "train_reward": "
           "train_policy": "tune a language model against a reward model with PPO"}
 OTHERS = {"sample": "write continuations with a trained model",
           "evaluate": "compare policies on held-out queries: judges, KL, lengths, variety, perplexity, win rates, with intervals",
+          "sweep": "train policies over KL coefficients and seeds; draw proxy and gold score against KL, beside best-of-n and the optimal policies",
           "report": "draw figures and an HTML page of a run",
           "doctor": "look for what is wrong with a run, finished or not; exit status 1 if something is",
           "labels": "look into a label file, or write it in the other form", "tasks": "list the tasks, or print one in full"}
-USAGE = {"sample": "EXPERIMENT", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "report": "EXPERIMENT", "doctor": "EXPERIMENT",
-         "labels": "inspect SOURCE | convert SOURCE OUTPUT", "tasks": "[TASK]"}
+USAGE = {"sample": "EXPERIMENT", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "sweep": "TASK EXPERIMENT --rewards.kl_coef C,C,... --seeds N",
+         "report": "EXPERIMENT", "doctor": "EXPERIMENT", "labels": "inspect SOURCE | convert SOURCE OUTPUT",
+         "tasks": "[TASK]"}
 NOT_EVALUATED = ("task.penalty_reward_value", "task.policy.initial_model")  # parameters of a task that have no part in `evaluate`
 
 Experiments = dict[str, dict[str, Callable[[], Any]]]
@@ -112,6 +114,19 @@ class Commands:
             raise UserError(f"--{unused} has no part in evaluate: scores there are without penalty, and --policies names the models")
         entry = find_entry("train_policy", task, self._experiments)()
         evaluate(apply_overrides(EvaluateParams(task=entry.task), options), task)
+
+    @fire.decorators.SetParseFn(str)
+    def sweep(self, *words: str, **options: str) -> None:
+        from lm_human_preferences.sweep import SweepParams, parse_coefficients, sweep
+        if len(words) != 2:
+            raise UserError(f"sweep takes a task and a name: python launch.py sweep {USAGE['sweep']} [--parameter value ...]"
+                            + (f"; what is {words[2]!r}?" if len(words) > 2 else ""))
+        task, experiment = words
+        check_name(experiment)
+        coefficients = parse_coefficients(options.pop("rewards.kl_coef", ""))
+        params = apply_overrides(SweepParams.of(find_entry("train_policy", task, self._experiments)()), options)
+        check_present(params, task)
+        sweep(params, coefficients, task, experiment)
 
     @fire.decorators.SetParseFn(str)
     def report(self, *words: str, **options: str) -> None:
@@ -253,6 +268,8 @@ def command_help(command: str, arguments: list[str], experiments: Experiments) -
             lines += parameter_lines(SampleParams())
         if command == "evaluate":
             lines += evaluation_help(arguments, experiments)
+        if command == "sweep":
+            lines += sweep_help(arguments, experiments)
         if command == "labels":
             from lm_human_preferences.inspect_labels import LabelToolParams
             lines += ["SOURCE is a file or a web address; OUTPUT ends in .json (token lists) or .jsonl (texts).", *parameter_lines(LabelToolParams())]
@@ -276,6 +293,19 @@ def evaluation_help(arguments: list[str], experiments: Experiments) -> list[str]
     own = {name: row for name, row in rows.items() if not name.startswith("task.")}
     return [f"tasks: {', '.join(entries)}", "", f"parameters, with their values for {task} (docs/evaluation.md explains judges and figures):",
             *_lines(own), *_lines({name: row for name, row in rows.items() if name not in own})]
+
+
+def sweep_help(arguments: list[str], experiments: Experiments) -> list[str]:
+    """The parameters of `sweep`: its own, then those of policy training as the task named has them."""
+    from lm_human_preferences.sweep import COEFFICIENTS_HELP, SweepParams
+    entries = experiments["train_policy"]
+    task = next((word for word in arguments if word in entries), next(iter(entries)))
+    rows, policy = flatten(SweepParams.of(entries[task]())), flatten(entries[task]())
+    del rows["rewards.kl_coef"]
+    own = {name: row for name, row in rows.items() if name not in policy}
+    return [f"tasks: {', '.join(entries)}", "", f"parameters, with their values for {task} (docs/sweep.md explains the figure):",
+            f"  --rewards.kl_coef C,C,...\n        {COEFFICIENTS_HELP}",
+            *_lines(own), *_lines({name: row for name, row in rows.items() if name in policy})]
 
 
 def parameter_lines(params: Any) -> list[str]:

@@ -84,7 +84,7 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
         judges, people = load_judges(params.judges, precision.device)
         check_sheets(params, folder, people, len(paths))
         policies, reference, encoding = load_policies(paths, params)
-        held_out = held_out_queries(params, encoding)
+        held_out = held_out_queries(params.task, encoding, params.samples, params.split, params.seed)
         texts = load_texts(params.texts, params.task, encoding) if params.texts else None
         if world.is_main:
             print(f"evaluate {task}: {', '.join(policies)} on {params.samples:,} queries of {params.split}, {precision.describe()}")
@@ -191,13 +191,13 @@ def load_policies(paths: dict[str, str], params: EvaluateParams) -> tuple[dict[s
     return {name: policies[name] for name in paths}, policies[reference], encoding
 
 
-def held_out_queries(params: EvaluateParams, encoding: Encoding) -> HeldOut:
+def held_out_queries(task: TaskParams, encoding: Encoding, samples: int, split: str, seed: int) -> HeldOut:
     """The queries in their random order, no document twice. UserError if the split has too few, or references that do not match it."""
-    stream = query_stream(params.task, encoding, params.seed, "evaluation", params.split)
-    tokens, documents = stream.batch_with_documents(params.samples)
-    folder, name = dataset_split(params.task, params.split)
-    if (found := len(set(documents))) < params.samples:
-        raise UserError(f"--samples {params.samples}: {folder / name}.bin has only {found} documents with a query; ask for as many at most")
+    stream = query_stream(task, encoding, seed, "evaluation", split)
+    tokens, documents = stream.batch_with_documents(samples)
+    folder, name = dataset_split(task, split)
+    if (found := len(set(documents))) < samples:
+        raise UserError(f"--samples {samples}: {folder / name}.bin has only {found} documents with a query; ask for as many at most")
     references = None
     if (folder / f"references_{name}.bin").exists():
         file = TokenFile(folder, f"references_{name}")

@@ -305,3 +305,85 @@ def _draw_accuracies(record: Record):
     axis.set_xlabel("accuracy, with its 95% interval" + (f" ({record.result['choices']:,} choices)" if "choices" in record.result else ""))
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure
+
+
+# --- a sweep ---
+
+_VERDICTS = {None: (_COLOURS[0], "o", "trained, by KL coefficient"), "no gain": (_COLOURS[4], "D", "trained: more reward, no better"),
+             "gamed": (_COLOURS[1], "X", "trained: games the reward")}
+
+
+def write_sweep_figure(result: dict, folder: Path) -> list[Path]:
+    """`sweep.svg` and `sweep.png` in `folder` from the result of a sweep: proxy and each gold judge against the root of KL. Returns their paths."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("figures need a package that is missing: pip install matplotlib") from None
+    paths = [make_folder(folder) / f"sweep.{kind}" for kind in ("svg", "png")]
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "sweep"}):
+        figure = _draw_sweep(result)
+        for path, metadata in zip(paths, ({"Date": None, "Creator": None}, {"Software": None}), strict=True):
+            with atomic_file(path) as temporary:
+                figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=metadata)
+    return paths
+
+
+def _draw_sweep(result: dict):
+    """Panels above each other over the root of KL: the proxy, then a gold judge each."""
+    from matplotlib.figure import Figure
+
+    panels = [("proxy", lambda point: point["proxy"]), *((judge, lambda point, judge=judge: point["gold"][judge]) for judge in result["judges"])]
+    figure = Figure(figsize=(6.4, 1.0 + 2.5 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    figure.suptitle("Reward against distance from the reference", fontsize=12, fontweight="bold", x=0.01, ha="left")
+    for axis, (name, value) in zip(axes, panels, strict=True):
+        found = {row["policy"]: row["verdict"] for row in result["verdicts"] if row["judge"] == name}
+        if name == "proxy":  # whichever judge says so
+            order = list(_VERDICTS)
+            found = {policy: max((row["verdict"] for row in result["verdicts"] if row["policy"] == policy), key=order.index)
+                     for policy in result["policies"]}
+        _draw_sweep_panel(axis, result, value, found)
+        axis.margins(y=0.14)  # room for the points' coefficients
+        axis.set_ylabel("proxy: the reward\ntrained against" if name == "proxy" else f"gold: {name}")
+    axes[-1].set_xlabel("√ KL to the reference (√ nats per response)")
+    right = axes[0].get_xlim()[1]
+    axes[0].set_xlim(-0.025 * right, right)
+    nats = axes[0].secondary_xaxis("top", functions=(lambda x: np.sign(x) * np.square(x), lambda x: np.sign(x) * np.sqrt(np.abs(x))))
+    nats.set_xlabel("KL (nats)", fontsize=9)
+    _no_more_than(nats, right)
+    named = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        named |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in named}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2, handlelength=1.8)
+    figure.align_ylabels(axes)
+    return figure
+
+
+def _no_more_than(nats, right: float) -> None:
+    """Ticks at round nats that do not crowd on an axis that is drawn as their root, up to right^2."""
+    candidates, ticks = [digit * 10.0 ** power for power in range(-2, 5) for digit in (1, 2, 5)], [0.0]
+    for value in candidates:
+        if math.sqrt(value) - math.sqrt(ticks[-1]) >= 0.09 * right and value <= right ** 2:
+            ticks.append(value)
+    nats.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+def _draw_sweep_panel(axis, result: dict, value, verdicts: dict[str, str | None]) -> None:
+    """`value` takes the interval to draw out of a point; verdicts: policy -> what `sweep.verdicts` found."""
+    optimal = [(math.sqrt(max(0.0, point["kl"]["mean"])), value(point)) for point in result["optimal"] if point["shown"]]
+    lines = [("best of n", _COLOURS[2], "o", [(math.sqrt(point["kl"]), value(point)) for point in result["best_of_n"]]),
+             ("optimal, by reweighting", "#333a44", "", optimal)]
+    for label, colour, marker, points in lines:
+        if points:
+            x, y = [x for x, _ in points], [interval["mean"] for _, interval in points]
+            axis.plot(x, y, color=colour, linewidth=1.6, marker=marker, markersize=3, label=label)
+            axis.fill_between(x, [i["low"] for _, i in points], [i["high"] for _, i in points], color=colour, alpha=0.15, linewidth=0)
+    axis.axhline(value(result["reference_policy"])["mean"], color="#8a929c", linewidth=1, linestyle=(0, (4, 3)), label="reference")
+    for name, side in result["policies"].items():
+        colour, marker, label = _VERDICTS[verdicts.get(name)]
+        (left, x, right), y = (math.sqrt(max(0.0, side["kl"][key])) for key in ("low", "mean", "high")), value(side)
+        known = label in axis.get_legend_handles_labels()[1]
+        axis.errorbar(x, y["mean"], xerr=[[x - left], [right - x]], yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]], color=colour,
+                      marker=marker, markersize=6, linestyle="none", elinewidth=1.2, capsize=2.5, label=None if known else label)
+        axis.annotate(f"{side['kl_coef']:g}", (x, y["mean"]), xytext=(6, 5), textcoords="offset points", fontsize=8.5, color=colour)

@@ -85,7 +85,7 @@ class Run:
         if self.params.resume:
             if not existing.exists():
                 raise UserError(f"--run.resume: there is no run {self.folder}; leave it out to start one")
-            self._check_same_configuration(read_json(existing), description)
+            check_same_configuration(read_json(existing), description)
             return
         if not self.is_main:
             return
@@ -103,17 +103,6 @@ class Run:
             raise UserError(f"{self.folder} exists already; give another name, --run.resume to continue it or --run.overwrite to replace it")
         if not (self.folder / "config.json").exists():
             raise UserError(f"{self.folder} is not empty and holds no run; delete it yourself or give another name")
-
-    @staticmethod
-    def _check_same_configuration(stored: dict, now: dict) -> None:
-        for key in ("stage", "task"):
-            if stored.get(key) != now[key]:
-                raise UserError(f"--run.resume: that run was a {stored.get('stage')} on {stored.get('task')}, not a {now['stage']} on {now['task']}")
-        before, after = _leaves(stored["parameters"]), _leaves(now["parameters"])
-        for name in sorted(before.keys() | after.keys()):
-            if before.get(name) != after.get(name) and not name.startswith(("run.", "tracking.")) or \
-                    name == "run.seed" and before.get(name) != after.get(name):
-                raise UserError(f"--run.resume: the run was started with {name} {before.get(name)}, now it is {after.get(name)}; give the same")
 
     def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write `checkpoints/<step>` whole or not at all and drop the oldest beyond `run.keep_checkpoints`."""
@@ -161,6 +150,20 @@ def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | N
                     return folder / name, from_dict(TaskParams, task) if task else None
             raise UserError(f"{folder} has no policy/ or lm/ folder yet; its training has not finished, or it made a reward model")
     raise UserError(f"there is no run or model folder {experiment!r} in {save_dir}")
+
+
+def check_same_configuration(stored: dict, now: dict, command: str = "--run.resume", free: tuple[str, ...] = ("run.", "tracking.")) -> None:
+    """UserError that begins with `command` if what a run was started with is not what it would go on with.
+
+    The parameters whose names begin with one of `free` may differ, the seed never.
+    """
+    for key in ("stage", "task"):
+        if stored.get(key) != now[key]:
+            raise UserError(f"{command}: that run was a {stored.get('stage')} on {stored.get('task')}, not a {now['stage']} on {now['task']}")
+    before, after = _leaves(stored["parameters"]), _leaves(now["parameters"])
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name) and (name == "run.seed" or not name.startswith(free)):
+            raise UserError(f"{command}: the run was started with {name} {before.get(name)}, now it is {after.get(name)}; give the same")
 
 
 def describe_run(stage: str, task: str, experiment: str, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -106,6 +106,14 @@ def distinct(responses: Sequence[Sequence[int]], n: int) -> Distinct:
     return Distinct(share, len(grams) * share - (len(grams) - 1) * without)
 
 
+def unrepeated(queries: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """Of each response the share of its words that it has not used before, 1 for a response without words. As a judge
+    (`lm_human_preferences.text_metrics:unrepeated`) it sees what no judge of single words sees: the same praise over and over.
+    """
+    found = [words(response) for response in responses]
+    return [len(set(row)) / len(row) if row else 1.0 for row in found]
+
+
 # --- overlap with a reference ---
 
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}

@@ -102,27 +102,30 @@ def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
     if params.run.threads:
         torch.set_num_threads(params.run.threads)
     with distributed.world(precision.device.type) as world:
-        if params.rewards.train_new_model is not None:
-            params.rewards.trained_model = str(_train_reward_model_first(params, precision, world, task, experiment))
-            params.rewards.train_new_model = None
+        train_reward_model_first(params, precision, world, task, experiment)
         return PPOTrainer.prepare(params, precision, world).run(task, experiment)
 
 
-def _train_reward_model_first(params: PolicyTrainingParams, precision: Precision, world: World, task: str, experiment: str) -> Path:
-    """Reward training as a run of its own, `<experiment>_reward`; a finished one is taken as it is when the run is resumed."""
+def train_reward_model_first(params: PolicyTrainingParams, precision: Precision, world: World, task: str, experiment: str) -> None:
+    """Where that is asked for, reward training as a run of its own, `<experiment>_reward`, whose model `params` names from then on.
+
+    A finished one is taken as it is when the run is resumed.
+    """
+    if params.rewards.train_new_model is None:
+        return
     nested, name = params.rewards.train_new_model, f"{experiment}_reward"
     for field in ("seed", "save_dir", "device", "precision", "overwrite", "resume", "micro_batch", "threads"):
         setattr(nested.run, field, getattr(params.run, field))
     nested.tracking = params.tracking
     Run(Path(params.run.save_dir) / experiment, params.run, is_main=False).check_free()
     folder = Path(params.run.save_dir) / name
-    if params.run.resume and (folder / "reward_model").is_dir():
-        return folder / "reward_model"
-    nested.run.resume = params.run.resume and (folder / "config.json").exists()
-    return train_reward.RewardTrainer.prepare(nested, precision, world).run(task, name)
+    if not (params.run.resume and (folder / "reward_model").is_dir()):
+        nested.run.resume = params.run.resume and (folder / "config.json").exists()
+        train_reward.RewardTrainer.prepare(nested, precision, world).run(task, name)
+    params.rewards.trained_model, params.rewards.train_new_model = str(folder / "reward_model"), None
 
 
-def _load_rewards(params: RewardsParams, policy: GPT2Config, task: TaskParams, device: torch.device) -> Rewards:
+def load_rewards(params: RewardsParams, policy: GPT2Config, task: TaskParams, device: torch.device) -> Rewards:
     """The trained reward model, classifier or function as a function of token tensors. UserError if it cannot be had or does not fit."""
     source = params.function or params.trained_model
     if params.function is not None:
@@ -169,7 +172,7 @@ class PPOTrainer:
         transformer = load_model(folder)
         encoding = get_encoding(transformer.config.encoding)
         check_task(task, encoding, transformer.config.n_ctx)
-        rewards = _load_rewards(params.rewards, transformer.config, task, precision.device)
+        rewards = load_rewards(params.rewards, transformer.config, task, precision.device)
         formatter, temperature = QueryFormatter.of(task, encoding), task.policy.temperature
         return cls(Policy(transformer, formatter, temperature), Policy(load_model(folder), formatter, temperature), rewards,
                    query_stream(task, encoding, params.run.seed, "policy"), params, precision, encoding, world)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm_human_preferences.bootstrap import Bootstrap
-from lm_human_preferences.text_metrics import copied_ngrams, copied_sentences, copy_places, distinct, is_copied, lead, rouge, sentences
+from lm_human_preferences.text_metrics import copied_ngrams, copied_sentences, copy_places, distinct, is_copied, lead, rouge, sentences, unrepeated
 
 ARTICLE = "Dr. Smith left Rome. She said \"it is over!\" Then J. R. Hill came.\nNobody knew why? The U.S. team won 3.5 points."
 
@@ -77,3 +77,7 @@ def test_interval_of_distinct_lies_around_it():
     found = distinct(responses, 2)
     interval = Bootstrap(200, seed=0).around(*found)
     assert interval["low"] < found.share == interval["mean"] < interval["high"] <= 1
+
+
+def test_unrepeated_words():
+    assert unrepeated(["x"] * 4, ["great, GREAT film great", "a b c", "", "!?"]) == [0.5, 1.0, 1.0, 1.0]
