@@ -22,10 +22,12 @@ STAGES = {"train_sft": "train a language model on a data set", "train_reward": "
           "train_policy": "tune a language model against a reward model with PPO"}
 OTHERS = {"sample": "write continuations with a trained model",
           "evaluate": "compare policies on held-out queries: judges, KL, lengths, variety, perplexity, win rates, with intervals",
+          "reward_quality": "measure a reward model on held-out choices: calibration, length, agreement with people, learning curve",
           "report": "draw figures and an HTML page of a run",
           "doctor": "look for what is wrong with a run, finished or not; exit status 1 if something is",
           "labels": "look into a label file, or write it in the other form", "tasks": "list the tasks, or print one in full"}
-USAGE = {"sample": "EXPERIMENT", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "report": "EXPERIMENT", "doctor": "EXPERIMENT",
+USAGE = {"sample": "EXPERIMENT", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "reward_quality": "EXPERIMENT",
+         "report": "EXPERIMENT", "doctor": "EXPERIMENT",
          "labels": "inspect SOURCE | convert SOURCE OUTPUT", "tasks": "[TASK]"}
 NOT_EVALUATED = ("task.penalty_reward_value", "task.policy.initial_model")  # parameters of a task that have no part in `evaluate`
 
@@ -112,6 +114,13 @@ class Commands:
             raise UserError(f"--{unused} has no part in evaluate: scores there are without penalty, and --policies names the models")
         entry = find_entry("train_policy", task, self._experiments)()
         evaluate(apply_overrides(EvaluateParams(task=entry.task), options), task)
+
+    @fire.decorators.SetParseFn(str)
+    def reward_quality(self, *words: str, **options: str) -> None:
+        from lm_human_preferences.reward_quality import RewardQualityParams, measure
+        params = apply_overrides(RewardQualityParams(), options)
+        settings = find_entry("train_reward", params.task, self._experiments)() if params.task else None
+        measure(_one_word(words, "reward_quality", "EXPERIMENT"), params, settings)
 
     @fire.decorators.SetParseFn(str)
     def report(self, *words: str, **options: str) -> None:
@@ -253,6 +262,9 @@ def command_help(command: str, arguments: list[str], experiments: Experiments) -
             lines += parameter_lines(SampleParams())
         if command == "evaluate":
             lines += evaluation_help(arguments, experiments)
+        if command == "reward_quality":
+            from lm_human_preferences.reward_quality import RewardQualityParams
+            lines += ["EXPERIMENT is a run of train_reward, or a reward-model folder (then give --task).", *parameter_lines(RewardQualityParams())]
         if command == "labels":
             from lm_human_preferences.inspect_labels import LabelToolParams
             lines += ["SOURCE is a file or a web address; OUTPUT ends in .json (token lists) or .jsonl (texts).", *parameter_lines(LabelToolParams())]

@@ -6,7 +6,6 @@ policy and win rates of each pair, with intervals over queries -> a table, and t
 
 import itertools
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 from lm_human_preferences import distributed, text_metrics
 from lm_human_preferences.bootstrap import Bootstrap, Interval
-from lm_human_preferences.configuration import param, to_dict
+from lm_human_preferences.configuration import named_paths, param, to_dict
 from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.evaluation import Responses, given_logprobs, sample_and_score, uniforms_of, unpadded
@@ -78,7 +77,9 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
     """Compare, print the table and write the folder of the results, which is returned. UserError before anything is written if it cannot work."""
     if params.samples < 1 or params.micro_batch < 1 or params.shown < 0:
         raise UserError("--samples and --micro_batch must be at least 1, --shown not negative")
-    paths, precision = parse_policies(params.policies), choose_precision(params.device, params.precision)
+    paths, precision = named_paths(params.policies, "--policies"), choose_precision(params.device, params.precision)
+    if not paths:
+        raise UserError("nothing to evaluate: give --policies NAME=PATH,NAME=PATH")
     folder = free_folder(params, task)
     with distributed.world(precision.device.type) as world:
         judges, people = load_judges(params.judges, precision.device)
@@ -128,21 +129,6 @@ def free_folder(params: EvaluateParams, task: str) -> Path:
         if not params.overwrite:
             raise UserError(f"{folder} exists already; give another name with --experiment, or --overwrite to replace it")
     return folder
-
-
-def parse_policies(text: str) -> dict[str, str]:
-    """Name -> path of NAME=PATH,NAME=PATH. UserError if it is anything else."""
-    policies = {}
-    for part in filter(None, text.split(",")):
-        name, _, path = part.partition("=")
-        if not re.fullmatch(r"\w[\w. -]*", name) or not path:
-            raise UserError(f"--policies {part}: expected NAME=PATH, with commas between several")
-        if name in policies:
-            raise UserError(f"--policies has the name {name} twice; give each policy a name of its own")
-        policies[name] = path
-    if not policies:
-        raise UserError("nothing to evaluate: give --policies NAME=PATH,NAME=PATH")
-    return policies
 
 
 def load_judges(text: str | None, device: torch.device) -> tuple[list[Judge], list[PeoplesChoices]]:
