@@ -23,7 +23,7 @@ STAGES = {"train_sft": "train a language model on a data set", "train_reward": "
 OTHERS = {"sample": "write continuations with a trained model",
           "evaluate": "compare policies on held-out queries: judges, KL, lengths, variety, perplexity, win rates, with intervals",
           "reward_quality": "measure a reward model on held-out choices: calibration, length, agreement with people, learning curve",
-          "report": "draw figures and an HTML page of a run",
+          "report": "draw figures and an HTML page of a run, or of what evaluate or reward_quality found",
           "doctor": "look for what is wrong with a run, finished or not; exit status 1 if something is",
           "labels": "look into a label file, or write it in the other form", "tasks": "list the tasks, or print one in full"}
 USAGE = {"sample": "EXPERIMENT", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "reward_quality": "EXPERIMENT",
@@ -124,10 +124,9 @@ class Commands:
 
     @fire.decorators.SetParseFn(str)
     def report(self, *words: str, **options: str) -> None:
-        from lm_human_preferences.report import write_report
-        save_dir = _only(options, "save_dir", "saved_models")
-        experiment = _one_word(words, "report", "EXPERIMENT")
-        print(f"report in {write_report(find_run(experiment, save_dir))}")
+        from lm_human_preferences.report import ReportParams, write_report
+        params = apply_overrides(ReportParams(), options)
+        print(f"report in {write_report(find_run(_one_word(words, 'report', 'EXPERIMENT'), params.save_dir), params.samples)}")
 
     @fire.decorators.SetParseFn(str)
     def labels(self, *words: str, **options: str) -> None:
@@ -268,7 +267,10 @@ def command_help(command: str, arguments: list[str], experiments: Experiments) -
         if command == "labels":
             from lm_human_preferences.inspect_labels import LabelToolParams
             lines += ["SOURCE is a file or a web address; OUTPUT ends in .json (token lists) or .jsonl (texts).", *parameter_lines(LabelToolParams())]
-        if command in ("report", "doctor"):
+        if command == "report":
+            from lm_human_preferences.report import ReportParams
+            lines += parameter_lines(ReportParams())
+        if command == "doctor":
             lines += ["  --save_dir saved_models    folder that holds the run folders"]
         return "\n".join(lines)
     words = [word for word in arguments if not word.startswith("-") and word in experiments[command]]

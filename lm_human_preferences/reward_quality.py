@@ -8,7 +8,7 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.ratings import rated_rows
 from lm_human_preferences.result_figures import write_quality_figures
+from lm_human_preferences.result_tables import quality_table
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.runs import check_name, describe_run
 from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams, check, rewards_of
@@ -113,7 +114,7 @@ def measure(experiment: str, params: RewardQualityParams, settings: RewardTraini
             points.append({"model": None, "labels": subject.settings.labels.num_train, "run": subject.name, **point(rewards, choices.best)})
         result["curve"] = sorted(points, key=lambda row: (row["model"] or "", row["labels"]))
     write_results(folder, describe_run("reward_quality", subject.task, folder.name, to_dict(params)), result, rewards, choices)
-    print(f"{table(result)}\n\nresults and figures in {folder}; python launch.py report {folder.name} makes a page of them")
+    print(f"{quality_table(result)}\n\nresults and figures in {folder}; python launch.py report {folder.name} makes a page of them")
     return folder
 
 
@@ -356,64 +357,3 @@ def write_results(folder: Path, description: dict, result: dict, rewards: np.nda
         write_json(temporary / "result.json", result)
         (temporary / "choices.jsonl").write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
         write_quality_figures(result, temporary)
-
-
-Row = tuple[str, Any, str]  # what it is, an Estimate or a number, how to write it
-
-
-def rows(result: dict) -> dict[str, list[Row]]:
-    """The results in the order to show them: title of a group -> rows."""
-    c, length, people, percent, signed = result["calibration"], result["length"], result.get("people"), "{:.1%}", "{:+.3f}"
-    groups: dict[str, list[Row]] = {
-        "choices": [("accuracy", result["accuracy"], percent), ("chance", result["chance"], percent),
-                    ("log-likelihood, nats a choice", result["log_likelihood"], signed),
-                    ("of choosing blindly", c["uniform_log_likelihood"], signed)],
-        "calibration": [("mean probability of the response it prefers", c["confidence"], percent), ("expected calibration error", c["error"], percent),
-                        ("temperature that would calibrate it", c["temperature"], "{:.3f}"),
-                        ("log-likelihood at that temperature", c.get("log_likelihood_at_temperature"), signed),
-                        ("calibration error at that temperature", c.get("error_at_temperature"), percent)],
-        "length": [("correlation of reward and tokens", length["correlation"], signed), ("within a choice", length["correlation_within"], signed),
-                   ("people choose the longest", length["people_longest"], percent), ("the model prefers the longest", length["model_longest"], percent),
-                   (f"accuracy, all {length['pairs']:,} pairs of the best and another", length["pairs_accuracy"], percent),
-                   (f"accuracy, {length['equal_pairs']:,} such pairs of equal length (ratio up to {length['equal_length']:g})",
-                    length["equal_pairs_accuracy"], percent),
-                   (f"accuracy, {length['equal_choices']:,} choices among equally long responses", length["equal_accuracy"], percent)]}
-    if people:
-        reliability = people["reliability"]
-        groups["people"] = [
-            (f"correlation with the mean rating ({people['sentences']:,} sentences)", people["mean_correlation"], signed),
-            ("rank correlation with the mean rating", people["mean_rank_correlation"], signed),
-            ("highest that the noise of the means allows", reliability["ceiling"], signed),
-            (f"correlation with single ratings ({people['ratings']:,})", people["single_correlation"], signed),
-            ("one person's with the mean of the others", people.get("single_with_others_correlation"), signed),
-            ("the model agrees with one person's choice", people["agreement_model"], percent),
-            ("two persons agree", people["agreement_people"], percent),
-            ("one person agrees with the mean of the others", people["agreement_rest"], percent)]
-    return {title: [row for row in found if row[1] is not None] for title, found in groups.items()}
-
-
-def written(value: Any, form: str) -> tuple[str, str]:
-    """A number and its standard error as text, a dash and nothing where it was not measured."""
-    estimate = value if isinstance(value, dict) else {"value": value, "standard_error": None}
-    if estimate["value"] is None:
-        return "-", ""
-    error = "" if estimate["standard_error"] is None else f"± {form.replace('+', '').format(estimate['standard_error'])}"
-    return form.format(estimate["value"] + 0.0), error
-
-
-def table(result: dict) -> str:
-    """The results for people, each with its standard error."""
-    groups = rows(result)
-    width = max(len(title) for group in groups.values() for title, *_ in group)
-    lines = [f"\n{result['choices']:,} held-out choices of {result['labels']}; ± is a standard error"]
-    for title, group in groups.items():
-        lines += ["", title, *(f"  {name:{width}}   {number:>8} {error}".rstrip() for name, (number, error)
-                               in ((name, written(value, form)) for name, value, form in group))]
-    lines += ["", "reliability", f"  {'probability':<12}{'choices':>9}{'predicted':>11}{'right':>9}"]
-    lines += [f"  {row['low']:.2f} to {row['high']:.2f}{row['choices']:>9,}{row['confidence']:>11.1%}{row['accuracy']:>9.1%} ± {row['standard_error']:.1%}"
-              for row in result["calibration"]["reliability"]]
-    if "curve" in result:
-        lines += ["", "learning curve", f"  {'model':<16}{'labels':>8}   {'accuracy':<18}log-likelihood"]
-        lines += [f"  {row['model'] or 'its own':<16}{row['labels']:>8,}   {' '.join(written(row['accuracy'], '{:.1%}')):<18}"
-                  f"{' '.join(written(row['log_likelihood'], '{:+.3f}'))}" for row in result["curve"]]
-    return "\n".join(lines)
