@@ -11,10 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+PRINTED = 12  # samples that go to paper
 _CSS = """
 :root{color-scheme:light dark;--page:#f5f6f8;--card:#fff;--ink:#1d232b;--soft:#56606d;--line:#dfe3e8;--tag:#eef0f3;--own:#e8f1f8;--mark:#0072b2;
 --p1:#fbe3cf;--p2:#f5bd8d;--p3:#e98a3f;--p4:#c85a00;--n1:#d9e9f5;--n2:#a9cfea;--n3:#5ba7d8;--n4:#0072b2;--bad:#b3261e;--warn:#8a5a00}
-@media(prefers-color-scheme:dark){:root{--page:#14171b;--card:#1d2127;--ink:#e3e7ec;--soft:#a0aab6;--line:#343b45;--tag:#2b313a;--own:#1f3547;--mark:#6bb6e8;
+@media(prefers-color-scheme:dark){:root{--page:#121314;--card:#1d1d1d;--ink:#e3e7ec;--soft:#a0aab6;--line:#343b45;--tag:#2b313a;--own:#1f3547;--mark:#6bb6e8;
 --p1:#4a3423;--p2:#7d4e24;--p3:#bd6c20;--p4:#ff9440;--n1:#22384a;--n2:#285878;--n3:#3484b8;--n4:#63b8f2;--bad:#ff8a80;--warn:#f0c060}
 figure img{filter:invert(.885) hue-rotate(180deg)}}
 *{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
@@ -26,15 +27,17 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.45rem .9rem;text-align:left;border-top:1px solid var(--line)}
 tr:first-child>*{border-top:0}thead th{color:var(--soft);font-weight:600;font-size:.88rem}td.n,th.n{text-align:right;white-space:nowrap}
 tr.own>*{background:var(--own);font-weight:700}tbody th{font-weight:500;min-width:9rem}
-small{font-weight:400}td.n small{white-space:nowrap}nav{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;margin:.8rem 0 0;font-size:.92rem}a{color:var(--mark)}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:1rem}
+small{font-weight:400}td.n small{white-space:nowrap}
+nav{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;margin:.8rem 0 0;font-size:.92rem}a{color:var(--mark)}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:1rem;align-items:start}
 figure{margin:0;padding:.8rem}figure img{display:block;width:100%;height:auto}figcaption{font-size:.88rem;padding:.4rem .3rem 0}
 .card{padding:.9rem 1.1rem;margin:0 0 .8rem;break-inside:avoid}.card p{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
 .query{color:var(--soft);border-left:3px solid var(--line);padding-left:.7rem}.card>.query{margin-bottom:.5rem}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:.8rem 1.2rem;margin-top:.7rem}.pair>div{min-width:0}
+.pair.many{grid-template-columns:repeat(auto-fit,minmax(min(100%,12rem),1fr))}
 .pair b{font-size:.85rem}.pair p{margin-top:.25rem}
 .tag{display:inline-block;margin-left:.4rem;padding:0 .45rem;border-radius:9px;background:var(--tag);font-size:.8rem;white-space:nowrap}
-.tools{display:flex;flex-wrap:wrap;gap:.6rem 1rem;align-items:center;padding:.7rem 1rem;margin:0 0 .8rem}.tools[hidden]{display:none}
+.tools{display:flex;flex-wrap:wrap;gap:.6rem 1rem;align-items:center;padding:.7rem 1rem;margin:0 0 .8rem}.tools[hidden],.printed{display:none}
 .tools label{display:flex;gap:.4rem;align-items:center;min-width:0}.tools input[type=search]{flex:1;min-width:0;width:15rem}
 .tools select{min-width:0;max-width:100%}.tools input,.tools select{font:inherit;padding:.25rem .4rem}#count{margin-left:auto;color:var(--soft);font-size:.9rem}
 i[class]{font-style:normal;border-bottom:.22em solid transparent;-webkit-print-color-adjust:exact;print-color-adjust:exact}
@@ -50,11 +53,11 @@ pre.card{white-space:pre-wrap;overflow-wrap:anywhere}
 @media(max-width:640px){main{padding:1.2rem .8rem 3rem}table{font-size:.84rem}th,td{padding:.4rem .35rem}td small{font-size:.72rem}.card{padding:.8rem}
 tbody th{min-width:5.5rem}td.n{white-space:normal}.tools label{width:100%}.tools label.short{width:auto}}
 @media print{:root{color-scheme:light;--page:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#ccc;--tag:#eee;--own:#e8f1f8;--mark:#0072b2;
---p1:#fbe3cf;--p2:#f5bd8d;--p3:#e98a3f;--p4:#c85a00;--n1:#d9e9f5;--n2:#a9cfea;--n3:#5ba7d8;--n4:#0072b2}figure img{filter:none}
+--p1:#fbe3cf;--p2:#f5bd8d;--p3:#e98a3f;--p4:#c85a00;--n1:#d9e9f5;--n2:#a9cfea;--n3:#5ba7d8;--n4:#0072b2}figure img{filter:none}.printed{display:block}
 body{font-size:10pt}main{padding:0;max-width:none}figure,.finding,tr{break-inside:avoid}h2,h3{break-after:avoid}.tools,nav{display:none}
 .figures{grid-template-columns:1fr 1fr}details::details-content{content-visibility:visible;display:block}.scroll{overflow:visible}
-th,td{padding:.2rem .4rem}tbody th{min-width:0}td.n{white-space:normal}#samples>.card:nth-child(n+13 of :not([hidden])){display:none}}
-"""
+th,td{padding:.2rem .4rem}tbody th{min-width:0}td.n{white-space:normal}#samples>.card:nth-child(n+BEYOND of :not([hidden])){display:none}}
+""".replace("BEYOND", str(PRINTED + 1))
 # Sorts and filters the cards of #samples: data-v of a card holds its numbers in the order of the options of #by.
 _SCRIPT = """
 const box=document.getElementById('samples'),cards=[...box.children],values=cards.map(card=>JSON.parse(card.dataset.v));

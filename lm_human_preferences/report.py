@@ -103,7 +103,7 @@ def _evaluation_page(folder: Path, out: Path, shown: int) -> None:
 def _quality_page(folder: Path, out: Path, shown: int) -> None:
     config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
     facts = ["reward_quality", f"task {result['task']}", f"{result['choices']:,} held-out choices"]
-    write_page(out / "index.html", str(config.get("experiment") or folder.name), facts, [*_quality(folder, out), *_origin(config)], script=False)
+    write_page(out / "index.html", str(config.get("experiment") or folder.name), facts, [*_quality(folder, out, "h2"), *_origin(config)], script=False)
 
 
 def _quality_beside(folder: Path, out: Path) -> list[str]:
@@ -112,25 +112,28 @@ def _quality_beside(folder: Path, out: Path) -> list[str]:
     if _stage(beside) != "reward_quality" or not (beside / "result.json").is_file():
         return []
     same = Path(read_json(beside / "result.json")["model"]).resolve() == (folder / "reward_model").resolve()
-    return ["<h2>Quality on held-out choices</h2>", *_quality(beside, out)] if same else []
+    return ["<h2>Quality on held-out choices</h2>", *_quality(beside, out, "h3")] if same else []
 
 
-def _quality(folder: Path, out: Path) -> list[str]:
-    """Tables, figures and mistakes of a reward model; the figures are drawn into `out`."""
+def _quality(folder: Path, out: Path, level: str) -> list[str]:
+    """Tables, figures and mistakes of a reward model under headings of that level; the figures are drawn into `out`."""
     result = read_json(folder / "result.json")
     parts = ["<p class=note>± is a standard error over choices. Each number's formula: docs/reward_quality.md.</p>"]
     for title, rows in quality_rows(result).items():
-        parts += [f"<h3>{title.capitalize()}</h3>", number_table(["", "", "±"], [
+        parts += [f"<{level}>{title.capitalize()}</{level}>", number_table(["", "", "±"], [
             [text(name), (cells := written(value, form))[0], cells[1].removeprefix("± ")] for name, value, form in rows])]
-    parts += ["<h3>Reliability</h3>", number_table(["probability of the response it prefers", "choices", "predicted", "right", "±"], [
+    parts += [f"<{level}>Reliability</{level}>", number_table(["probability of the response it prefers", "choices", "predicted", "right", "±"], [
         [f"{row['low']:.2f} to {row['high']:.2f}", _number(row["choices"]), f"{row['confidence']:.1%}", f"{row['accuracy']:.1%}",
          f"{row['standard_error']:.1%}"] for row in result["calibration"]["reliability"]])]
     if "curve" in result:
-        parts += ["<h3>Learning curve</h3>", number_table(["language model", "labels", "accuracy", "±", "log-likelihood", "±"], [
+        parts += [f"<{level}>Learning curve</{level}>", number_table(["language model", "labels", "accuracy", "±", "log-likelihood", "±"], [
             [text(row["model"] or "its own"), _number(row["labels"]), *_split(row["accuracy"], "{:.1%}"), *_split(row["log_likelihood"], "{:+.3f}")]
             for row in result["curve"]])]
     figures = result_figures.write_quality_figures(result, out)
-    return [*parts, f"<div class=figures>{_result_figures(figures)}</div>", *_mistakes(folder)]
+    parts.append(f"<{level}>Figures</{level}><div class=figures>{_result_figures(figures)}</div>")
+    if mistakes := _mistakes(folder):
+        parts.append(f"<{level}>Where it is most mistaken</{level}><p class=note>Choices of people that it thought least likely.</p>{mistakes}")
+    return parts
 
 
 def _split(estimate: dict, form: str) -> tuple[str, str]:
@@ -138,7 +141,7 @@ def _split(estimate: dict, form: str) -> tuple[str, str]:
     return value, error.removeprefix("± ")
 
 
-def _mistakes(folder: Path) -> list[str]:
+def _mistakes(folder: Path) -> str:
     """The choices of people that the reward model thought least likely."""
     rows = read_jsonl(folder / "choices.jsonl") if (folder / "choices.jsonl").exists() else []
     wrong = sorted((float(log_probabilities([row["rewards"]])[0, row["best"]]), number) for number, row in enumerate(rows)
@@ -150,8 +153,8 @@ def _mistakes(folder: Path) -> list[str]:
             who = [name for name, chose in (("people", place == row["best"]), ("model", row["rewards"][place] == max(row["rewards"]))) if chose]
             sides += (f"<div><b>{' and '.join(who)}</b><span class=tag>{math.exp(log):.0%}</span>{tag('reward', row['rewards'][place])}"
                       f"<p>{text(response.strip())}</p></div>")
-        cards.append(f"<div class=card><p class=query>{text(row['query'])}</p><div class=pair>{sides}</div></div>")
-    return ["<h3>Where it is most mistaken</h3><p class=note>Choices of people that it thought least likely.</p>", *cards] if cards else []
+        cards.append(f"<div class=card><p class=query>{text(row['query'])}</p><div class='pair many'>{sides}</div></div>")
+    return "".join(cards)
 
 
 def _result_figures(figures: dict[str, Path]) -> str:

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any, NamedTuple
 
-from lm_human_preferences.page import tag, text
+from lm_human_preferences.page import PRINTED, tag, text
 
 _LEVELS = (0.1, 0.3, 1.0, 2.5)  # nats from which a token's KL takes the next colour
 
@@ -52,9 +52,10 @@ def sample_cards(samples: list[Sample], total: int) -> list[str]:
              "<label class=short><input type=checkbox id=up> lowest first</label><span id=count role=status></span></div>")
     first = f"The first {len(samples):,} of {total:,} queries of the list, unselected." if len(samples) < total else \
         f"All {total:,} queries, unselected." if total > 1 else ""
-    coloured = any(side.token_kl for sample in samples for side in sample.sides)
+    any_coloured = any(side.token_kl for sample in samples for side in sample.sides)
     cards = "".join(_card(sample, list(keys.values()), number) for number, sample in enumerate(samples))
-    return [f"<p class=note>{first}</p>" if first else "", tools, legend() if coloured else "", f"<div id=samples>{cards}</div>"]
+    return [f"<p class=note>{first}</p>" if first else "", tools, legend() if any_coloured else "",
+            f"<p class='note printed'>Of the responses shown the first {PRINTED} are printed.</p>" if len(samples) > PRINTED else "", f"<div id=samples>{cards}</div>"]
 
 
 def legend() -> str:
@@ -62,7 +63,7 @@ def legend() -> str:
     shown = "".join(f"<i class=n{level}>−{_LEVELS[level - 1]:g}</i>" for level in (4, 3, 2, 1))
     shown += "".join(f"<i class=p{level}>{_LEVELS[level - 1]:g}</i>" for level in (1, 2, 3, 4))
     return ("<p class='note legend'>Colour under a token: its log-probability under the policy less that under the reference, in nats, from "
-            f"{shown} on. The responses' KL is the sum over all tokens, those after the end included; ∎ is the end.</p>")
+            f"{shown} outward. The responses' KL is the sum over all tokens, those after the end included; ∎ is the end.</p>")
 
 
 def _keys(samples: list[Sample]) -> dict[str, list[float | None]]:
@@ -92,7 +93,7 @@ def _card(sample: Sample, keys: list[list[float | None]], number: int) -> str:
         f"<p>{coloured(side.response, side.token_kl, side.token_ends)}</p></div>" for side in sample.sides)
     if sample.reference is not None:
         columns += f"<div><b>reference text</b><p>{text(sample.reference.strip())}</p></div>"
-    return f"<div class=card data-v='{values}'><p class=query>{text(sample.query)}</p><div class=pair>{columns}</div></div>"
+    return f"<div class=card data-v='{values}'><p class=query>{text(sample.query)}</p><div class='pair{' many' if len(sample.sides) > 2 else ''}'>{columns}</div></div>"
 
 
 def coloured(response: str, token_kl: list[float], token_ends: list[int]) -> str:

@@ -162,7 +162,7 @@ def _draw_scores(figure, result: dict) -> None:
 
 def _draw_frontier(figure, result: dict) -> None:
     judges = _judges(result)
-    figure.set_figheight(1.4 + 2.2 * len(judges))
+    figure.set_figheight(max(2.6, 1.0 + 1.7 * len(judges)))
     axes = figure.subplots(len(judges), 1, squeeze=False, sharex=True)[:, 0]
     for axis, judge in zip(axes, judges, strict=True):
         for number, (name, figures) in enumerate(result["policies"].items()):

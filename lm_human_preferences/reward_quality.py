@@ -17,6 +17,7 @@ from lm_human_preferences import calibration
 from lm_human_preferences.bootstrap import Bootstrap
 from lm_human_preferences.calibration import Estimate
 from lm_human_preferences.configuration import from_dict, named_paths, param, to_dict
+from lm_human_preferences.distributed import World
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.files import atomic_folder, make_folder, read_json, write_json
 from lm_human_preferences.label_files import is_address, load_labels, readable_label
@@ -109,7 +110,7 @@ def measure(experiment: str, params: RewardQualityParams, settings: RewardTraini
     result = {"task": subject.task, "model": str(subject.folder), "labels": choices.source, "choices": len(choices.best), "seed": params.seed}
     result |= quality(rewards, choices, params)
     if curve:
-        points = [curve_point(run, choices, encoding, precision, params) for run in curve]
+        points = [curve_point(run, subject.task, choices, encoding, precision, params) for run in curve]
         if subject.trained:
             points.append({"model": None, "labels": subject.settings.labels.num_train, "run": subject.name, **point(rewards, choices.best)})
         result["curve"] = sorted(points, key=lambda row: (row["model"] or "", row["labels"]))
@@ -332,14 +333,11 @@ def _begun(folder: Path, settings: RewardTrainingParams) -> bool:
     return True
 
 
-def curve_point(run: CurveRun, choices: Choices, encoding: Encoding, precision: Precision, params: RewardQualityParams) -> dict:
+def curve_point(run: CurveRun, task: str, choices: Choices, encoding: Encoding, precision: Precision, params: RewardQualityParams) -> dict:
     """The run's reward model, trained now unless it is there, on the same held-out choices. UserError if it has another encoding."""
-    from lm_human_preferences.distributed import World
-
     folder = Path(params.save_dir) / run.name
     if not ((folder / "reward_model").is_dir() and (folder / "result.json").is_file()):
-        trainer = RewardTrainer.prepare(run.settings, precision, World())
-        trainer.run("reward_quality", run.name)
+        RewardTrainer.prepare(run.settings, precision, World()).run(task, run.name)
     model = RewardModel.load(folder / "reward_model")
     if model.transformer.config.encoding != encoding.name:
         raise UserError(f"{run.model} has the encoding {model.transformer.config.encoding}, these choices have {encoding.name}")
