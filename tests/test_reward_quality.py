@@ -222,7 +222,7 @@ def record(names: list[str]):
     (dict(labels="nowhere.json"), "nowhere.json does not exist"),
     (dict(ratings="nowhere"), "nowhere/labels.jsonl does not exist"),
     (dict(bins=0), "--bins, --micro_batch and --equal_length must be at least 1"),
-    (dict(save_dir="/proc/nowhere"), "cannot write to /proc/nowhere"),
+    (dict(save_dir="/proc/nowhere"), "there is no run or reward-model folder 'reward' in /proc/nowhere"),
     (dict(experiment="../x"), "cannot be a run's name"),
     (dict(bin=3), "did you mean --bins?"),
 ])
