@@ -126,8 +126,9 @@ def _quality(folder: Path, out: Path, level: str) -> list[str]:
         [f"{row['low']:.2f} to {row['high']:.2f}", _number(row["choices"]), f"{row['confidence']:.1%}", f"{row['accuracy']:.1%}",
          f"{row['standard_error']:.1%}"] for row in result["calibration"]["reliability"]])]
     if "curve" in result:
-        parts += [f"<{level}>Learning curve</{level}>", number_table(["language model", "labels", "accuracy", "±", "log-likelihood", "±"], [
-            [text(row["model"] or "its own"), _number(row["labels"]), *_split(row["accuracy"], "{:.1%}"), *_split(row["log_likelihood"], "{:+.3f}")]
+        parts += [f"<{level}>Learning curve</{level}>", number_table(["language model", "labels", "accuracy", "±", "log-likelihood", "±", "temperature", "±"], [
+            [text(row["model"] or "its own"), _number(row["labels"]), *_split(row["accuracy"], "{:.1%}"), *_split(row["log_likelihood"], "{:+.3f}"),
+             *_split(row["temperature"], "{:.2f}")]
             for row in result["curve"]])]
     figures = result_figures.write_quality_figures(result, out)
     parts.append(f"<{level}>Figures</{level}><div class=figures>{_result_figures(figures)}</div>")

@@ -99,7 +99,8 @@ def quality_table(result: dict) -> str:
     lines += [f"  {row['low']:.2f} to {row['high']:.2f}{row['choices']:>9,}{row['confidence']:>11.1%}{row['accuracy']:>9.1%} ± {row['standard_error']:.1%}"
               for row in result["calibration"]["reliability"]]
     if "curve" in result:
-        lines += ["", "learning curve", f"  {'model':<16}{'labels':>8}   {'accuracy':<18}log-likelihood"]
+        lines += ["", "learning curve", f"  {'model':<16}{'labels':>8}   {'accuracy':<18}{'log-likelihood':<20}temperature"]
         lines += [f"  {row['model'] or 'its own':<16}{row['labels']:>8,}   {' '.join(written(row['accuracy'], '{:.1%}')):<18}"
-                  f"{' '.join(written(row['log_likelihood'], '{:+.3f}'))}" for row in result["curve"]]
+                  f"{' '.join(written(row['log_likelihood'], '{:+.3f}')):<20}{' '.join(written(row['temperature'], '{:.2f}'))}".rstrip()
+                  for row in result["curve"]]
     return "\n".join(lines)

@@ -201,8 +201,8 @@ def score(model: RewardModel, choices: Choices, precision: Precision, micro_batc
 
 
 def point(rewards: np.ndarray, best: np.ndarray) -> dict[str, Estimate]:
-    """Accuracy and mean log-likelihood of the choices, in nats."""
-    return {"accuracy": calibration.mean(rewards.argmax(1) == best),
+    """Accuracy, mean log-likelihood of the choices in nats, and the temperature that would calibrate the rewards."""
+    return {"temperature": calibration.best_temperature(rewards, best), "accuracy": calibration.mean(rewards.argmax(1) == best),
             "log_likelihood": calibration.mean(calibration.log_probabilities(rewards)[np.arange(len(best)), best])}
 
 
@@ -211,16 +211,18 @@ def quality(rewards: np.ndarray, choices: Choices, params: RewardQualityParams) 
     n, n_responses = rewards.shape
     bootstrap = Bootstrap(n, params.seed)
     found = {**point(rewards, choices.best), "chance": 1 / n_responses}
-    found["calibration"] = calibration_of(rewards, choices.best, params.bins, bootstrap)
+    temperature = found.pop("temperature")
+    found["calibration"] = calibration_of(rewards, choices.best, temperature, params.bins, bootstrap)
     found["length"] = length_of(rewards, choices, params.equal_length, bootstrap)
     if choices.sentences:
         found["people"] = people_of(rewards, choices, params.seed)
     return found
 
 
-def calibration_of(rewards: np.ndarray, best: np.ndarray, bins: int, bootstrap: Bootstrap) -> dict:
+def calibration_of(rewards: np.ndarray, best: np.ndarray, temperature: Estimate, bins: int, bootstrap: Bootstrap) -> dict:
+    """How far the choice probabilities hold, as they are and at the temperature that would calibrate them."""
     logs, right = calibration.log_probabilities(rewards), rewards.argmax(1) == best
-    confidence, temperature = np.exp(logs.max(1)), calibration.best_temperature(rewards, best)
+    confidence = np.exp(logs.max(1))
     found = {"confidence": calibration.mean(confidence), "error": calibration.calibration_error(confidence, right, bins, bootstrap),
              "temperature": temperature, "uniform_log_likelihood": -float(np.log(rewards.shape[1])),
              "reliability": calibration.reliability(confidence, right, bins)}
