@@ -22,13 +22,14 @@ STAGES = {"train_sft": "train a language model on a data set", "train_reward": "
           "train_policy": "tune a language model against a reward model with PPO"}
 OTHERS = {"sample": "write continuations with a trained model",
           "evaluate": "compare policies on held-out queries: judges, KL, lengths, variety, perplexity, win rates, with intervals",
+          "reward_quality": "measure a reward model on held-out choices: calibration, length, agreement with people, learning curve",
           "sweep": "train policies over KL coefficients and seeds; draw proxy and gold score against KL, beside best-of-n and the optimal policies",
-          "report": "draw figures and an HTML page of a run",
+          "report": "draw figures and an HTML page of a run, or of what evaluate or reward_quality found",
           "doctor": "look for what is wrong with a run, finished or not; exit status 1 if something is",
           "labels": "look into a label file, or write it in the other form", "tasks": "list the tasks, or print one in full"}
-USAGE = {"sample": "EXPERIMENT", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "sweep": "TASK EXPERIMENT --rewards.kl_coef C,C,... --seeds N",
-         "report": "EXPERIMENT", "doctor": "EXPERIMENT", "labels": "inspect SOURCE | convert SOURCE OUTPUT",
-         "tasks": "[TASK]"}
+USAGE = {"sample": "EXPERIMENT", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "reward_quality": "EXPERIMENT",
+         "sweep": "TASK EXPERIMENT --rewards.kl_coef C,C,... --seeds N", "report": "EXPERIMENT", "doctor": "EXPERIMENT",
+         "labels": "inspect SOURCE | convert SOURCE OUTPUT", "tasks": "[TASK]"}
 NOT_EVALUATED = ("task.penalty_reward_value", "task.policy.initial_model")  # parameters of a task that have no part in `evaluate`
 
 Experiments = dict[str, dict[str, Callable[[], Any]]]
@@ -129,11 +130,17 @@ class Commands:
         sweep(params, coefficients, task, experiment)
 
     @fire.decorators.SetParseFn(str)
+    def reward_quality(self, *words: str, **options: str) -> None:
+        from lm_human_preferences.reward_quality import RewardQualityParams, measure
+        params = apply_overrides(RewardQualityParams(), options)
+        settings = find_entry("train_reward", params.task, self._experiments)() if params.task else None
+        measure(_one_word(words, "reward_quality", "EXPERIMENT"), params, settings)
+
+    @fire.decorators.SetParseFn(str)
     def report(self, *words: str, **options: str) -> None:
-        from lm_human_preferences.report import write_report
-        save_dir = _only(options, "save_dir", "saved_models")
-        experiment = _one_word(words, "report", "EXPERIMENT")
-        print(f"report in {write_report(find_run(experiment, save_dir))}")
+        from lm_human_preferences.report import ReportParams, write_report
+        params = apply_overrides(ReportParams(), options)
+        print(f"report in {write_report(find_run(_one_word(words, 'report', 'EXPERIMENT'), params.save_dir), params.samples)}")
 
     @fire.decorators.SetParseFn(str)
     def labels(self, *words: str, **options: str) -> None:
@@ -270,10 +277,16 @@ def command_help(command: str, arguments: list[str], experiments: Experiments) -
             lines += evaluation_help(arguments, experiments)
         if command == "sweep":
             lines += sweep_help(arguments, experiments)
+        if command == "reward_quality":
+            from lm_human_preferences.reward_quality import RewardQualityParams
+            lines += ["EXPERIMENT is a run of train_reward, or a reward-model folder (then give --task).", *parameter_lines(RewardQualityParams())]
         if command == "labels":
             from lm_human_preferences.inspect_labels import LabelToolParams
             lines += ["SOURCE is a file or a web address; OUTPUT ends in .json (token lists) or .jsonl (texts).", *parameter_lines(LabelToolParams())]
-        if command in ("report", "doctor"):
+        if command == "report":
+            from lm_human_preferences.report import ReportParams
+            lines += parameter_lines(ReportParams())
+        if command == "doctor":
             lines += ["  --save_dir saved_models    folder that holds the run folders"]
         return "\n".join(lines)
     words = [word for word in arguments if not word.startswith("-") and word in experiments[command]]

@@ -6,6 +6,7 @@ A parameter's dataclass lives beside the code it parameterises and declares each
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from typing import Any
@@ -96,6 +97,19 @@ def parse(value: Any, kind: Any, name: str) -> Any:
     except (ValueError, OverflowError):
         expected = {bool: "on or off", int: "a whole number", float: "a number"}[kind]
         raise UserError(f"--{name} {text}: expected {expected}{' or none' if type(None) in options else ''}") from None
+
+
+def named_paths(text: str, flag: str) -> dict[str, str]:
+    """Name -> path of NAME=PATH,NAME=PATH; empty for an empty text. UserError, naming the flag, if it is anything else."""
+    paths: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        name, _, path = part.partition("=")
+        if not re.fullmatch(r"\w[\w. -]*", name) or not path:
+            raise UserError(f"{flag} {part}: expected NAME=PATH, with commas between several")
+        if name in paths:
+            raise UserError(f"{flag} has the name {name} twice; give each a name of its own")
+        paths[name] = path
+    return paths
 
 
 def to_dict(params: Any) -> dict[str, Any]:

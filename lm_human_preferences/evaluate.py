@@ -6,7 +6,6 @@ policy and win rates of each pair, with intervals over queries -> a table, and t
 
 import itertools
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ import numpy as np
 import torch
 
 from lm_human_preferences import distributed, text_metrics
-from lm_human_preferences.bootstrap import Bootstrap, Interval
-from lm_human_preferences.configuration import param, to_dict
+from lm_human_preferences.bootstrap import Bootstrap
+from lm_human_preferences.configuration import named_paths, param, to_dict
 from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.evaluation import Responses, given_logprobs, sample_and_score, uniforms_of, unpadded
+from lm_human_preferences.evaluation import Responses, given_logprobs, per_token_kl, sample_and_score, uniforms_of, unpadded
 from lm_human_preferences.files import atomic_file, atomic_folder, make_folder, read_json, write_json
 from lm_human_preferences.judges import SPECS, Judge, PeoplesChoices, load_judge, sheet_row
 from lm_human_preferences.label_files import load_texts
@@ -28,6 +27,7 @@ from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import TokenFile, dataset_split, query_stream
+from lm_human_preferences.result_tables import evaluation_table
 from lm_human_preferences.runs import check_name, describe_run, model_and_task
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, readable
 
@@ -78,7 +78,9 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
     """Compare, print the table and write the folder of the results, which is returned. UserError before anything is written if it cannot work."""
     if params.samples < 1 or params.micro_batch < 1 or params.shown < 0:
         raise UserError("--samples and --micro_batch must be at least 1, --shown not negative")
-    paths, precision = parse_policies(params.policies), choose_precision(params.device, params.precision)
+    paths, precision = named_paths(params.policies, "--policies"), choose_precision(params.device, params.precision)
+    if not paths:
+        raise UserError("nothing to evaluate: give --policies NAME=PATH,NAME=PATH")
     folder = free_folder(params, task)
     with distributed.world(precision.device.type) as world:
         judges, people = load_judges(params.judges, precision.device)
@@ -105,10 +107,10 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
         for name, logprobs in text_logprobs.items():
             count = (texts[1] != encoding.padding_token).sum(1).numpy()
             result["policies"][name]["text_perplexity"] = Bootstrap(len(count), params.seed).ratio(-logprobs.double().sum(1).numpy(), count, np.exp)
-        write_results(folder, describe_run("evaluate", task, folder.name, to_dict(params)), result, answers, held_out)
+        write_results(folder, describe_run("evaluate", task, folder.name, to_dict(params)), result, answers, held_out, encoding)
         if params.people_sheet:
             write_sheet(Path(params.people_sheet), answers, held_out, params.seed)
-        print(table(result))
+        print(evaluation_table(result))
         show(answers, held_out, params.shown)
         print(f"\nresults in {folder}" + (f"; sheet to fill in: {params.people_sheet}" if params.people_sheet else ""))
         return folder
@@ -128,21 +130,6 @@ def free_folder(params: EvaluateParams, task: str) -> Path:
         if not params.overwrite:
             raise UserError(f"{folder} exists already; give another name with --experiment, or --overwrite to replace it")
     return folder
-
-
-def parse_policies(text: str) -> dict[str, str]:
-    """Name -> path of NAME=PATH,NAME=PATH. UserError if it is anything else."""
-    policies = {}
-    for part in filter(None, text.split(",")):
-        name, _, path = part.partition("=")
-        if not re.fullmatch(r"\w[\w. -]*", name) or not path:
-            raise UserError(f"--policies {part}: expected NAME=PATH, with commas between several")
-        if name in policies:
-            raise UserError(f"--policies has the name {name} twice; give each policy a name of its own")
-        policies[name] = path
-    if not policies:
-        raise UserError("nothing to evaluate: give --policies NAME=PATH,NAME=PATH")
-    return policies
 
 
 def load_judges(text: str | None, device: torch.device) -> tuple[list[Judge], list[PeoplesChoices]]:
@@ -297,13 +284,14 @@ def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
 
 # --- what is written ---
 
-def write_results(folder: Path, description: dict, result: dict, answers: dict[str, Answers], held_out: HeldOut) -> None:
+def write_results(folder: Path, description: dict, result: dict, answers: dict[str, Answers], held_out: HeldOut, encoding: Encoding) -> None:
     """config.json, result.json and evaluation.jsonl (a line a query) in `folder`, which is replaced as a whole."""
     lines = []
     for i, query in enumerate(held_out.texts):
         row = {"query": query, "document": held_out.documents[i]} | ({"reference": held_out.references[i]} if held_out.references else {})
         row["policies"] = {name: {"response": side.texts[i], "scores": {judge: float(scores[i]) for judge, scores in side.scores.items()},
                                   "kl": float(side.measured.kl[i].sum()), "length": int(side.lengths[i]), "valid": bool(side.measured.valid[i]),
+                                  **per_token_kl(side.measured.tokens[i], side.measured.kl[i], encoding),
                                   **{metric: float(values[i]) for metric, values in side.rouge.items()}} for name, side in answers.items()}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     with atomic_folder(folder) as temporary:
@@ -323,41 +311,6 @@ def write_sheet(path: Path, answers: dict[str, Answers], held_out: HeldOut, seed
         return
     with atomic_file(path) as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-_ROWS = {"kl": ("KL to the reference, nats per response", "{:.2f}"), "kl_per_token": ("KL to the reference, nats per token", "{:.3f}"),
-         "entropy": ("entropy, nats per token", "{:.2f}"), "length": ("tokens up to the end", "{:.1f}"),
-         "no_valid_end": ("responses without a valid end", "{:.1%}"), "distinct_1": ("distinct tokens", "{:.1%}"),
-         "distinct_2": ("distinct pairs of tokens", "{:.1%}"), "perplexity": ("perplexity under the reference", "{:.1f}"),
-         "text_perplexity": ("perplexity of the given texts", "{:.1f}"), "rouge_1": ("ROUGE-1", "{:.3f}"), "rouge_2": ("ROUGE-2", "{:.3f}"),
-         "rouge_l": ("ROUGE-L", "{:.3f}"), "copied_sentences": ("sentences copied from the query", "{:.1%}"),
-         **{f"copied_{n}_grams": (f"{n}-grams copied from the query", "{:.1%}") for n in text_metrics.COPIED_NGRAMS},
-         "copied_responses": ("responses copied as a whole", "{:.1%}"), "copied_lead_3": ("responses copied from the first 3 sentences", "{:.1%}"),
-         "copied_from": ("place of copied sentences, 0 start, 1 end", "{:.2f}")}
-
-
-def table(result: dict) -> str:
-    """The results for people: a column a policy, means with their 95% intervals; then who wins."""
-    columns = {**result["policies"], **{name.replace("_", "-"): figures for name, figures in result.get("baselines", {}).items()}}
-    rows = [(f"score of {judge}", "{:+.3f}", [figures.get("scores", {}).get(judge) for figures in columns.values()])
-            for judge in next(iter(columns.values()))["scores"]]
-    rows += [(title, form, [figures.get(key) for figures in columns.values()]) for key, (title, form) in _ROWS.items()
-             if any(key in figures for figures in columns.values())]
-    cells = [["", *columns], *([title, *(_cell(interval, form) for interval in intervals)] for title, form, intervals in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [f"\n{result['queries']:,} held-out queries ({result['split']}), reference {result['reference']}; 95% intervals over queries"]
-    lines += [f"  {row[0]:{widths[0]}}" + "".join(f"   {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)) for row in cells]
-    lines = [line.rstrip() for line in lines]
-    wins = [f"  {w['policy']} against {w['against']} under {w['judge']}: {_cell(w['share'], '{:.1%}')} of {w['queries']:,} queries"
-            for w in result["wins"]]
-    return "\n".join(lines + (["\nwins, ties split", *wins] if wins else []))
-
-
-def _cell(interval: Interval | None, form: str) -> str:
-    if interval is None or interval["mean"] is None:
-        return "" if interval is None else "-"
-    mean, low, high = (form.format(interval[key] + 0.0) for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
 
 
 def show(answers: dict[str, Answers], held_out: HeldOut, count: int) -> None:

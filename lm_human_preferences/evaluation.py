@@ -100,12 +100,15 @@ def compare_policies(folder: Path, before: Policy, after: Policy, scorer: Scorer
     sides = {}
     for name, policy in (("before", before), ("after", after)):
         r = sample_and_score(policy, before, [scorer.rewards], task, queries, uniforms, precision, micro_batch, world)
-        sides[name] = {"tokens": r.tokens, "score": penalise(r.scores[:, 0], r.valid, task.penalty_reward_value), "kl": r.kl.sum(1), "valid": r.valid}
+        sides[name] = {"tokens": r.tokens, "score": penalise(r.scores[:, 0], r.valid, task.penalty_reward_value), "kl": r.kl.sum(1),
+                       "token_kl": r.kl, "valid": r.valid}
     pairs = []
     for i in range(params.samples):
         pair = {"query": readable(encoding, queries[i])}
         for name, side in sides.items():
-            pair |= {name: readable(encoding, side["tokens"][i]), f"score_{name}": float(side["score"][i]), f"kl_{name}": float(side["kl"][i])}
+            per_token = per_token_kl(side["tokens"][i], side["token_kl"][i], encoding)
+            pair |= {name: readable(encoding, side["tokens"][i]), f"score_{name}": float(side["score"][i]), f"kl_{name}": float(side["kl"][i]),
+                     **{f"{key}_{name}": values for key, values in per_token.items()}}
         pairs.append(pair)
     result = {name: {"score": float(side["score"].mean()), "kl": float(side["kl"].mean()), "valid": float(side["valid"].float().mean()),
                      "distinct_2": distinct(unpadded(side["tokens"], encoding.padding_token), 2).share} for name, side in sides.items()}
@@ -120,6 +123,29 @@ def compare_policies(folder: Path, before: Policy, after: Policy, scorer: Scorer
         print(f"\n  {pair['query']} ...\n    before [{pair['score_before']:+.2f}] {pair['before'].strip()}\n"
               f"    after  [{pair['score_after']:+.2f}] {pair['after'].strip()}")
     return result
+
+
+def per_token_kl(tokens: torch.Tensor, kl: torch.Tensor, encoding: Encoding, marks: bool = False) -> dict[str, list]:
+    """Where in a response the KL lies: tokens int64 [R], padding at the end; kl float32 [R], nats -> `token_kl`, `token_ends`; empty if all is 0.
+
+    `token_kl`: of each token, to three decimals; `token_ends`: how many characters of the response's text are complete with it. An
+    end-of-text token has no text unless `marks`.
+    """
+    row = [token for token in tokens.tolist() if token != encoding.padding_token]
+    values = [round(value, 3) + 0.0 for value in kl[:len(row)].tolist()]
+    if not any(values):
+        return {}
+
+    def text(count: int) -> str:
+        return encoding.decode([token for token in row[:count] if marks or token != encoding.end_of_text])
+
+    whole, ends = text(len(row)), []
+    for count in range(1, len(row) + 1):
+        begun = text(count)
+        while not whole.startswith(begun):  # the last character is not whole yet: its bytes are spread over several tokens
+            begun = begun[:-1]
+        ends.append(len(begun))
+    return {"token_kl": values, "token_ends": ends}
 
 
 def comparison_table(result: dict, count: int, split: str) -> str:

@@ -81,8 +81,8 @@ CHARTS = {
 
 _NOT_DRAWN = {"elapsed/time", "elapsed/updates", "elapsed/episodes", "elapsed/steps/serial", "elapsed/steps/total",
              "train/error", "validation/error"}  # that only count, and the loss under its other name
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by colour-blind people too
-_STYLE = {"font.family": "DejaVu Sans", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a929c",
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by colour-blind people too
+STYLE = {"font.family": "DejaVu Sans", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a929c",
           "axes.grid": True, "grid.color": "#e3e6ea", "axes.axisbelow": True, "axes.labelcolor": "#333a44", "xtick.color": "#555d68",
           "ytick.color": "#555d68", "legend.frameon": False, "legend.fontsize": 9}
 _MANY = 30  # points from which on a noisy series gets a smooth line over it
@@ -148,7 +148,7 @@ def write_charts(record: Record, charts: list[Chart], folder: Path) -> dict[str,
         raise UserError("figures need a package that is missing: pip install matplotlib") from None
     make_folder(folder)
     paths = {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figures = {chart.name: _draw(record, chart) for chart in charts}
         if len(points_of_reference(record)) > 1:
             figures = {"accuracy_compared": _draw_accuracies(record), **figures}
@@ -206,7 +206,7 @@ def _draw_panel(axis, record: Record, panel: Panel) -> None:
     from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
     shown = [record.series[metric] for metric in panel.series]
-    for (metric, label), colour in zip(panel.series.items(), _COLOURS):
+    for (metric, label), colour in zip(panel.series.items(), COLOURS):
         steps, values = record.series[metric]
         if len(values) > _MANY and _noisy(values):
             axis.plot(steps, values, color=colour, alpha=0.28, linewidth=0.8)
@@ -295,7 +295,7 @@ def _draw_accuracies(record: Record):
     axis = figure.subplots()
     figure.suptitle("Held-out choices predicted", fontsize=12, fontweight="bold", x=0.01, ha="left")
     for place, (_, accuracy, error, own) in enumerate(points):
-        axis.barh(place, accuracy, height=0.62, color=_COLOURS[0] if own else "#b4bcc6")
+        axis.barh(place, accuracy, height=0.62, color=COLOURS[0] if own else "#b4bcc6")
         if error:
             axis.errorbar(accuracy, place, xerr=1.96 * error, color="#333a44", capsize=3, linewidth=1.2)
         axis.text(accuracy + 1.96 * error + 0.012, place, f"{accuracy:.1%}", va="center", fontweight="bold" if own else "normal")

@@ -17,7 +17,7 @@ from lm_human_preferences.configuration import param, to_dict
 from lm_human_preferences.distributed import World, generator_for
 from lm_human_preferences.doctor import open_watched
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.evaluation import EvaluationParams, compare_policies
+from lm_human_preferences.evaluation import EvaluationParams, compare_policies, per_token_kl
 from lm_human_preferences.judges import FunctionJudge, Rewards, load_function, load_judge
 from lm_human_preferences.language.checkpoints import load_model
 from lm_human_preferences.language.encoding import Encoding, get_encoding
@@ -323,9 +323,11 @@ class PPOTrainer:
         bar.set_postfix_str(f"score {metrics['objective/score']:.2f} KL {metrics['objective/kl']:.1f}")
         if not self.world.is_main or (step % self.params.run.log_interval and step + 1 != self.total_steps):
             return
-        kl = (rollout.logprobs - rollout.ref_logprobs).sum(1)
+        token_kl = (rollout.logprobs - rollout.ref_logprobs).float().cpu()
+        kl = token_kl.sum(1)
         rows = [{"query": self.encoding.decode(rollout.queries[i].tolist()), "response": self.encoding.decode(rollout.responses[i].tolist()),
-                 "score": float(rollout.scores[i]), "kl": float(kl[i]), "total": float(rollout.scores[i]) - metrics["objective/kl_coef"] * float(kl[i])}
+                 "score": float(rollout.scores[i]), "kl": float(kl[i]), "total": float(rollout.scores[i]) - metrics["objective/kl_coef"] * float(kl[i]),
+                 **per_token_kl(rollout.responses[i], token_kl[i], self.encoding, marks=True)}
                 for i in range(min(4, len(kl)))]
         tracker.samples(step, rows)
         if step % (10 * self.params.run.log_interval) == 0 or step + 1 == self.total_steps:

@@ -185,20 +185,13 @@ class RewardTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         rewards = []
         for part in _micro_batches(mine, self.params.run.micro_batch):
-            part_rewards = self.rewards(part)
+            part_rewards = label_rewards(self.model, part, self.precision)
             (self.kind.losses(part_rewards, part.target).sum() / len(batch)).backward()
             rewards.append(part_rewards.detach())
         self.world.sum_([p.grad for p in self.model.parameters()])
         self.optimizer.step(lr)
         stats = self.kind.stats(self.world.gather(torch.cat(rewards)).cpu(), batch.target)
         return stats | {"lr": lr, "gain": float(self.model.gain.detach()), "bias": float(self.model.bias.detach())}
-
-    def rewards(self, labels: LabelBatch) -> torch.Tensor:
-        """Rewards float32 [B, N] of each label's responses."""
-        B, N, R = labels.responses.shape
-        with self.precision.autocast():
-            flat = self.model(labels.queries.repeat_interleave(N, 0), labels.responses.reshape(B * N, R))
-        return flat.view(B, N)
 
     @torch.no_grad()
     def normalize(self, when: str, target_mean: float, target_std: float) -> dict[str, float]:
@@ -238,7 +231,7 @@ class RewardTrainer:
         if self.valid_labels is None:
             return {}
         labels = self.valid_labels
-        rewards = torch.cat([self.rewards(part.to(self.precision.device)).cpu() for part in _micro_batches(labels, self.params.run.micro_batch)])
+        rewards = rewards_of(self.model, labels, self.precision, self.params.run.micro_batch)
         if not self.kind.is_choice:
             return self.kind.stats(rewards, labels.target) | {"labels": len(labels)}
         accuracy = float((rewards.argmax(1) == labels.target).float().mean())
@@ -260,6 +253,20 @@ class RewardTrainer:
     def _say(self, text: str) -> None:
         if self.world.is_main:
             print(text)
+
+
+def label_rewards(model: RewardModel, labels: LabelBatch, precision: Precision) -> torch.Tensor:
+    """Rewards float32 [B, N] of each label's responses, on the model's device."""
+    B, N, R = labels.responses.shape
+    with precision.autocast():
+        flat = model(labels.queries.repeat_interleave(N, 0), labels.responses.reshape(B * N, R))
+    return flat.view(B, N)
+
+
+@torch.no_grad()
+def rewards_of(model: RewardModel, labels: LabelBatch, precision: Precision, micro_batch: int) -> torch.Tensor:
+    """Rewards float32 [B, N] of all labels' responses, `micro_batch` responses at a time; on the CPU."""
+    return torch.cat([label_rewards(model, part.to(precision.device), precision).cpu() for part in _micro_batches(labels, micro_batch)])
 
 
 def _micro_batches(labels: LabelBatch, rows: int) -> list[LabelBatch]:

@@ -19,7 +19,7 @@ from lm_human_preferences.queries import QueryStream
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.tasks import TaskParams
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer, RewardsParams
-from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams
+from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams, label_rewards
 from test_sampling import make_policy, uniforms_for
 
 CPU = choose_precision("cpu", "float32")
@@ -92,7 +92,7 @@ def test_label_losses_and_gradients(goldens, name):
     g, kind = goldens("reward"), label_type(name)
     labels = loss_labels(g, kind)
     trainer = make_reward_trainer(goldens, labels, name, batch_size=len(labels))
-    rewards = trainer.rewards(labels)
+    rewards = label_rewards(trainer.model, labels, trainer.precision)
     if name == "best_of_4":
         np.testing.assert_allclose(rewards.detach(), g["loss/rewards"], rtol=0, atol=5e-5)
     stats = kind.stats(rewards.detach(), labels.target)
@@ -144,7 +144,7 @@ def test_adam(goldens):
     losses = []
     for update in range(1, 6):
         optimizer.zero_grad()
-        loss = kind.losses(trainer.rewards(labels), labels.target).mean()
+        loss = kind.losses(label_rewards(trainer.model, labels, trainer.precision), labels.target).mean()
         losses.append(loss.item())
         loss.backward()
         optimizer.step(0.001)
@@ -155,7 +155,7 @@ def test_adam(goldens):
                 state = optimizer.state[parameter]
                 np.testing.assert_allclose(state["exp_avg"], o[f"adam/slots_{update}/{name}/adam"], rtol=0, atol=1e-5)
                 np.testing.assert_allclose(state["exp_avg_sq"], o[f"adam/slots_{update}/{name}/adam_1"], rtol=0, atol=1e-5)
-    losses.append(kind.losses(trainer.rewards(labels), labels.target).mean().item())
+    losses.append(kind.losses(label_rewards(trainer.model, labels, trainer.precision), labels.target).mean().item())
     np.testing.assert_allclose(losses, o["adam/losses"], rtol=0, atol=1e-4)
 
 

@@ -1,6 +1,8 @@
 """`launch.py evaluate` on a very small world: its figures against plain computations, the same files twice, its refusals; judges as rewards."""
 
+import itertools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,9 +14,9 @@ import torch
 from lm_human_preferences import command_line
 from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.evaluation import given_logprobs
+from lm_human_preferences.evaluation import given_logprobs, per_token_kl
 from lm_human_preferences.language.checkpoints import save_model
-from lm_human_preferences.language.encoding import LetterEncoding
+from lm_human_preferences.language.encoding import LetterEncoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import choose_precision
@@ -110,8 +112,12 @@ def test_figures(world):
             padded = torch.nn.functional.pad(response, (0, RESPONSE - response.shape[1]), value=PAD)
             assert answer["scores"]["reward"] == pytest.approx(reward(query, padded).item(), abs=1e-5)
             assert answer["scores"]["vowels"] == sum(c in "aeiou" for c in answer["response"])
+            token_kl = answer.get("token_kl", [0.0] * answer["length"])
             own, theirs = policies[name].analyze(query, response), policies["a"].analyze(query, response)
             plain = policies["a"].analyze(query, response, temperature=1.0)
+            np.testing.assert_allclose(token_kl, (own.logprobs - theirs.logprobs)[0].numpy(), rtol=0, atol=6e-4)
+            if "token_kl" in answer:
+                assert len(answer["token_ends"]) == answer["length"] and answer["token_ends"][-1] == len(answer["response"]) and name == "b"
             total_kl, nll = total_kl + float((own.logprobs - theirs.logprobs).sum()), nll - float(plain.logprobs.sum())
             entropy += float(own.entropies.sum())
         lengths = [row["policies"][name]["length"] for row in rows]
@@ -128,6 +134,40 @@ def test_figures(world):
     for win in result["wins"]:
         scores = [[row["policies"][name]["scores"][win["judge"]] for row in rows] for name in (win["policy"], win["against"])]
         assert win["share"]["mean"] == pytest.approx(np.mean([(x > y) + 0.5 * (x == y) for x, y in zip(*scores, strict=True)]))
+
+
+def test_where_the_kl_lies():
+    """Characters whose bytes are spread over tokens end with the last of these; an end-of-text token adds no character, unless as its mark."""
+    encoding = get_encoding()
+    tokens = encoding.encode(" naïve 😀!") + [encoding.end_of_text]
+    padded, kl = torch.tensor(tokens + [encoding.padding_token] * 3), torch.arange(len(tokens) + 3) / 3 - 1
+    found = per_token_kl(padded, kl, encoding)
+    assert found["token_kl"] == [round(i / 3 - 1, 3) + 0.0 for i in range(len(tokens))]
+    pieces = [" naïve 😀!"[begin:end] for begin, end in itertools.pairwise([0, *found["token_ends"]])]
+    assert "".join(pieces) == " naïve 😀!" and pieces[-1] == "" and pieces[-2] == "!" and "😀" in pieces[-3] and all("\ufffd" not in piece for piece in pieces)
+    assert per_token_kl(padded, kl, encoding, marks=True)["token_ends"][-1] == len(" naïve 😀!<|endoftext|>")
+    assert per_token_kl(padded, torch.full((len(padded),), 4e-4), encoding) == {}
+
+
+def test_a_page_of_it(world):
+    """`report` of the results: figures, tables, samples of all policies with their KL under the words; texts are escaped."""
+    run("evaluate", *words_for(world, judges=f"{world / 'reward'},vowels=vowel_scores:vowels", experiment="page", samples=12))
+    rows = results(world / "runs/page")[1]
+    rows[0]["policies"]["b"]["response"] = rows[0]["query"] = "<script>alert(1)</script>"
+    rows[0]["policies"]["b"].pop("token_kl")  # as in files of before it was kept
+    (world / "runs/page/evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("report", "page", "--save_dir", world / "runs", "--samples", 10)
+    text = (world / "runs/page/report/index.html").read_text()
+    assert "The first 10 of 12 queries" in text and text.count("class=card data-v") == 10 and "vowels, b less a" in text and "<i class=p" in text
+    assert "<script>alert" not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2 and text.count("<figure>") == 3
+    assert "score of vowels" in text and "b against a <small>under reward" in text and "task.query_length" in text
+    assert {path.name for path in (world / "runs/page/report").glob("*.png")} == {"scores.png", "frontier.png", "wins.png"}
+    for wrong, says in ((("page", "--samples", -1), "--samples -1: must not be negative"), (("page", "--sample", 1), "did you mean --samples?")):
+        with pytest.raises(UserError, match=re.escape(says)):
+            run("report", *wrong, "--save_dir", world / "runs")
+    (world / "runs/page/result.json").unlink()
+    with pytest.raises(UserError, match="has no result.json: run evaluate again"):
+        run("report", "page", "--save_dir", world / "runs")
 
 
 def test_given_texts(world):

@@ -1,18 +1,23 @@
 """Figures and page of a run: what is drawn, what the page shows, that it needs no other file and runs nothing."""
 
 import base64
+import hashlib
 import json
 import math
 import re
+import shutil
 import struct
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from lm_human_preferences import page
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.figures import read_run, smooth, write_figures
 from lm_human_preferences.report import write_report
+from lm_human_preferences.report_samples import Sample, Side, coloured, sample_cards
 
 EVIL = "<script>alert('x')</script> & \"quoted\" \x00"
 POLICY = ("objective/kl", "objective/kl_coef", "objective/entropy", "objective/score", "objective/score_total", "ppo/loss/policy", "ppo/loss/value",
@@ -83,17 +88,20 @@ def test_figures_of_a_policy_run(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{name}.png" for name in figures)
 
 
-def test_the_page_needs_no_other_file_and_runs_nothing(policy_page):
-    links = [value for _, name, value in policy_page.values if name in ("src", "href", "srcset", "data", "action")]
+def test_the_page_needs_no_other_file_and_runs_nothing_but_its_own_script(policy_page):
+    links = [value for _, name, value in policy_page.values if name in ("src", "href", "srcset", "data", "action") and not value.startswith("#part")]
     assert len(links) == 11 and all(link.startswith("data:") for link in links)
-    assert not {"script", "iframe", "object", "embed", "base", "form"} & set(policy_page.tags)
+    assert policy_page.text.count("<script>") == 1 == policy_page.tags.count("script") and f"<script>{page._SCRIPT}</script>" in policy_page.text
+    digest = base64.b64encode(hashlib.sha256(page._SCRIPT.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in policy_page.text
+    assert not {"iframe", "object", "embed", "base", "form"} & set(policy_page.tags)
     assert not re.search(r"@import|url\(", policy_page.text) and not [name for _, name, _ in policy_page.values if name.startswith("on")]
     for link in links[1:]:
         png_size(base64.b64decode(link.removeprefix("data:image/png;base64,"), validate=True))
 
 
 def test_everything_is_escaped(policy_page):
-    assert "<script" not in policy_page.text and "\0" not in policy_page.text
+    assert "<script>a" not in policy_page.text and "alert('x')" not in policy_page.text and "\0" not in policy_page.text
     assert policy_page.text.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;quoted&quot;") >= 7
 
 
@@ -152,6 +160,62 @@ def test_a_second_report_replaces_the_first(tmp_path):
     assert write_report(run) == first
     assert {path.name: path.read_bytes() for path in (run / "report").iterdir()} == before
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
+
+
+# --- samples side by side, in a browser too ---
+
+def test_colour_under_the_words():
+    """Each token's KL under its own characters, small ones plain; the bytes of one character spread over tokens count together."""
+    assert coloured(" a <b>é.", [0.05, -0.4, 0.2, 3.0, 0.0, -1.5], [2, 6, 6, 7, 8, 8]) == \
+        "a<i class=n2 title='-0.40'> &lt;b&gt;</i><i class=p4 title='+3.20'>é</i>.<i class=n3 title='-1.50'>∎</i>"
+    for token_kl, ends in (([], []), ([1.0], [1, 2]), ([1.0, 1.0], [2, 1]), ([1.0], [99]), ([1.0], [-1])):  # lists that do not fit the text
+        assert coloured(" <i>", token_kl, ends) == "&lt;i&gt;"
+
+
+def compared(count: int) -> list[Sample]:
+    """Samples whose score falls with their number, KL rises, and of which the third lacks a judge's score."""
+    return [Sample(f"query {i}", None, [Side("before", f"one {i} {EVIL}", {"judge": 0.0}, 0.0, [], []),
+                                        Side("after", f"word{i}", {"judge": None if i == 2 else -float(i)}, i * 0.5, [0.5], [4])]) for i in range(count)]
+
+
+def test_cards_carry_what_they_are_sorted_by():
+    first, tools, colours, printed, cards = sample_cards(compared(4), 9)
+    assert re.findall(r"<option value=-?\d+>([^<]+)", tools) == ["order of the list", "judge, after", "judge, after less before", "KL, after",
+                                                                "judge, before", "KL, before"]
+    assert re.findall(r"data-v='([^']+)'", cards)[1:3] == ["[-1.0,-1.0,0.5,0.0,0.0]", "[null,null,1.0,0.0,0.0]"]
+    assert "The first 4 of 9 queries" in first and "nats" in colours and not printed and sample_cards(compared(20), 20)[3]
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+ACTIONS = """
+const seen=[],look=()=>seen.push([...box.children].filter(card=>!card.hidden).map(card=>card.querySelector('p').textContent.slice(6)).join(' '));
+const set=(input,value)=>{input[input.type==='checkbox'?'checked':'value']=value;input.dispatchEvent(new Event('input'))};
+look();set(by,'0');look();set(up,true);look();set(by,'2');look();set(up,false);look();set(find,'WORD3');look();set(by,'-1');set(find,'');look();
+document.title=seen.join(' | ')+' | '+count.textContent+' | '+(document.documentElement.scrollWidth<=innerWidth);
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_sorting_and_filtering_in_a_browser(tmp_path, width):
+    """The page in headless Chromium: no console message, nothing of a sample runs, no sideways scrolling, sorts and finds."""
+    evil = [Sample("query 4", None, [Side(name, "<img src=x onerror=document.title=1>", {"judge": -4.0}, 2.0, [], []) for name in ("before", "after")])]
+    page.write_page(tmp_path / "page.html", "a run", [], ["<h2>Samples</h2>", *sample_cards(compared(4) + evil, 5)], script=True)
+    digest = base64.b64encode(hashlib.sha256(ACTIONS.encode()).digest()).decode()
+    text = (tmp_path / "page.html").read_text().replace("script-src ", f"script-src 'sha256-{digest}' ").replace("</body>", f"<script>{ACTIONS}</script></body>")
+    (tmp_path / "test.html").write_text(text)
+    run = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+                          f"--window-size={width},800", "--virtual-time-budget=2000", "--dump-dom", f"file://{tmp_path / 'test.html'}"],
+                         capture_output=True, text=True, timeout=120)
+    assert not [line for line in run.stderr.splitlines() if "CONSOLE" in line], run.stderr
+    title = re.search(r"<title>(.*?)</title>", run.stdout).group(1)
+    assert title.split(" | ") == ["0 1 2 3 4", "0 1 3 4 2", "4 3 1 0 2", "0 1 2 3 4", "4 3 2 1 0", "3", "0 1 2 3 4", "5 of 5", "true"]
+
+
+def test_the_doctors_findings_are_on_the_page(tmp_path):
+    rows = [{"step": step, "objective/kl": 100.0, "objective/score": 0.1, "ppo/ratio/std_before": 0.2} for step in range(30)]
+    shown = Page(write_report(make_run(tmp_path / "run", "train_policy", rows, parameters={"task": {"response_length": 10}}))).shown
+    assert "Severe: ratio step 0" in shown and "Severe: kl_exploding" in shown and "no numbers for" in shown
 
 
 def test_smoothing_keeps_level_and_length():
