@@ -309,8 +309,8 @@ def _draw_accuracies(record: Record):
 
 # --- a sweep ---
 
-_VERDICTS = {None: (_COLOURS[0], "o", "trained, by KL coefficient"), "no gain": (_COLOURS[4], "D", "trained: more reward, no better"),
-             "gamed": (_COLOURS[1], "X", "trained: games the reward")}
+_VERDICTS = {None: (COLOURS[0], "o", "trained, by KL coefficient"), "no gain": (COLOURS[4], "D", "trained: more reward, no better"),
+             "gamed": (COLOURS[1], "X", "trained: games the reward")}
 
 
 def write_sweep_figure(result: dict, folder: Path) -> list[Path]:
@@ -320,7 +320,7 @@ def write_sweep_figure(result: dict, folder: Path) -> list[Path]:
     except ImportError:
         raise UserError("figures need a package that is missing: pip install matplotlib") from None
     paths = [make_folder(folder) / f"sweep.{kind}" for kind in ("svg", "png")]
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "sweep"}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "sweep"}):
         figure = _draw_sweep(result)
         for path, metadata in zip(paths, ({"Date": None, "Creator": None}, {"Software": None}), strict=True):
             with atomic_file(path) as temporary:
@@ -372,7 +372,7 @@ def _no_more_than(nats, right: float) -> None:
 def _draw_sweep_panel(axis, result: dict, value, verdicts: dict[str, str | None]) -> None:
     """`value` takes the interval to draw out of a point; verdicts: policy -> what `sweep.verdicts` found."""
     optimal = [(math.sqrt(max(0.0, point["kl"]["mean"])), value(point)) for point in result["optimal"] if point["shown"]]
-    lines = [("best of n", _COLOURS[2], "o", [(math.sqrt(point["kl"]), value(point)) for point in result["best_of_n"]]),
+    lines = [("best of n", COLOURS[2], "o", [(math.sqrt(point["kl"]), value(point)) for point in result["best_of_n"]]),
              ("optimal, by reweighting", "#333a44", "", optimal)]
     for label, colour, marker, points in lines:
         if points:
