@@ -127,7 +127,7 @@ def movies_policy() -> PolicyTrainingParams:
     return PolicyTrainingParams(
         task=movies_task(),
         rewards=RewardsParams(kl_coef=0.12, train_new_model=movies_reward()),
-        ppo=PPOParams(total_episodes=2_048, batch_size=64, lr=3e-4), evaluation=EvaluationParams(samples=512, split="test"),
+        ppo=PPOParams(total_episodes=2_048, batch_size=64, lr=3e-4), evaluation=EvaluationParams(samples=128, split="test"),
         run=RunParams(save_interval=20))
 
 

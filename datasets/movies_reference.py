@@ -1,6 +1,6 @@
 """What a choice among four film-review sentences is worth: chance, a lexicon, a linear model, a person; and an independent judge.
 
-    python datasets/movies_reference.py [--data FOLDER] [--json FILE] [--compare REWARD_RUN | --judge POLICY_RUN]
+    python datasets/movies_reference.py [--data FOLDER] [--json FILE] [--compare REWARD_RUN]
 
 prints the share of labels_test on which each picks the sentence that people rated highest, and how well the judge's ratings
 agree with people's. `reference_points` gives the same numbers elsewhere; the judge is lm_human_preferences/ratings.py.
@@ -107,31 +107,7 @@ def reference_points(folder: Path) -> dict:
             "one_rater": point(np.array([rater_credit(ratings, int(best)) for ratings, best in zip(test.ratings, test.best, strict=True)]))}
 
 
-# ---- the judge of a run
-
-
 NAMES = {"chance": "chance", "lexicon": "VADER lexicon", "tfidf_ridge": "tf-idf + ridge regression", "one_rater": "one person"}
-
-
-def judge_run(run: Path, judge: HeldOutJudge) -> dict[str, dict[str, float]]:
-    """Mean ratings of a policy run's held-out samples before and after, each with a normal 95% interval; also of the paired difference.
-
-    Written into the run's `result.json`. Raises UserError if the run compared nothing.
-    """
-    pairs = rated_rows(run / "evaluation.jsonl")
-    ratings = {side: judge.rate([pair["query"] + pair[side] for pair in pairs]) for side in ("before", "after")}
-    ratings["difference"] = ratings["after"] - ratings["before"]
-    figures = {}
-    for side, values in ratings.items():
-        mean, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
-        figures[side] = {"mean": mean, "low": mean - half, "high": mean + half}
-    result = read_json(run / "result.json")
-    for i, sample in enumerate(result["samples"]):
-        sample |= {"judge_before": float(ratings["before"][i]), "judge_after": float(ratings["after"][i])}
-    for side in ("before", "after"):
-        result[side]["judge"] = figures[side]
-    write_json(run / "result.json", result | {"judge_difference": figures["difference"]})
-    return figures
 
 
 @exit_on_user_error
@@ -140,12 +116,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="FOLDER", default=DATASETS_FOLDER / "movies", help="the prepared data set")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
     parser.add_argument("--compare", type=Path, metavar="REWARD_RUN", help="print a reward run's accuracy beside these and keep them in its result.json")
-    parser.add_argument("--judge", type=Path, metavar="POLICY_RUN", help="rate a policy run's samples before and after, and keep it in its result.json")
     arguments = parser.parse_args()
-    if arguments.judge:
-        for side, f in judge_run(arguments.judge, HeldOutJudge.fit(arguments.data)).items():
-            print(f"judge's mean rating (-4 to +4) {side:<10} {f['mean']:+.3f}  (95% interval {f['low']:+.3f} to {f['high']:+.3f})")
-        return
     points = reference_points(arguments.data)
     if arguments.compare:
         result = read_json(arguments.compare / "result.json")

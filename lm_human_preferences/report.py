@@ -22,7 +22,7 @@ from lm_human_preferences.report_samples import coloured, legend, sample_cards, 
 from lm_human_preferences.result_tables import EVALUATION_ROWS, quality_rows, written
 from lm_human_preferences.tracking import read_jsonl
 
-_TITLES = {"score": "score (mean of the reward model)", "judge": "independent judge (95% interval)",
+_TITLES = {"score": "score (mean of the reward model)",
            "kl": "KL to the initial model (nats per response)", "valid": "responses with a valid end", "distinct_2": "distinct pairs of tokens",
            "valid_loss": "validation loss (nats per token)", "valid_perplexity": "validation perplexity"}
 _SHARES = ("valid", "accuracy", "standard_error", "chance", "clipfrac")

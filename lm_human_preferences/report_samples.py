@@ -31,8 +31,7 @@ class Sample(NamedTuple):
 def samples_of_run(pairs: list[dict]) -> list[Sample]:
     """Rows of a training run's evaluation.jsonl, or the `samples` of its result.json."""
     def side(pair: dict, name: str) -> Side:
-        scores = {judge: pair.get(f"{judge}_{name}") for judge in ("score", "judge")}
-        return Side(name, str(pair.get(name, "")), scores, pair.get(f"kl_{name}"), pair.get(f"token_kl_{name}") or [], pair.get(f"token_ends_{name}") or [])
+        return Side(name, str(pair.get(name, "")), {"score": pair.get(f"score_{name}")}, pair.get(f"kl_{name}"), pair.get(f"token_kl_{name}") or [], pair.get(f"token_ends_{name}") or [])
     return [Sample(str(pair.get("query", "")), None, [side(pair, name) for name in ("before", "after")]) for pair in pairs]
 
 
@@ -73,7 +72,7 @@ def _keys(samples: list[Sample]) -> dict[str, list[float | None]]:
     for number in (*range(1, len(sides)), 0):  # the first policy is usually the reference
         name = sides[number][0].name
         for judge in sides[number][0].scores:
-            keys[f"{judge}, {name}" if judge != "score" else f"score, {name}"] = [_number(side.scores.get(judge)) for side in sides[number]]
+            keys[f"{judge}, {name}"] = [_number(side.scores.get(judge)) for side in sides[number]]
             if number:
                 keys[f"{judge}, {name} less {sides[0][0].name}"] = [
                     None if x is None or y is None else x - y for x, y in
