@@ -38,25 +38,25 @@ figure{margin:0;padding:.8rem}figure img{display:block;width:100%;height:auto}fi
 .pair b{font-size:.85rem}.pair p{margin-top:.25rem}
 .tag{display:inline-block;margin-left:.4rem;padding:0 .45rem;border-radius:9px;background:var(--tag);font-size:.8rem;white-space:nowrap}
 .tools{display:flex;flex-wrap:wrap;gap:.6rem 1rem;align-items:center;padding:.7rem 1rem;margin:0 0 .8rem}.tools[hidden],.printed{display:none}
-.tools label{display:flex;gap:.4rem;align-items:center;min-width:0}.tools input[type=search]{flex:1;min-width:0;width:15rem}
+.tools label{display:flex;gap:.4rem;align-items:center;min-width:0;white-space:nowrap}.tools input[type=search]{flex:1;min-width:0;width:15rem}
 .tools select{min-width:0;max-width:100%}.tools input,.tools select{font:inherit;padding:.25rem .4rem}#count{margin-left:auto;color:var(--soft);font-size:.9rem}
 i[class]{font-style:normal;border-bottom:.22em solid transparent;-webkit-print-color-adjust:exact;print-color-adjust:exact}
 i.p1{border-color:var(--p1)}i.p2{border-color:var(--p2)}i.p3{border-color:var(--p3)}i.p4{border-color:var(--p4)}
 i.n1{border-color:var(--n1)}i.n2{border-color:var(--n2)}i.n3{border-color:var(--n3)}i.n4{border-color:var(--n4)}
 .legend i{margin:0 .15rem;padding:0 .3rem}
 .finding{border-left:4px solid var(--warn)}.finding.severe{border-left-color:var(--bad)}.finding h3{margin:0 0 .3rem}.finding dl{margin:0}
-.finding dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem .8rem}.finding dt{color:var(--soft)}.finding dd{margin:0;overflow-wrap:anywhere}
+.finding dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem .8rem}.finding dt{color:var(--soft)}.finding dd{margin:0;overflow-wrap:anywhere}.finding code{white-space:nowrap}
 details{margin:0 0 .8rem;padding:.7rem 1rem;overflow-x:auto}summary{cursor:pointer;font-weight:600}
 summary+.card{margin-top:.6rem}details table{margin-top:.6rem;font-size:.9rem}
 details th.group{padding-top:1rem;color:var(--mark)}td,code{overflow-wrap:anywhere}code,pre{font:.88rem/1.45 ui-monospace,monospace}
 pre.card{white-space:pre-wrap;overflow-wrap:anywhere}
-@media(max-width:640px){main{padding:1.2rem .8rem 3rem}table{font-size:.84rem}th,td{padding:.4rem .35rem}td small{font-size:.72rem}.card{padding:.8rem}
-tbody th{min-width:5.5rem}td.n{white-space:normal}.tools label{width:100%}.tools label.short{width:auto}}
+@media(max-width:640px){main{padding:1.2rem .8rem 3rem}table{font-size:.84rem}th,td{padding:.4rem .35rem}td small{font-size:.72rem}.card{padding:.8rem}h1{font-size:1.5rem}
+tbody th{min-width:5.5rem}td.n{white-space:normal;overflow-wrap:normal}.tools label{width:100%}.tools label.short{width:auto}}
 @media print{:root{color-scheme:light;--page:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#ccc;--tag:#eee;--own:#e8f1f8;--mark:#0072b2;
 --p1:#fbe3cf;--p2:#f5bd8d;--p3:#e98a3f;--p4:#c85a00;--n1:#d9e9f5;--n2:#a9cfea;--n3:#5ba7d8;--n4:#0072b2}figure img{filter:none}.printed{display:block}
 body{font-size:10pt}main{padding:0;max-width:none}figure,.finding,tr{break-inside:avoid}h2,h3{break-after:avoid}.tools,nav{display:none}
 .figures{grid-template-columns:1fr 1fr}details::details-content{content-visibility:visible;display:block}.scroll{overflow:visible}
-th,td{padding:.2rem .4rem}tbody th{min-width:0}td.n{white-space:normal}#samples>.card:nth-child(n+BEYOND of :not([hidden])){display:none}}
+th,td{padding:.2rem .4rem}tbody th{min-width:0}td.n{white-space:normal;overflow-wrap:normal}#samples>.card:nth-child(n+BEYOND of :not([hidden])){display:none}}
 """.replace("BEYOND", str(PRINTED + 1))
 # Sorts and filters the cards of #samples: data-v of a card holds its numbers in the order of the options of #by.
 _SCRIPT = """
@@ -96,11 +96,12 @@ def text(value: Any) -> str:
 
 
 def number_table(head: list[str], rows: list[list[str]], own: int = -1) -> str:
-    """A table of ready HTML; the first column names the row, the others hold numbers."""
+    """A table of ready HTML; the first column names the row, the others hold numbers. Without any name in `head` it has no head."""
     cells = "".join(f"<th class=n>{name}</th>" for name in head[1:])
+    header = f"<thead><tr><th>{head[0]}</th>{cells}</tr></thead>" if any(head) else ""
     body = "".join(f"<tr{' class=own' if i == own else ''}><th>{row[0]}</th>{''.join(f'<td class=n>{cell}</td>' for cell in row[1:])}</tr>"
-                   for i, row in enumerate(rows))
-    return f"<div class=scroll><table><thead><tr><th>{head[0]}</th>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+                   for i, row in enumerate(rows)).replace("± ", "±&nbsp;")  # no line ends there
+    return f"<div class=scroll><table>{header}<tbody>{body}</tbody></table></div>"
 
 
 def picture(path: Path, title: str, caption: str) -> str:

@@ -4,6 +4,7 @@ Runs of the three stages, results of `evaluate` and of `reward_quality`; a rewar
 """
 
 import math
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,26 +121,20 @@ def _quality(folder: Path, out: Path, level: str) -> list[str]:
     result = read_json(folder / "result.json")
     parts = ["<p class=note>± is a standard error over choices. Each number's formula: docs/reward_quality.md.</p>"]
     for title, rows in quality_rows(result).items():
-        parts += [f"<{level}>{title.capitalize()}</{level}>", number_table(["", "", "±"], [
-            [text(name), (cells := written(value, form))[0], cells[1].removeprefix("± ")] for name, value, form in rows])]
-    parts += [f"<{level}>Reliability</{level}>", number_table(["probability of the response it prefers", "choices", "predicted", "right", "±"], [
-        [f"{row['low']:.2f} to {row['high']:.2f}", _number(row["choices"]), f"{row['confidence']:.1%}", f"{row['accuracy']:.1%}",
-         f"{row['standard_error']:.1%}"] for row in result["calibration"]["reliability"]])]
+        parts += [f"<{level}>{title.capitalize()}</{level}>", number_table(["", "", ""], [[text(name), *written(value, form)] for name, value, form in rows])]
+    parts += [f"<{level}>Reliability</{level}>", number_table(["probability of the response it prefers", "choices", "predicted", "right"], [
+        [f"{row['low']:.2f} to {row['high']:.2f}", _number(row["choices"]), f"{row['confidence']:.1%}",
+         f"{row['accuracy']:.1%} ± {row['standard_error']:.1%}"] for row in result["calibration"]["reliability"]])]
     if "curve" in result:
-        parts += [f"<{level}>Learning curve</{level}>", number_table(["language model", "labels", "accuracy", "±", "log-likelihood", "±", "temperature", "±"], [
-            [text(row["model"] or "its own"), _number(row["labels"]), *_split(row["accuracy"], "{:.1%}"), *_split(row["log_likelihood"], "{:+.3f}"),
-             *_split(row["temperature"], "{:.2f}")]
+        parts += [f"<{level}>Learning curve</{level}>", number_table(["language model", "labels", "accuracy", "log-likelihood", "temperature"], [
+            [text(row["model"] or "its own"), _number(row["labels"]),
+             *(" ".join(written(row[key], form)) for key, form in (("accuracy", "{:.1%}"), ("log_likelihood", "{:+.3f}"), ("temperature", "{:.2f}")))]
             for row in result["curve"]])]
     figures = result_figures.write_quality_figures(result, out)
     parts.append(f"<{level}>Figures</{level}><div class=figures>{_result_figures(figures)}</div>")
     if mistakes := _mistakes(folder):
         parts.append(f"<{level}>Where it is most mistaken</{level}><p class=note>Choices of people that it thought least likely.</p>{mistakes}")
     return parts
-
-
-def _split(estimate: dict, form: str) -> tuple[str, str]:
-    value, error = written(estimate, form)
-    return value, error.removeprefix("± ")
 
 
 def _mistakes(folder: Path) -> str:
@@ -232,11 +227,16 @@ def _doctor(diagnosis: Diagnosis) -> list[str]:
     worst = sorted({finding.check: finding for finding in diagnosis.findings}.values(), key=lambda finding: not finding.severe)
     cards = "".join(f"<div class='card finding{' severe' if finding.severe else ''}'><h3>{'Severe' if finding.severe else 'Warning'}: {text(finding.check)} "
                     f"<small>step {_number(finding.step)}</small></h3><dl>"
-                    + "".join(f"<dt>{name}</dt><dd>{text(getattr(finding, name))}</dd>" for name in ("saw", "why", "change")) + "</dl></div>"
+                    + "".join(f"<dt>{name}</dt><dd>{_with_flags(getattr(finding, name))}</dd>" for name in ("saw", "why", "change")) + "</dl></div>"
                     for finding in worst)
     checked = "; ".join(f"{title}: {', '.join(names)}" for title, names in (("fine", diagnosis.fine), ("no numbers for", diagnosis.not_looked_at)) if names)
     verdict = "" if worst else "Nothing looks wrong. "
     return ["<h2>Doctor</h2>", cards, f"<p class=note>{verdict}{text(checked[:1].upper() + checked[1:])}.</p>"]
+
+
+def _with_flags(sentence: str) -> str:
+    """The sentence with each --parameter as code, so that no line ends within its name."""
+    return re.sub(r"--[\w.]+\w", r"<code>\g<0></code>", text(sentence))
 
 
 def _figure(name: str, path: Path, charts: list[Chart]) -> str:
