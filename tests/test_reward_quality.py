@@ -34,6 +34,16 @@ def test_means_and_ratios():
     assert resampled["value"] == pytest.approx(plain["value"]) and resampled["standard_error"] == pytest.approx(plain["standard_error"], rel=0.1)
 
 
+def test_standard_error_of_choices_that_share_responses():
+    """Values 1, 1, 0, 0, of which the first two share a member, and the last two two: e is 1/2, 1/2, -1/2, -1/2."""
+    values = np.array([1, 1, 0, 0])
+    assert calibration.mean_of_overlapping(values, ["a", "b", "c", ""]) == calibration.mean(values)
+    assert calibration.mean_of_overlapping(values, ["ab", "bc", "de", "ed"])["standard_error"] == pytest.approx(np.sqrt(4 * 0.25 + 4 * 0.25) / 4)
+    assert calibration.mean_of_overlapping(values, ["a", "a", "a", "a"])["standard_error"] == 0  # e sums to 0
+    assert calibration.mean_of_overlapping(values, ["a", "b", "ab", "ab"])["standard_error"] is None
+    assert calibration.mean_of_overlapping(np.array([]), [])["value"] is None
+
+
 def test_reliability_and_calibration_error():
     confidence, right = np.array([0.55, 0.58, 0.9, 1.0, 0.95]), np.array([True, False, True, True, False])
     rows = calibration.reliability(confidence, right, 10)
