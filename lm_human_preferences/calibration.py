@@ -3,7 +3,7 @@
 n choices among N responses; an Estimate is a number with its standard error. docs/reward_quality.md has every formula.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -18,6 +18,23 @@ def mean(values: np.ndarray) -> Estimate:
     if not len(values):
         return {"value": None, "standard_error": None}
     return {"value": float(values.mean()), "standard_error": float(values.std() / np.sqrt(len(values)))}
+
+
+def mean_of_overlapping(values: np.ndarray, members: Sequence[Sequence[Hashable]]) -> Estimate:
+    """Of values [n] that are not independent where two share a member (a response, say); members [n][any number].
+
+    Standard error sqrt(sum of e_i e_j over all i, j that are the same or share one) / n, e the values less their mean; None if that sum is
+    negative, as it can be by chance.
+    """
+    found, values_of = mean(values), {}
+    if found["value"] is None:
+        return found
+    rest = np.asarray(values, dtype=np.float64) - found["value"]
+    for place, own in enumerate(members):
+        for member in own:
+            values_of.setdefault(member, set()).add(place)
+    total = sum(rest[place] * sum(rest[other] for other in {place}.union(*(values_of[member] for member in own))) for place, own in enumerate(members))
+    return found | {"standard_error": float(np.sqrt(total) / len(rest)) if total >= 0 else None}
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray, bootstrap: Bootstrap) -> Estimate:

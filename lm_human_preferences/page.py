@@ -45,12 +45,14 @@ i.p1{border-color:var(--p1)}i.p2{border-color:var(--p2)}i.p3{border-color:var(--
 i.n1{border-color:var(--n1)}i.n2{border-color:var(--n2)}i.n3{border-color:var(--n3)}i.n4{border-color:var(--n4)}
 .legend i{margin:0 .15rem;padding:0 .3rem}
 .finding{border-left:4px solid var(--warn)}.finding.severe{border-left-color:var(--bad)}.finding h3{margin:0 0 .3rem}.finding dl{margin:0}
-.finding dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem .8rem}.finding dt{color:var(--soft)}.finding dd{margin:0;overflow-wrap:anywhere}.finding code{white-space:nowrap}
+.finding dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem .8rem}
+.finding dt{color:var(--soft)}.finding dd{margin:0;overflow-wrap:anywhere}.finding code{white-space:nowrap}
 details{margin:0 0 .8rem;padding:.7rem 1rem;overflow-x:auto}summary{cursor:pointer;font-weight:600}
 summary+.card{margin-top:.6rem}details table{margin-top:.6rem;font-size:.9rem}
 details th.group{padding-top:1rem;color:var(--mark)}td,code{overflow-wrap:anywhere}code,pre{font:.88rem/1.45 ui-monospace,monospace}
 pre.card{white-space:pre-wrap;overflow-wrap:anywhere}
-@media(max-width:640px){main{padding:1.2rem .8rem 3rem}table{font-size:.84rem}th,td{padding:.4rem .35rem}td small{font-size:.72rem}.card{padding:.8rem}h1{font-size:1.5rem}
+@media(max-width:640px){main{padding:1.2rem .8rem 3rem}h1{font-size:1.5rem}
+table{font-size:.84rem}th,td{padding:.4rem .35rem}td small{font-size:.72rem}.card{padding:.8rem}
 tbody th{min-width:5.5rem}td.n{white-space:normal;overflow-wrap:normal}.tools label{width:100%}.tools label.short{width:auto}}
 @media print{:root{color-scheme:light;--page:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#ccc;--tag:#eee;--own:#e8f1f8;--mark:#0072b2;
 --p1:#fbe3cf;--p2:#f5bd8d;--p3:#e98a3f;--p4:#c85a00;--n1:#d9e9f5;--n2:#a9cfea;--n3:#5ba7d8;--n4:#0072b2}figure img{filter:none}.printed{display:block}

@@ -83,7 +83,8 @@ def _evaluation_page(folder: Path, out: Path, shown: int) -> None:
     config, result, rows = read_json(folder / "config.json"), read_json(folder / "result.json"), read_jsonl(folder / "evaluation.jsonl")
     policies = {**result["policies"], **{name.replace("_", "-"): figures for name, figures in result.get("baselines", {}).items()}}
     judges = list(next(iter(result["policies"].values()))["scores"])
-    lines = [[f"score of {text(judge)}", *(_interval(figures.get("scores", {}).get(judge), "{:+.3f}") for figures in policies.values())] for judge in judges]
+    lines = [[f"score of {text(judge)}", *(_interval(figures.get("scores", {}).get(judge), "{:+.3f}") for figures in policies.values())]
+             for judge in judges]
     lines += [[text(title), *(_interval(figures.get(key), form) for figures in policies.values())] for key, (title, form) in EVALUATION_ROWS.items()
               if any(key in figures for figures in policies.values())]
     parts = ["<h2>Figures of each policy</h2><p class=note>Small: 95% intervals over queries.</p>",
@@ -121,7 +122,8 @@ def _quality(folder: Path, out: Path, level: str) -> list[str]:
     result = read_json(folder / "result.json")
     parts = ["<p class=note>± is a standard error over choices. Each number's formula: docs/reward_quality.md.</p>"]
     for title, rows in quality_rows(result).items():
-        parts += [f"<{level}>{title.capitalize()}</{level}>", number_table(["", "", ""], [[text(name), *written(value, form)] for name, value, form in rows])]
+        parts += [f"<{level}>{title.capitalize()}</{level}>",
+                  number_table(["", "", ""], [[text(name), *written(value, form)] for name, value, form in rows])]
     parts += [f"<{level}>Reliability</{level}>", number_table(["probability of the response it prefers", "choices", "predicted", "right"], [
         [f"{row['low']:.2f} to {row['high']:.2f}", _number(row["choices"]), f"{row['confidence']:.1%}",
          f"{row['accuracy']:.1%} ± {row['standard_error']:.1%}"] for row in result["calibration"]["reliability"]])]
@@ -225,11 +227,12 @@ def _difference(before: Any, after: Any) -> float | None:
 def _doctor(diagnosis: Diagnosis) -> list[str]:
     """What looks wrong with the run, the severe first; what was looked at and found fine."""
     worst = sorted({finding.check: finding for finding in diagnosis.findings}.values(), key=lambda finding: not finding.severe)
-    cards = "".join(f"<div class='card finding{' severe' if finding.severe else ''}'><h3>{'Severe' if finding.severe else 'Warning'}: {text(finding.check)} "
-                    f"<small>step {_number(finding.step)}</small></h3><dl>"
+    cards = "".join(f"<div class='card finding{' severe' if finding.severe else ''}'>"
+                    f"<h3>{'Severe' if finding.severe else 'Warning'}: {text(finding.check)} <small>step {_number(finding.step)}</small></h3><dl>"
                     + "".join(f"<dt>{name}</dt><dd>{_with_flags(getattr(finding, name))}</dd>" for name in ("saw", "why", "change")) + "</dl></div>"
                     for finding in worst)
-    checked = "; ".join(f"{title}: {', '.join(names)}" for title, names in (("fine", diagnosis.fine), ("no numbers for", diagnosis.not_looked_at)) if names)
+    looked = (("fine", diagnosis.fine), ("no numbers for", diagnosis.not_looked_at))
+    checked = "; ".join(f"{title}: {', '.join(names)}" for title, names in looked if names)
     verdict = "" if worst else "Nothing looks wrong. "
     return ["<h2>Doctor</h2>", cards, f"<p class=note>{verdict}{text(checked[:1].upper() + checked[1:])}.</p>"]
 

@@ -31,7 +31,8 @@ class Sample(NamedTuple):
 def samples_of_run(pairs: list[dict]) -> list[Sample]:
     """Rows of a training run's evaluation.jsonl, or the `samples` of its result.json."""
     def side(pair: dict, name: str) -> Side:
-        return Side(name, str(pair.get(name, "")), {"score": pair.get(f"score_{name}")}, pair.get(f"kl_{name}"), pair.get(f"token_kl_{name}") or [], pair.get(f"token_ends_{name}") or [])
+        token_kl, token_ends = (pair.get(f"{key}_{name}") or [] for key in ("token_kl", "token_ends"))
+        return Side(name, str(pair.get(name, "")), {"score": pair.get(f"score_{name}")}, pair.get(f"kl_{name}"), token_kl, token_ends)
     return [Sample(str(pair.get("query", "")), None, [side(pair, name) for name in ("before", "after")]) for pair in pairs]
 
 
@@ -54,7 +55,8 @@ def sample_cards(samples: list[Sample], total: int) -> list[str]:
     any_coloured = any(side.token_kl for sample in samples for side in sample.sides)
     cards = "".join(_card(sample, list(keys.values()), number) for number, sample in enumerate(samples))
     return [f"<p class=note>{first}</p>" if first else "", tools, legend() if any_coloured else "",
-            f"<p class='note printed'>Of the responses shown the first {PRINTED} are printed.</p>" if len(samples) > PRINTED else "", f"<div id=samples>{cards}</div>"]
+            f"<p class='note printed'>Of the responses shown the first {PRINTED} are printed.</p>" if len(samples) > PRINTED else "",
+            f"<div id=samples>{cards}</div>"]
 
 
 def legend() -> str:
@@ -92,12 +94,13 @@ def _card(sample: Sample, keys: list[list[float | None]], number: int) -> str:
         f"<p>{coloured(side.response, side.token_kl, side.token_ends)}</p></div>" for side in sample.sides)
     if sample.reference is not None:
         columns += f"<div><b>reference text</b><p>{text(sample.reference.strip())}</p></div>"
-    return f"<div class=card data-v='{values}'><p class=query>{text(sample.query)}</p><div class='pair{' many' if len(sample.sides) > 2 else ''}'>{columns}</div></div>"
+    many = " many" if len(sample.sides) > 2 else ""
+    return f"<div class=card data-v='{values}'><p class=query>{text(sample.query)}</p><div class='pair{many}'>{columns}</div></div>"
 
 
 def coloured(response: str, token_kl: list[float], token_ends: list[int]) -> str:
     """The response with each token's KL as colour under it; plain where the two lists do not fit it."""
-    fits = token_kl and len(token_kl) == len(token_ends) and token_ends == sorted(token_ends) and 0 <= token_ends[0] and token_ends[-1] <= len(response)
+    fits = token_kl and len(token_kl) == len(token_ends) and [0, *token_ends, len(response)] == sorted([0, *token_ends, len(response)])
     if not fits:
         return text(response.strip())
     parts, begin, waiting = [], 0, 0.0

@@ -51,7 +51,8 @@ def quality_rows(result: dict) -> dict[str, list[Row]]:
     """The results in the order to show them: title of a group -> rows."""
     c, length, people, percent, signed = result["calibration"], result["length"], result.get("people"), "{:.1%}", "{:+.3f}"
     groups: dict[str, list[Row]] = {
-        "choices": [("accuracy", result["accuracy"], percent), ("chance", result["chance"], percent),
+        "choices": [("accuracy", result["accuracy"], percent), ("the same, choices that share responses not taken for independent", result["accuracy_overlapping"], percent),
+                    ("chance", result["chance"], percent),
                     ("log-likelihood, nats a choice", result["log_likelihood"], signed),
                     ("of choosing blindly", c["uniform_log_likelihood"], signed)],
         "calibration": [("mean probability of the response it prefers", c["confidence"], percent), ("expected calibration error", c["error"], percent),

@@ -212,6 +212,8 @@ def quality(rewards: np.ndarray, choices: Choices, params: RewardQualityParams) 
     bootstrap = Bootstrap(n, params.seed)
     found = {**point(rewards, choices.best), "chance": 1 / n_responses}
     temperature = found.pop("temperature")
+    members = [[(text["query"], response) for response in text["responses"]] for text in choices.texts]
+    found["accuracy_overlapping"] = calibration.mean_of_overlapping(rewards.argmax(1) == choices.best, members)
     found["calibration"] = calibration_of(rewards, choices.best, temperature, params.bins, bootstrap)
     found["length"] = length_of(rewards, choices, params.equal_length, bootstrap)
     if choices.sentences:

@@ -201,7 +201,8 @@ def test_sorting_and_filtering_in_a_browser(tmp_path, width):
     evil = [Sample("query 4", None, [Side(name, "<img src=x onerror=document.title=1>", {"judge": -4.0}, 2.0, [], []) for name in ("before", "after")])]
     page.write_page(tmp_path / "page.html", "a run", [], ["<h2>Samples</h2>", *sample_cards(compared(4) + evil, 5)], script=True)
     digest = base64.b64encode(hashlib.sha256(ACTIONS.encode()).digest()).decode()
-    text = (tmp_path / "page.html").read_text().replace("script-src ", f"script-src 'sha256-{digest}' ").replace("</body>", f"<script>{ACTIONS}</script></body>")
+    text = (tmp_path / "page.html").read_text().replace("script-src ", f"script-src 'sha256-{digest}' ")
+    text = text.replace("</body>", f"<script>{ACTIONS}</script></body>")
     (tmp_path / "test.html").write_text(text)
     run = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
                           f"--window-size={width},800", "--virtual-time-budget=2000", "--dump-dom", f"file://{tmp_path / 'test.html'}"],

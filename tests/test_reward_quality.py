@@ -1,6 +1,7 @@
 """A reward model's quality: its arithmetic on cases worked out by hand, `launch.py reward_quality` on the small world, its refusals."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -31,6 +32,16 @@ def test_means_and_ratios():
     many = np.random.default_rng(0).random(500)
     resampled, plain = calibration.ratio(many, np.ones(500), Bootstrap(500, 1)), calibration.mean(many)
     assert resampled["value"] == pytest.approx(plain["value"]) and resampled["standard_error"] == pytest.approx(plain["standard_error"], rel=0.1)
+
+
+def test_standard_error_of_choices_that_share_responses():
+    """Values 1, 1, 0, 0, of which the first two share a member, and the last two two: e is 1/2, 1/2, -1/2, -1/2."""
+    values = np.array([1, 1, 0, 0])
+    assert calibration.mean_of_overlapping(values, ["a", "b", "c", ""]) == calibration.mean(values)
+    assert calibration.mean_of_overlapping(values, ["ab", "bc", "de", "ed"])["standard_error"] == pytest.approx(np.sqrt(4 * 0.25 + 4 * 0.25) / 4)
+    assert calibration.mean_of_overlapping(values, ["a", "a", "a", "a"])["standard_error"] == 0  # e sums to 0
+    assert calibration.mean_of_overlapping(values, ["a", "b", "ab", "ab"])["standard_error"] is None
+    assert calibration.mean_of_overlapping(np.array([]), [])["value"] is None
 
 
 def test_reliability_and_calibration_error():
@@ -135,7 +146,8 @@ def test_quality_of_a_run(world, capsys):
     """Against plain computations; the same files twice, in a process of its own too; shown by `report`, the run's page too."""
     run("reward_quality", *words_for(world, ratings=world / "rated"))
     printed, folder = capsys.readouterr().out, world / "runs/quality_reward"
-    result, rows = json.loads((folder / "result.json").read_text()), [json.loads(line) for line in (folder / "choices.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    rows = [json.loads(line) for line in (folder / "choices.jsonl").read_text().splitlines()]
     own = json.loads((world / "runs/reward/result.json").read_text())
     assert result["choices"] == len(rows) == own["choices"] == 28
     assert result["accuracy"] == {"value": pytest.approx(own["accuracy"]), "standard_error": pytest.approx(own["standard_error"])}
@@ -194,9 +206,31 @@ def test_learning_curve(world, capsys, monkeypatch):
     run("reward_quality", *words)
     assert trained == ["reward_labels_16"] and json.loads((world / "runs/quality_reward/result.json").read_text()) == result
     assert (world / "runs/reward_labels_16/reward_model/model.safetensors").read_bytes() == rewards
+    shutil.rmtree(world / "runs/reward_labels_24", ignore_errors=True)
     (world / "runs/reward_labels_24").mkdir()
     (world / "runs/reward_labels_24/config.json").write_text(json.dumps({"stage": "train_reward", "parameters": config}))
     assert "reward_labels_24 exists and is no such run of this curve" in refused(*words_for(world, curve="24", overwrite="on"))
+    shutil.rmtree(world / "runs/reward_labels_24")
+
+
+def test_a_stopped_run_of_the_curve_goes_on(world, monkeypatch):
+    """From its checkpoint, to the very weights of a run that was not stopped."""
+    words = words_for(world, curve="24", experiment="stopped", overwrite="on")
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardTrainer, "evaluate", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("reward_quality", *words)
+    assert not (world / "runs/stopped").exists() and not (world / "runs/reward_labels_24/result.json").exists()
+    steps, original = [], RewardTrainer.step
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardTrainer, "step", lambda self, step, indices: steps.append(step) or original(self, step, indices))
+        run("reward_quality", *words)
+    assert steps == [2]
+    weights = (world / "runs/reward_labels_24/reward_model/model.safetensors").read_bytes()
+    shutil.rmtree(world / "runs/reward_labels_24")
+    run("reward_quality", *words)
+    assert (world / "runs/reward_labels_24/reward_model/model.safetensors").read_bytes() == weights
+    shutil.rmtree(world / "runs/reward_labels_24")
 
 
 def record(names: list[str]):
