@@ -39,8 +39,10 @@ class TokenFile:
         except Exception:  # of many kinds: numpy parses the header as Python
             raise UserError(f"{index} is damaged: prepare the data set again") from None
         o = self.offsets
-        if o.dtype != np.int64 or o.ndim != 1 or len(o) < 2 or o[0] != 0 or (np.diff(o) < 0).any():
+        if o.dtype != np.int64 or o.ndim != 1 or len(o) < 1 or o[0] != 0 or (np.diff(o) < 0).any():
             raise UserError(f"{index} is damaged (int64 offsets must start at 0 and never fall): prepare the data set again")
+        if len(o) == 1:
+            raise UserError(f"{tokens} holds no document: prepare the data set again, from a source that has some for the split {split}")
         have, want = tokens.stat().st_size / 2, int(self.offsets[-1])
         if have != want:
             raise UserError(f"{tokens} holds {have:.12g} tokens, but its index says {want}: prepare the data set again")

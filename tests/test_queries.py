@@ -44,6 +44,7 @@ def test_a_token_that_does_not_fit_leaves_the_old_file(folder):
     (lambda folder: np.save(folder / "train.idx.npy", np.array([0, 9, 5, 44])), "never fall"),
     (lambda folder: np.save(folder / "train.idx.npy", np.array([1, 44])), "start at 0"),
     (lambda folder: np.save(folder / "train.idx.npy", np.array([0.0, 44.0])), "int64 offsets"),
+    (lambda folder: write_token_file(folder, "train", []), "train.bin holds no document"),
     (lambda folder: np.save(folder / "train.idx.npy", np.array([0, 44], dtype=object), allow_pickle=True), "is damaged"),
 ])
 def test_damaged_token_files(folder, damage, says):
