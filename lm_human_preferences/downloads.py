@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import http.client
+import io
 import itertools
 import os
 import sys
@@ -19,7 +20,7 @@ from lm_human_preferences.files import make_folder, publish, sha256
 ATTEMPTS = 5  # in a row without a new byte
 TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 1 << 20
-_BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+_BROKEN = (http.client.HTTPException, OSError)  # whatever a connection can raise; what the disk raises is told apart where it is written
 
 
 class _RememberLinked(urllib.request.HTTPRedirectHandler):
@@ -95,8 +96,6 @@ def _fetch(url: str, path: Path, digest: str | None, pause: float) -> None:
             reason = f"the server answers {error.code} {error.reason}"
         except _BROKEN as error:
             reason = str(getattr(error, "reason", None) or error) or type(error).__name__
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
         have = part.stat().st_size if part.exists() else 0
         failures = 1 if have > before else failures + 1
         if failures >= ATTEMPTS:
@@ -137,15 +136,36 @@ def _receive(url: str, part: Path, validator: Path, name: str) -> dict[str, str]
         else:
             validator.unlink(missing_ok=True)  # nothing tells whether a rest would belong to this beginning
         total = start + int(headers["content-length"]) if "content-length" in headers else None
-        with open(part, "r+b" if start else "wb") as file, tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name, disable=None) as bar:
-            file.seek(start)
+        have = start
+        with _opened(part, start) as file, tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name, disable=None) as bar:
             while chunk := response.read(_CHUNK):
-                file.write(chunk)
+                _write(file, chunk, part)
                 bar.update(len(chunk))
-            have = file.tell()
+                have += len(chunk)
     if total is not None and have < total:
         raise ConnectionError(f"{total - have:,} of {total:,} bytes are missing")
-    return headers | {"total": str(total) if total is not None else ""}
+    # Azure's Content-MD5 is that of the bytes it sends; of the whole file where only a part is sent, it says so under another name.
+    md5 = headers.get("x-ms-blob-content-md5") or (headers.get("content-md5") if response.status != 206 else None)
+    return headers | {"total": str(total) if total is not None else "", "whole-md5": md5 or ""}
+
+
+def _opened(part: Path, start: int) -> io.FileIO:
+    """`part` open for writing from `start` on, without a buffer whose last bytes could still fail. UserError if it cannot be."""
+    try:
+        file = open(part, "r+b" if start else "wb", buffering=0)
+        file.seek(start)
+    except OSError as error:
+        raise UserError(f"{part}: cannot be written: {error.strerror or error}") from None
+    return file
+
+
+def _write(file: io.FileIO, chunk: bytes, part: Path) -> None:
+    view = memoryview(chunk)
+    try:
+        while view:
+            view = view[file.write(view):]
+    except OSError as error:
+        raise UserError(f"{part}: cannot be written: {error.strerror or error}; make room and run the command again") from None
 
 
 def _verify(url: str, part: Path, headers: dict[str, str], digest: str | None) -> None:
@@ -156,8 +176,8 @@ def _verify(url: str, part: Path, headers: dict[str, str], digest: str | None) -
     for wanted in (digest, linked if len(linked) == 64 else None):
         if wanted and sha256(part) != wanted:
             raise UserError(f"{url}: SHA-256 is {sha256(part)}, expected {wanted}; it was damaged on its way or is another file")
-    if "content-md5" in headers:
+    if headers["whole-md5"]:
         with open(part, "rb") as file:
             have = base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
-        if have != headers["content-md5"]:
+        if have != headers["whole-md5"]:
             raise UserError(f"{url}: its MD5 is not the one the server publishes; run the command again")

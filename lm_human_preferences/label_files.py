@@ -211,7 +211,8 @@ def infer_lengths(source: str, kind: LabelType, encoding: Encoding) -> tuple[int
         if isinstance(entry.get("query"), list):
             first = entry.get(kind.response_names()[0])
             return len(entry["query"]) or 1, len(first) if isinstance(first, list) and first else 1
-        texts = [text for text in [entry.get("query"), *entry.get("responses", [])] if isinstance(text, str)]
+        responses = entry.get("responses")
+        texts = [text for text in [entry.get("query"), *(responses if isinstance(responses, list) else [])] if isinstance(text, str)]
         sizes = [len(tokens) for tokens in encoding.encode_batch(texts)]
         query, response = max(query, *sizes[:1], 1), max(response, *sizes[1:], 1)
     return query, response

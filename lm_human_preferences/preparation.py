@@ -49,7 +49,7 @@ def encoded(documents: Iterable[Document], clean: Clean = unchanged, clean_refer
     The cleaning and encoding run in `processes` processes (0: one a core); the two cleaning functions must be importable by name.
     """
     work = functools.partial(_encode_batch, clean=clean, clean_reference=clean_reference, end_of_text=end_of_text)
-    processes = processes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else processes or os.cpu_count() or 1
+    processes = processes or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     batches = _batches(iter(documents))
     if processes == 1:
         for batch in batches:

@@ -1,4 +1,4 @@
-"""Files of records, read one record at a time: JSON lists and JSON lines, gzipped or not. No file is ever in memory as a whole."""
+"""Files of records, read one record at a time: JSON lists of objects and JSON lines, gzipped or not, without ever holding the whole."""
 
 import gzip
 import json

@@ -18,10 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
+
 from lm_human_preferences.downloads import download
 from lm_human_preferences.errors import UserError, exit_on_user_error
 from lm_human_preferences.language.checkpoints import convert_hugging_face, convert_model
-from lm_human_preferences.language.gpt2 import SHAPES, GPT2Config, count_parameters
+from lm_human_preferences.language.gpt2 import GPT2Config, count_parameters
 from lm_human_preferences.language.tensorflow_checkpoints import ADDRESS, RELEASE, OriginalCheckpoint
 
 HERE = Path(__file__).resolve().parent
@@ -31,8 +33,6 @@ NAMES_THERE = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "155
 
 def from_tensorflow(source: Path, output: Path, scope: str | None, hparams: Path | None, note: dict) -> GPT2Config:
     """Convert one scope of a TensorFlow checkpoint, one variable at a time. Raises UserError before anything is written."""
-    import torch
-
     checkpoint = OriginalCheckpoint(source)
     scope = checkpoint.choose_scope(scope)
     config = checkpoint.config(scope, hparams)
@@ -55,7 +55,7 @@ def fetch(addresses: dict[str, str], folder: Path) -> Path:
 @exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help=f"{', '.join(SHAPES.keys() - {'tiny'})}; with --input any name for the new model folder")
+    parser.add_argument("name", help=f"{', '.join(NAMES_THERE)}; with --input any name for the new model folder")
     parser.add_argument("--from", dest="source", choices=("openai", "hf"), default="openai", help="TensorFlow release, or Hugging Face")
     parser.add_argument("--input", type=Path, help="read this folder (or TensorFlow checkpoint) instead of downloading")
     parser.add_argument("--output", type=Path, help="model folder to write instead of saved_models/NAME")

@@ -79,6 +79,13 @@ def test_what_cannot_be_had_leaves_nothing_behind(server, tmp_path, prepare, say
     assert [p.name for p in tmp_path.iterdir()] == ["served"]
 
 
+def test_a_full_disk_is_no_broken_connection(server, tmp_path):
+    (tmp_path / ".file.bin.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="cannot be written: No space left"):
+        fetch(server, tmp_path)
+    assert len(server.requests) == 1 and not (tmp_path / "file.bin").exists()
+
+
 def test_a_published_md5_that_does_not_fit(server, tmp_path):
     server.published = False
     server.headers["/file.bin"] = {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}

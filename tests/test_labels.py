@@ -178,6 +178,7 @@ def test_tokens_that_the_encoder_would_not_choose_are_counted(tmp_path):
     (["inspect", "{}/none.json"], "none.json does not exist"),
     (["inspect", "{}/empty.json"], "has no labels"),
     (["inspect", "{}/strange.json"], "label 0: expected the answer in 'best'"),
+    (["inspect", "{}/odd.json"], "label 0: expected {\"query\": text, \"responses\": [text, ...]}"),
     (["inspect", "{}/a.json", "--encoding", "bytes"], "--encoding bytes: must be gpt2 or letters"),
     (["inspect", "{}/a.json", "--type", "best_of_3"], "the key 'sample2' is missing"),
     (["inspect", "{}/a.json", "--query_length", "7"], "query has 3 tokens, the task's length is 7"),
@@ -191,6 +192,7 @@ def test_bad_words(tmp_path, capsys, monkeypatch, words, says):
     write(tmp_path / "a.json", [{"query": [1, 2, 3], "sample0": [1] * 4, "sample1": [2] * 4, "best": 1}])
     write(tmp_path / "empty.json", [])
     write(tmp_path / "strange.json", [{"query": [1], "samples": 5}])
+    write(tmp_path / "odd.json", [{"query": "a", "responses": 5, "score": 1}])
     before = sorted(path.name for path in tmp_path.iterdir())
     import launch
     monkeypatch.setattr("sys.argv", ["launch.py", "labels", *(word.format(tmp_path) for word in words)])

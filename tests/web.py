@@ -58,7 +58,10 @@ def _handler(server: Server) -> type:
             self.send_header("Content-Length", str(len(content) - start))
             self.send_header("ETag", etag)
             if server.published:
-                self.send_header("Content-MD5", base64.b64encode(hashlib.md5(content).digest()).decode())
+                name = "x-ms-blob-content-md5" if start else "Content-MD5"  # as Azure: of a part, Content-MD5 would be the part's own
+                self.send_header(name, base64.b64encode(hashlib.md5(content).digest()).decode())
+                if start:
+                    self.send_header("Content-MD5", base64.b64encode(hashlib.md5(content[start:]).digest()).decode())
             for name, value in server.headers.get(self.path, {}).items():
                 self.send_header(name, value)
             self.end_headers()
