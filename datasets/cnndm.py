@@ -31,6 +31,7 @@ from lm_human_preferences.errors import UserError, exit_on_user_error
 from lm_human_preferences.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
                                               prepare, read_text)
 from lm_human_preferences.queries import DOWNLOADS
+from lm_human_preferences.text_metrics import sentences
 
 HUB, CONFIG = "abisee/cnn_dailymail", "3.0.0"
 LISTS = "https://openaipublic.blob.core.windows.net/lm-human-preferences/datasets/cnndm/url_lists"
@@ -71,9 +72,6 @@ def clean_reference(text: str) -> str:
     return " " + "\n".join(line for line in lines if line)
 
 
-_ABBREVIATION = re.compile(r"(?:\b(?:[A-Z]|[Mm]rs?|Ms|Dr|Prof|St|Gen|Col|Sgt|Lt|Sen|Rep|Gov|Rev|Jr|Sr|vs|No|a\.m|p\.m|U\.S|U\.K|Inc|Ltd|Co))\.$")
-
-
 def with_paragraphs(article: str) -> str:
     """An article of the hub's version with line breaks again.
 
@@ -81,15 +79,7 @@ def with_paragraphs(article: str) -> str:
     begins a paragraph.
     """
     lines = re.split(r" \.(?: |$)", article)
-    result = []
-    for line in lines:
-        start = 0
-        for match in re.finditer(r"""[.!?]['")\]’”]* (?=['"(‘“]?[A-Z0-9])""", line):
-            if not _ABBREVIATION.search(line[start:match.start() + 1]):
-                result.append(line[start:match.end() - 1])
-                start = match.end()
-        result.append(line[start:])
-    return "\n\n".join(part.strip() for part in result if part.strip()) + "\n"
+    return "\n\n".join(sentence for line in lines for sentence in sentences(line)) + "\n"
 
 
 # --- sources ---

@@ -20,12 +20,10 @@ import functools
 import hashlib
 import html
 import io
-import itertools
 import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile

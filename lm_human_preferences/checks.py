@@ -219,6 +219,8 @@ def score_scale(h: History) -> Judgement | None:
     penalty, all_scores = h.parameter("task.penalty_reward_value"), h.number("objective/score_std")
     if h.step or score is None or valid is None or penalty is None or all_scores is None or not size or valid * size < SCALE_SAMPLES:
         return None
+    if h.parameter("rewards.function") or str(h.parameter("rewards.trained_model")).startswith("hf:"):
+        return None  # used as they are, on a scale of their own
     n, mean = valid * size, (score - (1 - valid) * penalty) / valid
     square = (all_scores * all_scores + score * score - (1 - valid) * penalty * penalty) / valid  # mean square of what is not penalised
     deviation = math.sqrt(max(0.0, square - mean * mean))

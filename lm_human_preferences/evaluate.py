@@ -20,15 +20,15 @@ from lm_human_preferences.configuration import named_paths, param, to_dict
 from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.evaluation import Responses, given_logprobs, per_token_kl, sample_and_score, uniforms_of, unpadded
-from lm_human_preferences.files import atomic_file, atomic_folder, make_folder, read_json, write_json
+from lm_human_preferences.files import atomic_file, atomic_folder, write_json
 from lm_human_preferences.judges import SPECS, Judge, PeoplesChoices, load_judge, sheet_row
 from lm_human_preferences.label_files import load_texts
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.policy import Policy
-from lm_human_preferences.precision import Precision, choose_precision
+from lm_human_preferences.precision import choose_precision
 from lm_human_preferences.queries import TokenFile, dataset_split, query_stream
 from lm_human_preferences.result_tables import evaluation_table
-from lm_human_preferences.runs import check_name, describe_run, model_and_task
+from lm_human_preferences.runs import describe_run, free_result_folder, model_and_task
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, readable
 
 
@@ -81,7 +81,7 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
     paths, precision = named_paths(params.policies, "--policies"), choose_precision(params.device, params.precision)
     if not paths:
         raise UserError("nothing to evaluate: give --policies NAME=PATH,NAME=PATH")
-    folder = free_folder(params, task)
+    folder = free_result_folder(params.save_dir, f"evaluate_{task}" if params.experiment is None else params.experiment, "evaluate", params.overwrite)
     with distributed.world(precision.device.type) as world:
         judges, people = load_judges(params.judges, precision.device)
         check_sheets(params, folder, people, len(paths))
@@ -117,20 +117,6 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
 
 
 # --- what is compared ---
-
-def free_folder(params: EvaluateParams, task: str) -> Path:
-    """Where the results go. UserError if that cannot be written or holds what may not be replaced: a training run never may."""
-    name = f"evaluate_{task}" if params.experiment is None else params.experiment
-    check_name(name)
-    folder = make_folder(Path(params.save_dir)) / name
-    if folder.exists():
-        config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-        if config.get("stage") != "evaluate":
-            raise UserError(f"{folder} exists and holds no results of evaluate; give another name with --experiment")
-        if not params.overwrite:
-            raise UserError(f"{folder} exists already; give another name with --experiment, or --overwrite to replace it")
-    return folder
-
 
 def load_judges(text: str | None, device: torch.device) -> tuple[list[Judge], list[PeoplesChoices]]:
     """The judges that score responses, and those that hold people's choices. UserError if one cannot be had or two have one name."""

@@ -8,6 +8,7 @@
     choices:FILE                          people, who choose between two policies' responses (`PeoplesChoices`)
 """
 
+import abc
 import importlib
 import math
 import os
@@ -33,15 +34,15 @@ MICRO_BATCH = 64  # texts in memory at once
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:\w+")
 
 
-class Judge:
+class Judge(abc.ABC):
     """Scores responses; a higher score is a better response."""
 
     def __init__(self, name: str):
         self.name = name
 
+    @abc.abstractmethod
     def score(self, queries: list[str], responses: list[str]) -> list[float]:
         """The score of each response to its query, both as texts."""
-        raise NotImplementedError
 
     def on_tokens(self, encoding: Encoding) -> Rewards:
         """This judge as a function of token tensors, padded, responses truncated. It reads them as texts, without padding and end-of-text.

@@ -1,5 +1,6 @@
-"""Figures of results that are no training run: a reward model's quality, policies compared. Each as PNG and SVG."""
+"""Figures of results that are no training run: a reward model's quality, policies compared, a sweep. Each as PNG and SVG."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ CAPTIONS = {
     "frontier": "What each policy's score costs in KL to the reference; 95% intervals.",
     "wins": "Share of queries on which the first policy's response is preferred, ties split; 95% intervals."}
 TITLES = {"reliability": "Calibration of the choice probabilities", "length": "Reward and length", "people": "Agreement on choices",
-          "learning_curve": "Learning curve", "scores": "Scores", "frontier": "Score against KL", "wins": "Who wins"}
+          "learning_curve": "Learning curve", "scores": "Scores", "frontier": "Score against KL", "wins": "Who wins", "sweep": "Reward against distance from the reference"}
 
 
 def write_quality_figures(result: dict, folder: Path) -> dict[str, Path]:
@@ -40,6 +41,11 @@ def write_comparison_figures(result: dict, folder: Path) -> dict[str, Path]:
     if any(win["share"]["mean"] is not None for win in result["wins"]):
         drawings["wins"] = _draw_wins
     return _write(drawings, result, folder)
+
+
+def write_sweep_figure(result: dict, folder: Path) -> Path:
+    """`sweep.png` and `sweep.svg` of a sweep's result.json: proxy and each gold judge against the root of KL."""
+    return _write({"sweep": _draw_sweep}, result, folder)["sweep"]
 
 
 def _write(drawings: dict[str, Callable], result: dict, folder: Path) -> dict[str, Path]:
@@ -186,3 +192,66 @@ def _draw_wins(figure, result: dict) -> None:
     axis.set_xlim(0, 1)
     axis.grid(axis="y", visible=False)
     _percent(axis.xaxis)
+
+
+# --- a sweep ---
+
+_VERDICTS = {None: (COLOURS[0], "o", "trained, by KL coefficient"), "no gain": (COLOURS[4], "D", "trained: more reward, no better"),
+             "gamed": (COLOURS[1], "X", "trained: games the reward")}
+
+
+def _draw_sweep(figure, result: dict) -> None:
+    """Panels above each other over the root of KL: the proxy, then a gold judge each."""
+    panels = [("proxy", lambda point: point["proxy"]), *((judge, lambda point, judge=judge: point["gold"][judge]) for judge in result["judges"])]
+    figure.set_size_inches(6.4, 1.0 + 2.5 * len(panels))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (name, value) in zip(axes, panels, strict=True):
+        found = {row["policy"]: row["verdict"] for row in result["verdicts"] if row["judge"] == name}
+        if name == "proxy":  # whichever judge says so
+            order = list(_VERDICTS)
+            found = {policy: max((row["verdict"] for row in result["verdicts"] if row["policy"] == policy), key=order.index)
+                     for policy in result["policies"]}
+        _draw_sweep_panel(axis, result, value, found)
+        axis.margins(y=0.14)  # room for the points' coefficients
+        axis.set_ylabel("proxy: the reward\ntrained against" if name == "proxy" else f"gold: {name}")
+    axes[-1].set_xlabel("√ KL to the reference (√ nats per response)")
+    right = axes[0].get_xlim()[1]
+    axes[0].set_xlim(-0.025 * right, right)
+    nats = axes[0].secondary_xaxis("top", functions=(lambda x: np.sign(x) * np.square(x), lambda x: np.sign(x) * np.sqrt(np.abs(x))))
+    nats.set_xlabel("KL (nats)", fontsize=9)
+    _no_more_than(nats, right)
+    named = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        named |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in named}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2, handlelength=1.8)
+    figure.align_ylabels(axes)
+
+
+def _no_more_than(nats, right: float) -> None:
+    """Ticks at round nats that do not crowd on an axis that is drawn as their root, up to right^2."""
+    candidates, ticks = [digit * 10.0 ** power for power in range(-2, 5) for digit in (1, 2, 5)], [0.0]
+    for value in candidates:
+        if math.sqrt(value) - math.sqrt(ticks[-1]) >= 0.09 * right and value <= right ** 2:
+            ticks.append(value)
+    nats.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+def _draw_sweep_panel(axis, result: dict, value, verdicts: dict[str, str | None]) -> None:
+    """`value` takes the interval to draw out of a point; verdicts: policy -> what `sweep.verdicts` found."""
+    optimal = [(math.sqrt(max(0.0, point["kl"]["mean"])), value(point)) for point in result["optimal"] if point["shown"]]
+    lines = [("best of n", COLOURS[2], "o", [(math.sqrt(point["kl"]), value(point)) for point in result["best_of_n"]]),
+             ("optimal, by reweighting", "#333a44", "", optimal)]
+    for label, colour, marker, points in lines:
+        if points:
+            x, y = [x for x, _ in points], [interval["mean"] for _, interval in points]
+            axis.plot(x, y, color=colour, linewidth=1.6, marker=marker, markersize=3, label=label)
+            axis.fill_between(x, [i["low"] for _, i in points], [i["high"] for _, i in points], color=colour, alpha=0.15, linewidth=0)
+    axis.axhline(value(result["reference_policy"])["mean"], color="#8a929c", linewidth=1, linestyle=(0, (4, 3)), label="reference")
+    for name, side in result["policies"].items():
+        colour, marker, label = _VERDICTS[verdicts.get(name)]
+        (left, x, right), y = (math.sqrt(max(0.0, side["kl"][key])) for key in ("low", "mean", "high")), value(side)
+        known = label in axis.get_legend_handles_labels()[1]
+        axis.errorbar(x, y["mean"], xerr=[[x - left], [right - x]], yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]], color=colour,
+                      marker=marker, markersize=6, linestyle="none", elinewidth=1.2, capsize=2.5, label=None if known else label)
+        axis.annotate(f"{side['kl_coef']:g}", (x, y["mean"]), xytext=(6, 5), textcoords="offset points", fontsize=8.5, color=colour)

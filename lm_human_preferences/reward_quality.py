@@ -19,7 +19,7 @@ from lm_human_preferences.calibration import Estimate
 from lm_human_preferences.configuration import from_dict, named_paths, param, to_dict
 from lm_human_preferences.distributed import World
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.files import atomic_folder, make_folder, read_json, write_json
+from lm_human_preferences.files import atomic_folder, read_json, write_json
 from lm_human_preferences.label_files import is_address, load_labels, readable_label
 from lm_human_preferences.labels import LabelBatch, label_type
 from lm_human_preferences.language.encoding import Encoding, get_encoding
@@ -28,7 +28,7 @@ from lm_human_preferences.ratings import rated_rows
 from lm_human_preferences.result_figures import write_quality_figures
 from lm_human_preferences.result_tables import quality_table
 from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import check_name, describe_run
+from lm_human_preferences.runs import describe_run, free_result_folder
 from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams, check, rewards_of
 
 TABLES = "sentences.jsonl"  # of a data set: every sentence with every person's rating
@@ -100,7 +100,7 @@ def measure(experiment: str, params: RewardQualityParams, settings: RewardTraini
     if params.threads:
         torch.set_num_threads(params.threads)
     subject = find_subject(experiment, params, settings)
-    folder = free_folder(params, subject)
+    folder = free_result_folder(params.save_dir, f"quality_{subject.name}" if params.experiment is None else params.experiment, "reward_quality", params.overwrite)
     model = RewardModel.load(subject.folder)
     encoding = get_encoding(model.transformer.config.encoding)
     choices = held_out_choices(subject, params, encoding)
@@ -140,20 +140,6 @@ def find_subject(experiment: str, params: RewardQualityParams, settings: RewardT
         if config is not None:
             raise UserError(f"{folder} is no run of train_reward and no reward-model folder")
     raise UserError(f"there is no run or reward-model folder {experiment!r} in {params.save_dir}")
-
-
-def free_folder(params: RewardQualityParams, subject: Subject) -> Path:
-    """Where the results go. UserError if that cannot be written or holds what may not be replaced."""
-    name = f"quality_{subject.name}" if params.experiment is None else params.experiment
-    check_name(name)
-    folder = make_folder(Path(params.save_dir)) / name
-    if folder.exists():
-        config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-        if config.get("stage") != "reward_quality":
-            raise UserError(f"{folder} exists and holds no results of reward_quality; give another name with --experiment")
-        if not params.overwrite:
-            raise UserError(f"{folder} exists already; give another name with --experiment, or --overwrite to replace it")
-    return folder
 
 
 def held_out_choices(subject: Subject, params: RewardQualityParams, encoding: Encoding) -> Choices:

@@ -65,6 +65,19 @@ def check_name(experiment: str) -> None:
         raise UserError(f"{experiment!r} cannot be a run's name: it becomes a folder's name")
 
 
+def free_result_folder(save_dir: str, name: str, stage: str, overwrite: bool) -> Path:
+    """Where the results called `name` of a command go. UserError if that cannot be written or holds what may not be replaced: a run never may."""
+    check_name(name)
+    folder = make_folder(Path(save_dir)) / name
+    if folder.exists():
+        config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+        if config.get("stage") != stage:
+            raise UserError(f"{folder} exists and holds no results of {stage}; give another name with --experiment")
+        if not overwrite:
+            raise UserError(f"{folder} exists already; give another name with --experiment, or --overwrite to replace it")
+    return folder
+
+
 class Run:
     """One run's folder. On ranks other than 0 it reads but writes nothing."""
 

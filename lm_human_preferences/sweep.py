@@ -322,7 +322,7 @@ def verdicts(per_query: dict[str, dict[str, np.ndarray]], kl: dict[str, float], 
 
 def write_results(folder: Path, result: dict, rows: list[dict]) -> None:
     """result.json, evaluation.jsonl (a line a query), sweep.svg and sweep.png."""
-    from lm_human_preferences.figures import write_sweep_figure
+    from lm_human_preferences.result_figures import write_sweep_figure
     write_json(folder / "result.json", result)
     with atomic_file(folder / "evaluation.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -219,6 +219,14 @@ def test_a_changed_number_of_the_demo_is_found(stage, metric, values, expected):
     assert expected in found(diagnose(f"train_{stage}", config, rows, [], result))
 
 
+@pytest.mark.parametrize("rewards", [{"function": "my_scores:length"}, {"trained_model": "hf:saved_models/classifier"}])
+def test_rewards_that_nobody_normalised_have_no_scale_to_be_off(rewards):
+    rows, config, result = recorded("policy")
+    rows[0]["objective/score_std"] = 9.0
+    assert "score_scale" in found(diagnose("train_policy", config, rows, [], result))
+    assert "score_scale" not in found(diagnose("train_policy", config | {"rewards": config["rewards"] | rewards}, rows, [], result))
+
+
 def test_every_check_fires_in_a_test_above():
     fired = set().union(*(expected for *_, expected, _ in BROKEN)) | {expected for *_, expected in BUGS} | {expected for *_, expected in CHANGED}
     assert fired == {check.name for check in CHECKS}
