@@ -1,5 +1,5 @@
-# make demo: data, reward training, policy training, report.   make test: the whole test suite.
-# Both make the virtual environment on their first run. PYTHON=python3.12 make demo chooses another interpreter.
+# make demo: data, reward training, policy training, report.   make test: the whole test suite.   make bench: how fast it is.
+# All make the virtual environment on their first run. PYTHON=python3.12 make demo chooses another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,11 +7,12 @@ RUN := $(VENV)/bin/python
 # Waiting threads should sleep: with other programs on the cores, spinning makes every matrix product several times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test clean help
+.PHONY: demo test bench clean help
 
 help:
 	@echo "make demo   environment, data, reward training and policy training on task movies, report (16 to 27 minutes on 2 cores)"
 	@echo "make test   environment and the whole test suite"
+	@echo "make bench  environment, then how fast everything is beside other software: the tables of docs/performance.md (about an hour on 2 cores)"
 	@echo "make clean  remove the environment (runs and data sets stay)"
 
 # --- environment ---
@@ -26,6 +27,10 @@ $(VENV)/.installed-run: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-test: requirements-dev.txt $(VENV)/.installed-run
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-run
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	@touch $@
 
 # --- what people type ---
@@ -43,6 +48,9 @@ demo: $(VENV)/.installed-run
 
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest
+
+bench: $(VENV)/.installed-bench
+	$(RUN) -m benchmarks --full --output benchmarks/result.json --page docs/performance.md
 
 clean:
 	rm -rf $(VENV)

@@ -1,0 +1,50 @@
+"""The figure that shows how the cost of an update grows with the batch and with the length of the response."""
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.cases import Case
+from lm_human_preferences.figures import COLOURS, STYLE
+from lm_human_preferences.files import atomic_file
+
+BATCHES, RESPONSES = (8, 16, 32, 48, 64), (8, 24, 48, 72, 96)
+USUAL_BATCH, USUAL_RESPONSE = 16, 24  # of the panel that varies the other
+
+
+def scaling_cases(model: str, **settings) -> list[Case]:
+    """Updates of the style task at each batch, then at each length of the response."""
+    return ([Case("update", model, "style", batch, response_length=USUAL_RESPONSE, **settings) for batch in BATCHES]
+            + [Case("update", model, "style", USUAL_BATCH, response_length=length, **settings) for length in RESPONSES])
+
+
+def fit(x: list[float], y: list[float]) -> tuple[float, float, float]:
+    """The straight line of least squares (slope, value at 0), and the largest distance of a point from it as a share of the point."""
+    slope, start = np.polyfit(x, y, 1)
+    return float(slope), float(start), float(max(abs(slope * a + start - b) / b for a, b in zip(x, y, strict=True)))
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Write the figure of measured scaling cases as PNG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    batches = [(row["case"]["batch"], row["seconds"]) for row in rows[:len(BATCHES)]]
+    responses = [(row["case"]["response_length"], row["seconds"]) for row in rows[len(BATCHES):]]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.0, 3.4), layout="constrained")
+        for axis, points, label in zip(figure.subplots(1, 2), (batches, responses),
+                                       (f"episodes in a batch (responses of {USUAL_RESPONSE} tokens)", f"tokens in a response ({USUAL_BATCH} episodes)"), strict=True):
+            x, y = map(list, zip(*points, strict=True))
+            slope, start, distance = fit(x, y)
+            ends = np.array([0, max(x)])
+            axis.plot(ends, slope * ends + start, color=COLOURS[1], linewidth=1.2, label=f"line; no point is more than {distance:.0%} off")
+            axis.plot(x, y, "o", color=COLOURS[0], label="measured")
+            axis.set_xlim(left=0)
+            axis.set_ylim(bottom=0)
+            axis.set_xlabel(label)
+            axis.set_ylabel("seconds for a PPO update")
+            axis.legend(loc="upper left")
+        figure.suptitle(f"Cost of an update ({rows[0]['case']['model']} model, queries of 64 tokens)", fontsize=12, fontweight="bold", x=0.01, ha="left")
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})

@@ -1,0 +1,102 @@
+"""Measuring cases: each subject in a process of its own, asked in turn, so that whatever else the machine does meets all of them alike."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+from benchmarks.cases import RIVALS, Case
+from lm_human_preferences.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Worker:
+    """A subject in its own process. Raises UserError with the process's one line, RuntimeError with its last lines if it breaks."""
+
+    def __init__(self, case: Case):
+        self.case, self.errors = case, tempfile.TemporaryFile()
+        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.worker", json.dumps(dataclasses.asdict(case))], cwd=ROOT, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"})
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.errors.close()
+
+    def wait_until_ready(self) -> None:
+        self._answer()
+
+    def repeat(self) -> dict:
+        """One repetition, described."""
+        try:
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # its last lines say why
+        return self._answer()
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            self.errors.seek(0)
+            raise RuntimeError(f"{self.case.name} by {self.case.subject} ended with status {self.process.returncode}:\n"
+                               + self.errors.read().decode(errors="replace")[-3000:])
+        answer = json.loads(line)
+        if "error" in answer:
+            raise UserError(answer["error"])
+        return answer
+
+
+def measure(case: Case, repeats: int, warmup: int, alone: bool, say: Callable[[str], None] = lambda text: None) -> dict:
+    """Medians over `repeats` rounds after `warmup` ones; in each round the device's peaks, ours and, unless `alone`, what stands against it."""
+    subjects = ["peaks", "ours"] + ([RIVALS[case.kind]] if case.kind in RIVALS and not alone else [])
+    with ExitStack() as stack:
+        workers = {}
+        for subject in subjects:
+            workers[subject] = stack.enter_context(Worker(case.of(subject)))
+            workers[subject].wait_until_ready()
+        answers: dict[str, list[dict]] = {subject: [] for subject in subjects}
+        for number in range(warmup + repeats):
+            for subject, worker in workers.items():
+                answer = worker.repeat()
+                if number >= warmup:
+                    answers[subject].append(answer)
+                    if "seconds" in answer:
+                        say(f"{case.name}, {subject}: {answer['seconds']:.3g} s")
+    return summarise(case, answers)
+
+
+def summarise(case: Case, answers: dict[str, list[dict]]) -> dict:
+    """One case's result from its rounds: medians, rates, the share of the peak and ratios to what stands against it."""
+    ours = answers["ours"]
+    seconds = median(answer["seconds"] for answer in ours)
+    last, peaks = ours[-1], {name: median(answer[name] for answer in answers["peaks"]) for name in answers["peaks"][0]}
+    flops = median(answer["flops"] for answer in ours)
+    result = {"case": dataclasses.asdict(case), "seconds": seconds, "all_seconds": [answer["seconds"] for answer in ours],
+              "phases": {name: median(answer["phases"].get(name, 0.0) for answer in ours) for name in last["phases"]},
+              "tokens_per_second": last["tokens"] / seconds, "rows_per_second": last["rows"] / seconds, "flops": flops,
+              "flops_per_second": flops / seconds, "precision": last["precision"], "peaks": peaks,
+              "share_of_peak": median(answer["flops"] / answer["seconds"] / peak[answer["precision"]]
+                                      for answer, peak in zip(ours, answers["peaks"], strict=True)),
+              "memory": last["memory"], "others": {}}
+    for name, rounds in answers.items():
+        if name not in ("peaks", "ours"):
+            result["others"][name] = {
+                "seconds": median(answer["seconds"] for answer in rounds), "all_seconds": [answer["seconds"] for answer in rounds],
+                "memory": rounds[-1]["memory"],
+                "ratio": median(other["seconds"] / own["seconds"] for other, own in zip(rounds, ours, strict=True))}
+    return result

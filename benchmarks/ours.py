@@ -1,0 +1,191 @@
+"""The project's own trainers at work: random weights in memory, random tokens as texts, nothing read but the encoding."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.cases import Case
+from benchmarks.clock import PhaseClock
+from benchmarks.flops import TRAINING, choice_flops, forward_flops, response_flops
+from lm_human_preferences import train_sft
+from lm_human_preferences.distributed import World, generator_for
+from lm_human_preferences.labels import LabelBatch, LabelParams
+from lm_human_preferences.language.encoding import get_encoding
+from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.optim import adamw
+from lm_human_preferences.policy import Policy
+from lm_human_preferences.ppo import PPOParams
+from lm_human_preferences.precision import Precision
+from lm_human_preferences.queries import QueryStream, TokenFile, write_token_file
+from lm_human_preferences.reward_model import RewardModel
+from lm_human_preferences.rows import Rows
+from lm_human_preferences.runs import RunParams
+from lm_human_preferences.tasks import QueryFormatter
+from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer, RewardsParams, Rollout
+from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams
+
+SEED = 1
+
+
+@dataclass
+class Subject:
+    """Something to measure: `work` does one repetition; `flops` and `tokens` say how much of what its last one needed."""
+
+    work: Callable[[], object]
+    rows: int  # episodes, choices or rows of a repetition
+    tokens: Callable[[], int]  # real tokens: drawn ones of rollout and update, of queries and responses elsewhere
+    flops: Callable[[], int]
+
+
+def make(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
+    """The case's models and data, ready to work."""
+    return {"rollout": _rollout, "scoring": _scoring, "update": _update, "reward": _reward, "supervised": _supervised}[case.kind](case, precision, clock)
+
+
+# --- policy training ---
+
+def query_documents(case: Case, query_length: int) -> list[np.ndarray]:
+    """One random document a query of a batch; their lengths run evenly from 1 - 2 * padding to 1 of `query_length`."""
+    random = np.random.default_rng(SEED)
+    shares = np.linspace(1 - 2 * case.padding, 1, case.batch) if case.batch > 1 else np.array([1 - case.padding])
+    return [random.integers(0, case.config().n_vocab - 1, max(1, round(share * query_length))).astype(np.uint16) for share in shares]
+
+
+def _trainer(case: Case, precision: Precision) -> PPOTrainer:
+    task, config, encoding = case.task_params(), case.config(), get_encoding("gpt2")
+    weights = lambda name: GPT2(config).initialise(generator_for(SEED, f"benchmark/{name}"))
+    formatter = QueryFormatter.of(task, encoding)
+    policy = weights("policy")
+    reference = GPT2(config)
+    reference.load_state_dict(policy.state_dict())
+    reward_model = RewardModel(weights("reward"))
+    reward_model.head.initialise(generator_for(SEED, "benchmark/head"))
+    params = PolicyTrainingParams(task=task, rewards=RewardsParams(), run=RunParams(seed=SEED), ppo=PPOParams(
+        total_episodes=1000 * case.batch, batch_size=case.batch, lr=1e-6, whiten_rewards=case.task == "style"))
+    queries = QueryStream(query_documents(case, task.query_length), length=task.query_length, padding_token=config.padding_token)
+    temperature = task.policy.temperature
+    return PPOTrainer(Policy(policy, formatter, temperature), Policy(reference, formatter, temperature), reward_model, queries, params, precision,
+                      encoding)
+
+
+def _batch(trainer: PPOTrainer, precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and uniforms of a batch, on the device."""
+    return trainer.queries.batch(trainer.params.ppo.batch_size).to(precision.device), trainer.uniforms(0).to(precision.device)
+
+
+def _lengths(tokens: torch.Tensor, padding_token: int) -> list[int]:
+    return (tokens != padding_token).sum(1).tolist()
+
+
+def _rollout(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
+    trainer, config = _trainer(case, precision), case.config()
+    queries, uniforms = _batch(trainer, precision)
+    contexts, R = _lengths(trainer.policy.formatter(queries), config.padding_token), uniforms.shape[1]
+
+    def work():
+        with torch.no_grad(), precision.autocast():
+            for q, u in zip(queries.split(trainer.params.run.micro_batch), uniforms.split(trainer.params.run.micro_batch), strict=True):
+                trainer.policy.respond(q, u)
+
+    return Subject(work, case.batch, lambda: case.batch * R, lambda: sum(response_flops(config, context, R) for context in contexts))
+
+
+def _scoring(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
+    trainer, config = _trainer(case, precision), case.config()
+    queries, uniforms = _batch(trainer, precision)
+    with torch.no_grad(), precision.autocast():
+        responses = torch.cat([trainer.policy.respond(q, u).tokens for q, u in zip(queries.split(64), uniforms.split(64), strict=True)])
+    truncated = trainer.scorer(queries, responses)[2]
+    clock.watch(trainer.reference, "analyze", "reference")
+    clock.watch(trainer, "scorer", "reward")
+
+    def work():
+        with torch.no_grad(), precision.autocast():
+            for q, r in zip(queries.split(trainer.params.run.micro_batch), responses.split(trainer.params.run.micro_batch), strict=True):
+                trainer.reference.analyze(q, r, entropies=False)
+                trainer.scorer(q, r)
+
+    def tokens() -> int:
+        return int((queries != config.padding_token).sum()) + responses.numel()
+
+    return Subject(work, case.batch, tokens, lambda: _scoring_flops(trainer, queries, responses, truncated))
+
+
+def _scoring_flops(trainer: PPOTrainer, queries: torch.Tensor, responses: torch.Tensor, truncated: torch.Tensor) -> int:
+    config, R = trainer.policy.transformer.config, responses.shape[1]
+    reference = sum(response_flops(config, context, R) for context in _lengths(trainer.policy.formatter(queries), config.padding_token))
+    rows = torch.cat([queries, truncated], dim=1)
+    return reference + sum(forward_flops(config, length, outputs=1) for length in _lengths(rows, config.padding_token))
+
+
+def _update(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
+    trainer, config, last = _trainer(case, precision), case.config(), {}
+    clock.watch(trainer.policy, "respond", "rollout")
+    clock.watch(trainer.reference, "analyze", "reference")
+    clock.watch(trainer, "scorer", "reward")
+    clock.watch(trainer, "update", "backward")  # what is left of the epochs when forward passes and optimizer have taken their own
+    clock.watch(trainer.policy, "analyze", "forward")
+    clock.watch(trainer.optimizer, "step", "optimizer")
+
+    def work():
+        _, last["rollout"] = trainer.step(0)
+
+    def flops() -> int:
+        rollout: Rollout = last["rollout"]
+        R = rollout.responses.shape[1]
+        analysed = sum(response_flops(config, context, R) for context in _lengths(trainer.policy.formatter(rollout.queries), config.padding_token))
+        passes = 1 + trainer.recompute + TRAINING * trainer.params.ppo.noptepochs
+        return passes * analysed + _scoring_flops(trainer, rollout.queries, rollout.responses, rollout.truncated)
+
+    return Subject(work, case.batch, lambda: last["rollout"].responses.numel(), flops)
+
+
+# --- reward training, supervised training ---
+
+def choices(case: Case) -> LabelBatch:
+    """Random choices among four; responses run on after their end, as in the original's files."""
+    task, config = case.task_params(), case.config()
+    generator = generator_for(SEED, "benchmark/choices")
+    queries = torch.full((case.batch, task.query_length), config.padding_token)
+    for row, document in zip(queries, query_documents(case, task.query_length), strict=True):
+        row[:len(document)] = torch.from_numpy(document.astype(np.int64))
+    responses = torch.randint(config.n_vocab - 1, (case.batch, 4, task.response_length), generator=generator)
+    return LabelBatch(queries, responses, torch.randint(4, (case.batch,), generator=generator))
+
+
+def _reward(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
+    task, config = case.task_params(), case.config()
+    labels = choices(case)
+    model = RewardModel(GPT2(config).initialise(generator_for(SEED, "benchmark/reward")))
+    model.head.initialise(generator_for(SEED, "benchmark/head"))
+    policy = Policy(GPT2(config).initialise(generator_for(SEED, "benchmark/policy")), QueryFormatter([], []), task.policy.temperature)  # for normalising
+    params = RewardTrainingParams(task=task, labels=LabelParams(num_train=1000 * case.batch), batch_size=case.batch, lr=1e-6, run=RunParams(seed=SEED))
+    trainer = RewardTrainer(model, policy, None, labels, None, params, precision)
+    clock.watch(trainer.optimizer, "step", "optimizer")
+    everything = torch.arange(case.batch)
+    queries, lengths = _lengths(labels.queries, config.padding_token), [_lengths(four, config.padding_token) for four in labels.responses]
+    return Subject(lambda: trainer.step(0, everything), case.batch, lambda: sum(queries) + sum(map(sum, lengths)),
+                   lambda: TRAINING * sum(choice_flops(config, q, four) for q, four in zip(queries, lengths, strict=True)))
+
+
+def _supervised(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
+    task, config = case.task_params(), case.config()
+    T = task.query_length + task.response_length
+    params = train_sft.SFTParams(data=train_sft.DataParams(rows="packed", block=T), optimizer=train_sft.SFTOptimizerParams(batch_size=case.batch),
+                                 run=RunParams(seed=SEED))
+    folder = tempfile.TemporaryDirectory()
+    document = np.random.default_rng(SEED).integers(0, config.n_vocab - 1, case.batch * T + 1)
+    write_token_file(Path(folder.name), "train", [document])
+    rows = Rows(TokenFile(Path(folder.name), "train"), packed=True, block=T, padding_token=config.padding_token)
+    model = GPT2(config).initialise(generator_for(SEED, "benchmark/policy")).to(precision.device)
+    optimizer = adamw(model, (0.9, params.optimizer.beta2), params.optimizer.weight_decay)
+    clock.watch(optimizer, "step", "optimizer")
+
+    def work(folder=folder):  # the folder lives as long as the work
+        train_sft._step(model, optimizer, rows, None, params, precision, World(), 0, 1e-6)
+
+    return Subject(work, case.batch, lambda: case.batch * T, lambda: TRAINING * case.batch * forward_flops(config, T, outputs=T, logits=T))
