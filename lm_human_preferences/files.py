@@ -58,30 +58,35 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`; when the block ends well its files are synced and it takes `path`'s place."""
+    """A temporary folder beside `path`; when the block ends well it takes `path`'s place (`publish_folder`)."""
     path = Path(path)
     make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     os.chmod(temporary, 0o777 & ~_umask())
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
-                with open(file, "rb+") as opened:
-                    os.fsync(opened.fileno())
-        _sync_folder(temporary)
-        if path.exists():  # two renames: between them the old folder still lies beside, under a name that says so
-            replaced = path.with_name(f".{path.name}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.rename(path, replaced)
-            os.rename(temporary, path)
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            os.rename(temporary, path)
-        _sync_folder(path.parent)
+        publish_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Sync a finished folder's files to disk and give it its final name beside it, in place of what may lie there."""
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
+            with open(file, "rb+") as opened:
+                os.fsync(opened.fileno())
+    _sync_folder(temporary)
+    if path.exists():  # two renames: between them the old folder still lies beside, under a name that says so
+        replaced = path.with_name(f".{path.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.rename(path, replaced)
+        os.rename(temporary, path)
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        os.rename(temporary, path)
+    _sync_folder(path.parent)
 
 
 def _umask() -> int:

@@ -4,11 +4,10 @@
         config.json        everything resolved, command, versions, commit
         metrics.jsonl      one line a step        samples.jsonl   what the policy wrote
         warnings.jsonl     what the doctor's checks found while it went on, if anything
-        checkpoints/<step> model, optimizer and loop state; the newest whole one is resumed from
+        checkpoints/<step> model, optimizer and loop state; the newest whole one is resumed from (training_checkpoints.py)
         policy/ | reward_model/ | lm/             the result, a model folder
 """
 
-import json
 import platform
 import shutil
 import subprocess
@@ -18,14 +17,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
 from lm_human_preferences.configuration import from_dict, param
+from lm_human_preferences.distributed import World
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.files import atomic_folder, make_folder, read_json, sha256, write_json
+from lm_human_preferences.files import make_folder, read_json, write_json
+from lm_human_preferences.parallel import SHARDINGS
 from lm_human_preferences.tasks import TaskParams
+from lm_human_preferences.training_checkpoints import Checkpoints
 
 _PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
 
@@ -43,7 +41,13 @@ class RunParams:
     log_interval: int = param(1, "steps between printed lines")
     device: str = param("auto", "auto, cpu, cuda or cuda:N")
     precision: str = param("auto", "auto (bfloat16 where the hardware multiplies it fast), float32 or bfloat16")
-    micro_batch: int = param(64, "rows in memory at once in a training pass; changes nothing but memory and rounding")
+    micro_batch: int | None = param(None, "rows in memory at once in a training pass, on each rank; none: as many as fit. Changes nothing but "
+                                          "memory and rounding")
+    micro_batch_rollout: int | None = param(None, "the same while responses are sampled")
+    micro_batch_scoring: int | None = param(None, "the same in passes without gradient: reference, reward, validation")
+    recompute_activations: str = param("auto", "on: each block's activations are computed again in the backward pass, a third more work for far less "
+                                               "memory; off; auto: when memory would else not hold eight rows")
+    sharding: str = param("ddp", "with torchrun: ddp, each rank has the whole model; fsdp, parameters, gradients and optimizer are split over the ranks")
     threads: int = param(0, "CPU threads; 0 leaves the choice to PyTorch")
 
 
@@ -54,9 +58,13 @@ def check_run_params(params: RunParams) -> None:
     for name in ("save_interval", "keep_checkpoints", "threads"):
         if getattr(params, name) < 0:
             raise UserError(f"--run.{name} {getattr(params, name)}: must not be negative")
-    for name in ("micro_batch", "log_interval"):
-        if getattr(params, name) < 1:
+    for name in ("micro_batch", "micro_batch_rollout", "micro_batch_scoring", "log_interval"):
+        if getattr(params, name) is not None and getattr(params, name) < 1:
             raise UserError(f"--run.{name} {getattr(params, name)}: must be at least 1")
+    if params.recompute_activations not in ("auto", "on", "off"):
+        raise UserError(f"--run.recompute_activations {params.recompute_activations}: must be auto, on or off")
+    if params.sharding not in SHARDINGS:
+        raise UserError(f"--run.sharding {params.sharding}: must be {' or '.join(SHARDINGS)}")
 
 
 def check_name(experiment: str) -> None:
@@ -79,34 +87,37 @@ def free_result_folder(save_dir: str, name: str, stage: str, overwrite: bool) ->
 
 
 class Run:
-    """One run's folder. On ranks other than 0 it reads but writes nothing."""
+    """One run's folder, which rank 0 alone writes; only sharded checkpoints have parts from every rank."""
 
-    def __init__(self, folder: Path, params: RunParams, is_main: bool = True):
-        self.folder, self.params, self.is_main = Path(folder), params, is_main
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+    def __init__(self, folder: Path, params: RunParams, world: World = World()):
+        self.folder, self.params, self.world = Path(folder), params, world
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", params.keep_checkpoints, world)
 
     def open(self, description: dict[str, Any]) -> None:
-        """Make the folder and write `config.json`, or check that an existing run may be continued or replaced.
+        """Make the folder and write `config.json`, or check that an existing run may be continued or replaced; rank 0 finds out for all.
 
         Raises UserError if a run of that name exists and neither overwrite nor resume was asked for, if its configuration differs from
         the one to resume, or if the folder cannot be written.
         """
+        if problem := self.world.from_main(self._problem_in_opening(description) if self.world.is_main else None):
+            raise UserError(problem)
+
+    def _problem_in_opening(self, description: dict[str, Any]) -> str | None:
         existing = self.folder / "config.json"
-        if self.params.resume:
-            if not existing.exists():
-                raise UserError(f"--run.resume: there is no run {self.folder}; leave it out to start one")
-            check_same_configuration(read_json(existing), description)
-            return
-        if not self.is_main:
-            return
-        self.check_free()
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        make_folder(self.folder)
-        write_json(existing, description)
+        try:
+            if self.params.resume:
+                if not existing.exists():
+                    raise UserError(f"--run.resume: there is no run {self.folder}; leave it out to start one")
+                check_same_configuration(read_json(existing), description)
+            else:
+                self.check_free()
+                if self.folder.exists():
+                    shutil.rmtree(self.folder)
+                make_folder(self.folder)
+                write_json(existing, description)
+        except UserError as error:
+            return str(error)
+        return None
 
     def check_free(self) -> None:
         """UserError if something stands where a new run is to be made and it may not be replaced."""
@@ -116,39 +127,6 @@ class Run:
             raise UserError(f"{self.folder} exists already; give another name, --run.resume to continue it or --run.overwrite to replace it")
         if not (self.folder / "config.json").exists():
             raise UserError(f"{self.folder} is not empty and holds no run; delete it yourself or give another name")
-
-    def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Write `checkpoints/<step>` whole or not at all and drop the oldest beyond `run.keep_checkpoints`."""
-        if not self.is_main:
-            return
-        with atomic_folder(self.checkpoints / f"{step:08d}") as temporary:
-            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary / "state.safetensors")
-            digest = sha256(temporary / "state.safetensors")
-            (temporary / "state.json").write_text(json.dumps({"step": step, "sha256": digest, **state}, indent=2), encoding="utf-8")
-        for old in self._all_checkpoints()[:-max(1, self.params.keep_checkpoints)]:
-            shutil.rmtree(old)
-
-    def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """The newest whole checkpoint's tensors and state; None if there is none. Damaged ones are named and passed over."""
-        for folder in reversed(self._all_checkpoints()):
-            try:
-                state = read_json(folder / "state.json")
-                if sha256(folder / "state.safetensors") != state["sha256"]:
-                    raise ValueError("its digest does not match")
-                return load_file(folder / "state.safetensors"), state
-            except (UserError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-                print(f"skipping checkpoint {folder.name}: {error}", file=sys.stderr)
-        return None
-
-    def _all_checkpoints(self) -> list[Path]:
-        if not self.checkpoints.is_dir():
-            return []
-        return sorted(folder for folder in self.checkpoints.iterdir() if folder.name.isdigit())
-
-    def drop_checkpoints(self) -> None:
-        """After the result is written the checkpoints are of no more use."""
-        if self.is_main:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
 def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | None]:
@@ -214,22 +192,3 @@ def _leaves(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             rows[prefix + name] = value
     return rows
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
-    """The optimizer's state as named tensors: `optimizer.<slot>.<parameter>`; `names` in the order of its parameters."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {f"optimizer.{slot}.{name}": value for name, p in zip(names, parameters, strict=True)
-            for slot, value in optimizer.state.get(p, {}).items()}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for name, p in zip(names, parameters, strict=True):
-        slots = {key.split(".")[1]: value for key, value in tensors.items()
-                 if key.startswith("optimizer.") and key.split(".", 2)[2] == name}
-        for slot, value in slots.items():
-            slots[slot] = value.to(p.device)  # `step` too: the fused optimizers keep it there
-        if slots:
-            optimizer.state[p] = slots

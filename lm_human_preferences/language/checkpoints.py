@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from lm_human_preferences.distributed import World, whole
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.files import atomic_folder, read_json, sha256
 from lm_human_preferences.language.encoding import ENCODINGS
@@ -26,9 +27,18 @@ _AS_GPT2 = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False
 
 
 def save_model(folder: Path, model: GPT2, heads: dict[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float32,
-               note: dict | None = None) -> None:
-    """Write a model folder atomically. `dtype` is that of the stored trunk; heads stay float32. `note` goes into config.json."""
-    tensors = {_PREFIX + name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+               note: dict | None = None, world: World = World()) -> None:
+    """Write a model folder atomically. `dtype` is that of the stored trunk; heads stay float32. `note` goes into config.json.
+
+    On several ranks all call it, for a sharded model gives its parts; rank 0 writes.
+    """
+    tensors = {}
+    for name, value in model.state_dict().items():
+        value = whole(value.detach())
+        if world.is_main:
+            tensors[_PREFIX + name] = value.to("cpu", dtype).contiguous()
+    if not world.is_main:
+        return
     with _new_folder(folder, model.config, dtype, heads, note) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
 

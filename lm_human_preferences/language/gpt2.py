@@ -178,6 +178,12 @@ class GPT2(nn.Module):
         for block in self.h:
             block.recompute = on
 
+    def round_projections(self) -> None:
+        """Keep the projections as the bfloat16 numbers that autocast rounds them to anyway; embeddings and norms stay float32. For frozen models."""
+        for module in self.modules():
+            if isinstance(module, Projection):
+                module.to(torch.bfloat16)
+
     def forward(self, tokens: torch.Tensor, columns: slice = slice(None), dropout: RowDropout | None = None) -> torch.Tensor:
         """Final hidden states (after ln_f) at `columns`.
 
