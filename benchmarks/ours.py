@@ -12,11 +12,10 @@ from benchmarks.cases import Case
 from benchmarks.clock import PhaseClock
 from benchmarks.flops import TRAINING, choice_flops, forward_flops, response_flops
 from lm_human_preferences import train_sft
-from lm_human_preferences.distributed import World, generator_for
+from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.labels import LabelBatch, LabelParams
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2
-from lm_human_preferences.optim import adamw
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.ppo import PPOParams
 from lm_human_preferences.precision import Precision
@@ -88,7 +87,7 @@ def _rollout(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
 
     def work():
         with torch.no_grad(), precision.autocast():
-            for q, u in zip(queries.split(trainer.params.run.micro_batch), uniforms.split(trainer.params.run.micro_batch), strict=True):
+            for q, u in zip(queries.split(trainer.sizes.rollout), uniforms.split(trainer.sizes.rollout), strict=True):
                 trainer.policy.respond(q, u)
 
     return Subject(work, case.batch, lambda: case.batch * R, lambda: sum(response_flops(config, context, R) for context in contexts))
@@ -96,34 +95,35 @@ def _rollout(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
 
 def _scoring(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     trainer, config = _trainer(case, precision), case.config()
-    queries, uniforms = _batch(trainer, precision)
-    with torch.no_grad(), precision.autocast():
-        responses = torch.cat([trainer.policy.respond(q, u).tokens for q, u in zip(queries.split(64), uniforms.split(64), strict=True)])
-    truncated = trainer.scorer(queries, responses)[2]
+    rollout = trainer.sample(0)
     clock.watch(trainer.reference, "analyze", "reference")
     clock.watch(trainer, "scorer", "reward")
 
     def work():
-        with torch.no_grad(), precision.autocast():
-            for q, r in zip(queries.split(trainer.params.run.micro_batch), responses.split(trainer.params.run.micro_batch), strict=True):
-                trainer.reference.analyze(q, r, entropies=False)
-                trainer.scorer(q, r)
+        with torch.no_grad():
+            for rows in torch.arange(case.batch, device=precision.device).split(trainer.sizes.scoring):
+                trainer.score(*(column[rows] for column in rollout[:4]))
 
-    def tokens() -> int:
-        return int((queries != config.padding_token).sum()) + responses.numel()
+    def flops() -> int:
+        return _scoring_flops(trainer, rollout) + trainer.recompute * _analysis_flops(trainer, rollout)
 
-    return Subject(work, case.batch, tokens, lambda: _scoring_flops(trainer, queries, responses, truncated))
+    return Subject(work, case.batch, lambda: int((rollout.queries != config.padding_token).sum()) + rollout.responses.numel(), flops)
 
 
-def _scoring_flops(trainer: PPOTrainer, queries: torch.Tensor, responses: torch.Tensor, truncated: torch.Tensor) -> int:
-    config, R = trainer.policy.transformer.config, responses.shape[1]
-    reference = sum(response_flops(config, context, R) for context in _lengths(trainer.policy.formatter(queries), config.padding_token))
-    rows = torch.cat([queries, truncated], dim=1)
-    return reference + sum(forward_flops(config, length, outputs=1) for length in _lengths(rows, config.padding_token))
+def _analysis_flops(trainer: PPOTrainer, rollout: Rollout) -> int:
+    """Of the log-probabilities of a rollout's responses."""
+    config, R = trainer.policy.transformer.config, rollout.responses.shape[1]
+    return sum(response_flops(config, context, R) for context in _lengths(trainer.policy.formatter(rollout.queries), config.padding_token))
+
+
+def _scoring_flops(trainer: PPOTrainer, rollout: Rollout) -> int:
+    """Of a rollout's comparison with the reference and its rewards."""
+    config, rows = trainer.policy.transformer.config, torch.cat([rollout.queries, rollout.truncated], dim=1)
+    return _analysis_flops(trainer, rollout) + sum(forward_flops(config, length, outputs=1) for length in _lengths(rows, config.padding_token))
 
 
 def _update(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
-    trainer, config, last = _trainer(case, precision), case.config(), {}
+    trainer, last = _trainer(case, precision), {}
     clock.watch(trainer.policy, "respond", "rollout")
     clock.watch(trainer.reference, "analyze", "reference")
     clock.watch(trainer, "scorer", "reward")
@@ -135,11 +135,8 @@ def _update(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
         _, last["rollout"] = trainer.step(0)
 
     def flops() -> int:
-        rollout: Rollout = last["rollout"]
-        R = rollout.responses.shape[1]
-        analysed = sum(response_flops(config, context, R) for context in _lengths(trainer.policy.formatter(rollout.queries), config.padding_token))
         passes = 1 + trainer.recompute + TRAINING * trainer.params.ppo.noptepochs
-        return passes * analysed + _scoring_flops(trainer, rollout.queries, rollout.responses, rollout.truncated)
+        return passes * _analysis_flops(trainer, last["rollout"]) + _scoring_flops(trainer, last["rollout"])
 
     return Subject(work, case.batch, lambda: last["rollout"].responses.numel(), flops)
 
@@ -181,11 +178,10 @@ def _supervised(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     document = np.random.default_rng(SEED).integers(0, config.n_vocab - 1, case.batch * T + 1)
     write_token_file(Path(folder.name), "train", [document])
     rows = Rows(TokenFile(Path(folder.name), "train"), packed=True, block=T, padding_token=config.padding_token)
-    model = GPT2(config).initialise(generator_for(SEED, "benchmark/policy")).to(precision.device)
-    optimizer = adamw(model, (0.9, params.optimizer.beta2), params.optimizer.weight_decay)
-    clock.watch(optimizer, "step", "optimizer")
+    trainer = train_sft.SFTTrainer(GPT2(config).initialise(generator_for(SEED, "benchmark/policy")), {"train": rows, "valid": rows}, params, precision)
+    clock.watch(trainer.optimizer, "step", "optimizer")
 
     def work(folder=folder):  # the folder lives as long as the work
-        train_sft._step(model, optimizer, rows, None, params, precision, World(), 0, 1e-6)
+        trainer.step(0)
 
     return Subject(work, case.batch, lambda: case.batch * T, lambda: TRAINING * case.batch * forward_flops(config, T, outputs=T, logits=T))
