@@ -52,8 +52,15 @@ class RewardModel(nn.Module):
         save_model(folder, self.transformer, heads, note=note, world=world)
 
     def forward(self, queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
-        """Rewards float32 [B] of queries int64 [B, Q] with responses int64 [B, R]; both may be padded."""
-        return self.gain * self.head(self.transformer.last_states(torch.cat([queries, responses], dim=1))) + self.bias
+        """Rewards of responses to queries int64 [B, Q]: float32 [B] of one each, int64 [B, R], or [B, K] of several each, int64 [B, K, R].
+
+        Both may be padded. Several responses share their query's pass.
+        """
+        if responses.ndim == 3:
+            states = self.transformer.choice_states(queries, responses)
+        else:
+            states = self.transformer.last_states(torch.cat([queries, responses], dim=1))
+        return self.gain * self.head(states) + self.bias
 
     @torch.no_grad()
     def reset_scale(self) -> None:

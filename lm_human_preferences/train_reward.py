@@ -264,10 +264,8 @@ class RewardTrainer:
 
 def label_rewards(model: RewardModel | Parallel, labels: LabelBatch, precision: Precision) -> torch.Tensor:
     """Rewards float32 [B, N] of each label's responses, on the model's device."""
-    B, N, R = labels.responses.shape
     with precision.autocast():
-        flat = model(labels.queries.repeat_interleave(N, 0), labels.responses.reshape(B * N, R))
-    return flat.view(B, N)
+        return model(labels.queries, labels.responses)
 
 
 @torch.no_grad()

@@ -6,8 +6,7 @@ import torch
 
 from conftest import TINY_CONFIG, tensor
 from lm_human_preferences.distributed import generator_for
-from lm_human_preferences.language import gpt2
-from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
+from lm_human_preferences.language.gpt2 import GPT2, MLP, GPT2Config
 from lm_human_preferences.language.logprobs import token_logprobs
 from lm_human_preferences.precision import choose_precision
 from lm_human_preferences.train_sft import NextTokenLoss, SFTParams, SFTTrainer, validate
@@ -35,18 +34,73 @@ def test_forward(goldens, policy, case):
     close(policy.value_head(hidden), f[f"{case}/value"])
 
 
-@pytest.mark.parametrize("case, groups", [("a", 1), ("b", 1), ("c", 2), ("bc", 4)])
-def test_last_states(goldens, policy, case, groups, monkeypatch):
-    """The state of each row's last real token, the rows in groups by length, with the gradient of one pass over all."""
-    monkeypatch.setattr(gpt2, "_SMALLEST_GROUP", 1)
+@pytest.mark.parametrize("case", CASES)
+def test_last_states(goldens, policy, case):
+    """The state of each row's last real token, with the gradient of a pass that makes all of them."""
     f = goldens("forward")
     tokens, gradients = tensor(f[f"{case}/tokens"]), []
     policy = policy.transformer
-    close(policy.last_states(tokens, groups), f[f"{case}/h"][:, -1])
-    for states in (policy.last_states(tokens, groups), policy(tokens)[:, -1]):
+    close(policy.last_states(tokens), f[f"{case}/h"][:, -1])
+    for states in (policy.last_states(tokens), policy(tokens)[:, -1]):
         gradients.append(torch.autograd.grad(states.square().sum(), list(policy.parameters())))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def choices(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Five queries and three responses to each: whole, padded anywhere, and in one row without any token (twice)."""
+    generator = torch.Generator().manual_seed(seed)
+    queries, responses = torch.randint(97, (5, 7), generator=generator), torch.randint(97, (5, 3, 6), generator=generator)
+    if seed:
+        queries[1, 3:], queries[2, 1], responses[2, 1, 4:], responses[4, 0, 0] = PADDING, PADDING, PADDING, PADDING
+        responses[3, 0], responses[3, 2] = PADDING, PADDING
+    return queries, responses
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_choices_share_their_querys_pass(policy, seed, recompute):
+    """Hidden states and gradients are those of each response behind its own copy of the query."""
+    model, (queries, responses) = policy.transformer, choices(seed)
+    rows = torch.cat([queries.repeat_interleave(3, 0), responses.flatten(0, 1)], dim=1)
+    gradients = []
+    model.recompute_activations(recompute)
+    for states in (model.choice_states(queries, responses), model.last_states(rows).view(5, 3, -1)):
+        gradients.append((states, *torch.autograd.grad(states.square().sum(), list(model.parameters()))))
+    model.recompute_activations(False)
+    for shared, apart in zip(*gradients, strict=True):
+        torch.testing.assert_close(shared, apart, rtol=1e-4, atol=1e-4)
+
+
+def test_choices_refuse_what_a_pass_refuses(policy):
+    queries, responses = choices(0)
+    queries[0, 0] = PADDING
+    with pytest.raises(ValueError, match="starts with padding"):
+        policy.transformer.choice_states(queries, responses)
+    with pytest.raises(ValueError, match="65 real tokens in a row"):
+        policy.transformer.choice_states(torch.ones(1, 60, dtype=torch.int64), torch.ones(1, 2, 5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("columns", [slice(5, 9), slice(-1, None), slice(None)])
+def test_only_the_asked_columns_go_through_the_last_block(goldens, policy, columns):
+    """The same states and gradients as all of them, where padding repeats a state too."""
+    tokens, gradients = tensor(goldens("forward")["b/tokens"]), []
+    for states in (policy.transformer(tokens, columns=columns), policy.transformer(tokens)[:, columns]):
+        gradients.append((states, *torch.autograd.grad(states.square().sum(), list(policy.transformer.parameters()))))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_padding_is_not_computed(policy, padded, monkeypatch):
+    """What goes through the blocks are the real tokens; a query once for all of its responses."""
+    seen, forward = [], MLP.forward
+    monkeypatch.setattr(MLP, "forward", lambda self, x: (seen.append(len(x)), forward(self, x))[1])
+    queries, responses = choices(int(padded))
+    with torch.no_grad():
+        policy.transformer.choice_states(queries, responses)
+    tokens = int((queries != PADDING).sum() + (responses != PADDING).sum())
+    assert seen == [tokens, tokens, tokens if padded else 15]  # two responses without a token ask for the same state: all states are made
 
 
 @pytest.mark.parametrize("case, chunks", [("d_a_chunks", [10, 2, 4]), ("d_b_chunks", [10, 2, 4]), ("d_b_one", [10] + [1] * 6)])

@@ -3,11 +3,12 @@
 Shapes in this package: B batch, T positions, Q query, R response, V vocabulary, C channels, H heads, D = C / H.
 
 Padding is recognised by its token id. The original (language/model.py) masks padded keys, counts positions over real tokens only, and
-gives a padded place the output of the last real token before it. Here each row is *compacted* instead: its real tokens move to the left,
-plain causal attention runs over them, and the outputs are spread back to their places. That is the same function of the tokens, exact
-and without a mask: what the compaction leaves to the right of a row's tokens lies in the future of all of them.
+gives a padded place the output of the last real token before it. Here only real tokens go through the model, side by side in one list
+(packing.py); for attention each row's move to the left of a rectangle, where plain causal attention runs over them, and the outputs are found
+for the places that were asked for. That is the same function of the tokens, exact and without a mask.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lm_human_preferences.language.dropout import RowDropout
+from lm_human_preferences.language.packing import Layout, Packing, all_differ, causal, lay_out, lay_out_choices, take
 from lm_human_preferences.precision import vocabulary_projection
 
 
@@ -39,7 +41,7 @@ class GPT2Config:
             raise ValueError(f"padding_token {self.padding_token} lies inside the vocabulary")
 
 
-_SMALLEST_GROUP = 16  # rows; smaller matrix products waste more than padding does
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]  # queries, keys, values [B, H, n, D], layer -> [B, H, n, D]
 
 SHAPES = {
     "tiny": dict(n_ctx=256, n_embd=256, n_head=4, n_layer=7),
@@ -59,8 +61,9 @@ class Projection(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_in, n_out))
         self.bias = nn.Parameter(torch.empty(n_out))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight.t(), self.bias)
+    def forward(self, x: torch.Tensor, outputs: slice = slice(None)) -> torch.Tensor:
+        """x [..., in] -> [..., out], or some of the outputs."""
+        return F.linear(x, self.weight[:, outputs].t(), self.bias[outputs])
 
 
 @dataclass
@@ -84,6 +87,22 @@ class KVCache:
         return self.real.shape[1]
 
 
+class Cached:
+    """Attention of a chunk of new tokens to all that a cache holds, after it has taken their keys and values."""
+
+    def __init__(self, cache: KVCache, mask: torch.Tensor | None):
+        self.cache, self.mask = cache, mask
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
+        """All [B, H, n, D]."""
+        keys, values, past = self.cache.keys[layer], self.cache.values[layer], self.cache.used
+        end = past + q.shape[2]
+        keys[:, :, past:end], values[:, :, past:end] = k, v
+        if not past:
+            return causal(q, k, v, layer)
+        return F.scaled_dot_product_attention(q, keys[:, :, :end].to(q.dtype), values[:, :, :end].to(q.dtype), attn_mask=self.mask)
+
+
 class Attention(nn.Module):
     """Masked multi-head self-attention (original: language/model.py attn)."""
 
@@ -93,18 +112,20 @@ class Attention(nn.Module):
         self.c_attn = Projection(config.n_embd, 3 * config.n_embd, std=config.n_embd ** -0.5)
         self.c_proj = Projection(config.n_embd, config.n_embd, std=(config.n_embd * config.n_layer) ** -0.5)
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None, layer: int, mask: torch.Tensor | None) -> torch.Tensor:
-        B, T, C = x.shape
-        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))  # [B, H, T, D]
-        past = 0
-        if cache is not None:
-            past, end = cache.used, cache.used + T
-            cache.keys[layer][:, :, past:end] = k
-            cache.values[layer][:, :, past:end] = v
-            if past:
-                k, v = cache.keys[layer][:, :, :end].to(q.dtype), cache.values[layer][:, :, :end].to(q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1 and not past)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+    def forward(self, x: torch.Tensor, layer: int, packing: Packing, attend: Attend, kept: torch.Tensor | None) -> torch.Tensor:
+        """x [N, C] -> [N, C], or [M, C] for the tokens `kept` alone: of the others only keys and values are made."""
+        C = x.shape[1]
+        if kept is None:
+            q, k, v = (self._heads(part) for part in packing.spread(self.c_attn(x)).split(C, dim=2))
+        else:
+            q = self._heads(packing.spread(self.c_attn(take(x, kept), slice(C)), kept))
+            k, v = (self._heads(part) for part in packing.spread(self.c_attn(x, slice(C, None))).split(C, dim=2))
+        y = attend(q, k, v, layer)  # [B, H, n, D]
+        return self.c_proj(packing.collect(y.transpose(1, 2).flatten(2), kept))
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, n, C] -> [B, H, n, D]."""
+        return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -130,21 +151,22 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.recompute = False  # activations in the backward pass instead of keeping them
 
-    def forward(self, parts: list[torch.Tensor], layer: int, cache: KVCache | None = None, mask: torch.Tensor | None = None,
-                dropout: RowDropout | None = None) -> list[torch.Tensor]:
-        """Each of `parts` [B, T, C] for itself.
+    def forward(self, x: torch.Tensor, layer: int, packing: Packing, attend: Attend, dropout: RowDropout | None = None,
+                kept: torch.Tensor | None = None) -> torch.Tensor:
+        """x [N, C], a list of tokens that `packing` lays out -> [N, C], or [M, C] for the distinct tokens `kept` int64 [M] alone (without dropout).
 
-        A pass calls each block once, with all its parts: with sharded parameters (parallel.py) a second call in one pass loses gradients.
+        A pass calls each block once, with all its tokens: with sharded parameters (parallel.py) a second call in one pass loses gradients.
         """
+        arguments = (x, layer, packing, attend, dropout, kept)
         if self.recompute and torch.is_grad_enabled():
-            return [checkpoint(self._layer, x, layer, cache, mask, dropout, use_reentrant=False, preserve_rng_state=False) for x in parts]
-        return [self._layer(x, layer, cache, mask, dropout) for x in parts]
+            return checkpoint(self._layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return self._layer(*arguments)
 
-    def _layer(self, x: torch.Tensor, layer: int, cache: KVCache | None, mask: torch.Tensor | None, dropout: RowDropout | None) -> torch.Tensor:
-        attended = self.attn(self.ln_1(x), cache, layer, mask)
-        x = x + (dropout(attended, 2 * layer + 1) if dropout else attended)
-        transformed = self.mlp(self.ln_2(x))
-        return x + (dropout(transformed, 2 * layer + 2) if dropout else transformed)
+    def _layer(self, x, layer: int, packing: Packing, attend: Attend, dropout: RowDropout | None, kept: torch.Tensor | None) -> torch.Tensor:
+        drop = lambda y, site: packing.collect(dropout(packing.spread(y), site)) if dropout else y
+        attended = self.attn(self.ln_1(x), layer, packing, attend, kept)
+        x = (x if kept is None else take(x, kept)) + drop(attended, 2 * layer + 1)
+        return x + drop(self.mlp(self.ln_2(x)), 2 * layer + 2)
 
 
 class GPT2(nn.Module):
@@ -191,28 +213,44 @@ class GPT2(nn.Module):
         place it is the hidden state of the last real token before it, and gradients flow into that one.
         Raises ValueError for a row that starts with padding or has more than n_ctx real tokens.
         """
-        compacted, source = self._compact(tokens)
-        self._check_length(compacted.shape[1])
-        x = self._embed(compacted, torch.arange(compacted.shape[1], device=tokens.device))
-        [x] = self._through_blocks([dropout(x, 0) if dropout else x], dropout=dropout)
-        return self.ln_f(self._spread(x, source, columns))
+        layout = self._lay_out(tokens)
+        self._check_length(layout.packing.width)
+        x = self._embed(layout.tokens, layout.positions)
+        x = layout.packing.collect(dropout(layout.packing.spread(x), 0)) if dropout else x
+        asked = layout.last[:, columns]
+        return self._states(x, layout, asked, causal, dropout, distinct=layout.lengths is None or all_differ(asked))
 
-    def last_states(self, tokens: torch.Tensor, groups: int = 4) -> torch.Tensor:
-        """Final hidden states [B, C] of each row's last real token; tokens as in `forward`.
+    def last_states(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Final hidden states [B, C] of each row's last real token; tokens as in `forward`."""
+        layout = self._lay_out(tokens)
+        self._check_length(layout.packing.width)
+        return self._states(self._embed(layout.tokens, layout.positions), layout, layout.last[:, -1], causal)
 
-        Rows go through the blocks in groups of similar length, so that little is computed for padding. The token embedding is read once
-        for all of them: each reading costs a gradient of the whole vocabulary's size.
+    def choice_states(self, queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+        """Final hidden states [B, K, C] of the last real token of each of K responses int64 [B, K, R] to queries int64 [B, Q].
+
+        The same as `last_states` of each query followed by each response, but a query goes through the blocks once for all of them.
         """
-        compacted, source = self._compact(tokens)
-        B, n = compacted.shape
-        self._check_length(n)
-        last = torch.full((B,), n - 1, device=tokens.device) if source is None else source[:, -1]  # column of each row's last real token
-        embedded = self._embed(compacted, torch.arange(n, device=tokens.device))
-        order = last.argsort(stable=True)
-        split = order.split(max(_SMALLEST_GROUP, -(-B // groups)))
-        parts = self._through_blocks([embedded[rows, :int(last[rows[-1]]) + 1] for rows in split])
-        states = [x[torch.arange(len(rows), device=x.device), last[rows]] for x, rows in zip(parts, split, strict=True)]
-        return self.ln_f(torch.cat(states))[order.argsort()]
+        layout, branches, ends = lay_out_choices(queries, responses, self.config.padding_token)
+        self._check_start(layout)
+        self._check_length(int(layout.positions.max()) + 1)
+        asked = torch.where(ends < 0, layout.last[:, -1:], ends)
+        x = self._embed(layout.tokens, layout.positions)
+        return self._states(x, layout, asked, branches, distinct=all_differ(asked))
+
+    def _states(self, x: torch.Tensor, layout: Layout, asked: torch.Tensor, attend: Attend, dropout: RowDropout | None = None,
+                distinct: bool = True) -> torch.Tensor:
+        """Embedded tokens [N, C] through all blocks -> final hidden states at the list's places `asked` int64 [...].
+
+        Where these are `distinct` and not all, the last block works for them alone.
+        """
+        kept = asked.flatten() if distinct and dropout is None and asked.numel() < len(x) else None
+        for layer, block in enumerate(self.h):
+            x = block(x, layer, layout.packing, attend, dropout, kept if layer + 1 == len(self.h) else None)
+        x = self.ln_f(x)
+        if kept is None and not (distinct and asked.numel() == len(x)):
+            x = x[asked.flatten()]
+        return x.view(*asked.shape, -1)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [..., C] -> float32 logits [..., V] over the tied embedding."""
@@ -234,27 +272,21 @@ class GPT2(nn.Module):
         tokens: int64 [B, T]; no row may start with padding (as in the original, for each chunk). Returns [B, T', C].
         Raises ValueError if the chunk does not fit into the cache or the context.
         """
-        compacted, source = self._compact(tokens)
-        n, past = compacted.shape[1], cache.used
+        layout = self._lay_out(tokens)
+        n, past = layout.packing.width, cache.used
         if past + n > cache.capacity:
             raise ValueError(f"the cache has {cache.capacity} columns, {past} of them used: {n} more do not fit")
         self._check_length(cache.longest + n)
-        steps = torch.arange(n, device=tokens.device)
-        lengths = n if source is None else source[:, -1:] + 1  # real tokens of each row in this chunk
-        cache.real[:, past:past + n] = steps < lengths
-        cache.has_gaps = cache.has_gaps or source is not None
-        positions = (cache.count[:, None] + steps).clamp(max=self.config.n_ctx - 1)
+        lengths = n if layout.lengths is None else layout.lengths[:, None]
+        cache.real[:, past:past + n] = torch.arange(n, device=tokens.device) < lengths
+        cache.has_gaps = cache.has_gaps or layout.lengths is not None
+        x = self._embed(layout.tokens, cache.count[layout.rows] + layout.positions)
         mask = self._chunk_mask(cache, n) if past and (cache.has_gaps or n > 1) else None
-        [x] = self._through_blocks([self._embed(compacted, positions)], cache, mask)
-        cache.count += n if source is None else lengths[:, 0]
+        asked = layout.last[:, columns]
+        hidden = self._states(x, layout, asked, Cached(cache, mask), distinct=layout.lengths is None or all_differ(asked))
+        cache.count += n if layout.lengths is None else layout.lengths
         cache.used, cache.longest = past + n, cache.longest + n
-        return self.ln_f(self._spread(x, source, columns))
-
-    def _through_blocks(self, parts: list[torch.Tensor], cache: KVCache | None = None, mask: torch.Tensor | None = None,
-                        dropout: RowDropout | None = None) -> list[torch.Tensor]:
-        for layer, block in enumerate(self.h):
-            parts = block(parts, layer, cache, mask, dropout)
-        return parts
+        return hidden
 
     @staticmethod
     def _chunk_mask(cache: KVCache, n: int) -> torch.Tensor:
@@ -263,22 +295,15 @@ class GPT2(nn.Module):
         seen = torch.ones(n, end, dtype=torch.bool, device=cache.real.device).tril(cache.used)
         return (cache.real[:, None, :end] & seen)[:, None]
 
-    def _compact(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Move each row's real tokens to the left.
+    def _lay_out(self, tokens: torch.Tensor) -> Layout:
+        layout = lay_out(tokens, self.config.padding_token)
+        self._check_start(layout)
+        return layout
 
-        Returns the compacted tokens [B, n] (token 0 to the right of a row's end), n being the largest number of real tokens in a row, and
-        for each place of `tokens` the compacted column of the last real token up to there [B, T]; None if there is no padding.
-        """
-        real = tokens != self.config.padding_token
-        if bool(real.all()):
-            return tokens, None
-        if not bool(real[:, 0].all()):
+    @staticmethod
+    def _check_start(layout: Layout) -> None:
+        if layout.lengths is not None and bool((layout.last[:, 0] < 0).any()):
             raise ValueError("a row starts with padding: its first outputs would belong to no token")
-        source = real.cumsum(1) - 1  # [B, T]
-        n = int(source[:, -1].max()) + 1
-        compacted = tokens.new_zeros(tokens.shape[0], n + 1)  # the last column collects what padding overwrites
-        compacted.scatter_(1, torch.where(real, source, n), tokens)
-        return compacted[:, :n].contiguous(), source
 
     def _check_length(self, n: int) -> None:
         if n > self.config.n_ctx:
@@ -286,13 +311,6 @@ class GPT2(nn.Module):
 
     def _embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return self.wte(tokens) + self.wpe(positions)
-
-    @staticmethod
-    def _spread(x: torch.Tensor, source: torch.Tensor | None, columns: slice) -> torch.Tensor:
-        """Compacted states [B, n, C] -> states at the asked columns of the original rows [B, T', C]."""
-        if source is None:
-            return x[:, columns]
-        return x.gather(1, source[:, columns, None].expand(-1, -1, x.shape[2]))
 
 
 def count_parameters(config: GPT2Config) -> dict[str, int]:
