@@ -62,6 +62,7 @@ class Policy(nn.Module):
         """
         contexts = self.formatter(queries)
         start, R = contexts.shape[1] - 1, responses.shape[1]
-        hidden = self.transformer(torch.cat([contexts, responses], dim=1), columns=slice(start, start + R))  # [B, R, C]
+        rows = torch.cat([contexts, responses[:, :-1]], dim=1)  # what follows the last token is of no interest
+        hidden = self.transformer(rows, columns=slice(start, start + R))  # [B, R, C]
         logprobs, entropy = token_logprobs(self.transformer, hidden, responses, self.temperature if temperature is None else temperature, entropies)
         return Analysis(logprobs, self.value_head(hidden), entropy)

@@ -72,10 +72,13 @@ def choose_precision(device: str = "auto", precision: str = "auto") -> Precision
     return Precision(torch.device(device), precision == "bfloat16" or (precision == "auto" and fast))
 
 
-def vocabulary_projection(hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+def vocabulary_projection(hidden: torch.Tensor, embedding: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """hidden [..., C] times embedding [V, C] transposed, as float32 logits [..., V], whatever the autocast.
 
-    Inside `Precision.autocast` with bfloat16 the inputs are rounded to bfloat16 by the matrix product, its sums are float32.
+    Inside `Precision.autocast` with bfloat16 the inputs are rounded to bfloat16 by the matrix product, its sums are float32. `out`: memory for the
+    logits of hidden [n, C], where no gradient is wanted; fresh memory of this size costs a CPU a third of the product's time.
     """
     with torch.autocast(hidden.device.type, enabled=False):
+        if out is not None:
+            return torch.mm(hidden.float(), embedding.float().t(), out=out)
         return F.linear(hidden.float(), embedding.float())

@@ -95,12 +95,12 @@ def test_only_the_policies_see_prefix_and_suffix(goldens):
     rollout, formatter = trainer.sample(0), trainer.policy.formatter
     scored = torch.cat(seen["reward"])
     assert len(formatter.prefix) and len(formatter.suffix)
-    assert same_rows(torch.cat(seen["reference"]), torch.cat([formatter(rollout.queries), rollout.responses], 1))
+    assert same_rows(torch.cat(seen["reference"]), torch.cat([formatter(rollout.queries), rollout.responses[:, :-1]], 1))
     truncated = trainer.scorer(rollout.queries, rollout.responses)[2]
     assert (truncated == 99).any() and not (rollout.responses == 99).any()
     assert same_rows(scored, torch.cat([rollout.queries, truncated], 1))
     trainer.train_minibatch(rollout, torch.zeros(16, 6), torch.arange(16), 0.0)
-    assert same_rows(torch.cat(seen["policy"]), torch.cat([formatter(rollout.queries), rollout.responses], 1))
+    assert same_rows(torch.cat(seen["policy"]), torch.cat([formatter(rollout.queries), rollout.responses[:, :-1]], 1))
 
     reward_trainer, rows, drawn = small_reward(goldens), [], []
     reward_trainer.params.task.truncate_token = 13

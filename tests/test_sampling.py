@@ -113,3 +113,23 @@ def test_draws_follow_the_distribution():
     torch.testing.assert_close(logprobs, torch.log_softmax(logits[0], 0)[tokens])
     edges, _ = draw(logits.expand(2, -1), torch.tensor([0.0, 1 - 2**-24]))
     assert edges.tolist() == [0, 4]  # and never the excluded token
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_a_token_a_row_is_a_chunk_of_one(padded):
+    """`advance` does what `extend` does, and stops at the cache's end."""
+    model = GPT2(TINY_CONFIG).initialise(torch.Generator().manual_seed(0))
+    tokens = torch.randint(97, (3, 8), generator=torch.Generator().manual_seed(1))
+    if padded:
+        tokens[0, 2:4], tokens[2, 3] = TINY_CONFIG.padding_token, TINY_CONFIG.padding_token
+    caches = [model.new_cache(3, 8) for _ in range(2)]
+    for cache in caches:
+        model.extend(tokens[:, :4], cache)
+    for t in range(4, 8):
+        one, other = model.advance(tokens[:, t], caches[0]), model.extend(tokens[:, t:t + 1], caches[1])[:, 0]
+        torch.testing.assert_close(one, other)
+    assert torch.equal(caches[0].count, caches[1].count) and torch.equal(caches[0].real, caches[1].real)
+    with pytest.raises(ValueError, match="all of them used"):
+        for _ in range(8):
+            model.advance(tokens[:, 7], caches[0])

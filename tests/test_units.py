@@ -10,6 +10,7 @@ import torch
 
 from conftest import tensor
 from lm_human_preferences.labels import label_type, pearson_r
+from lm_human_preferences.language import logprobs
 from lm_human_preferences.language.gpt2 import GPT2, MLP, GPT2Config
 from lm_human_preferences.language.logprobs import token_logprobs
 
@@ -94,9 +95,29 @@ def test_cumulative_max(goldens):
 def test_logprobs_and_entropies(goldens):
     """With the identity as embedding the hidden states are the logits."""
     g, model = goldens("units"), bare_model("wte", size=23, padding_token=25)
-    logprobs, entropies = token_logprobs(model, tensor(g["logits/logits"]), tensor(g["logits/labels"]))
-    np.testing.assert_allclose(logprobs.detach(), g["logits/logprobs"], rtol=0, atol=5e-5)
+    found, entropies = token_logprobs(model, tensor(g["logits/logits"]), tensor(g["logits/labels"]))
+    np.testing.assert_allclose(found.detach(), g["logits/logprobs"], rtol=0, atol=5e-5)
     np.testing.assert_allclose(entropies, g["logits/entropies"], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 20])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_kept_in_part_or_made_again(kept, temperature, monkeypatch):
+    """Values and gradients are those of PyTorch's log-softmax, however many rows wait for the backward pass; a second one makes all again."""
+    model, generator = bare_model("wte", size=23, padding_token=25), torch.Generator().manual_seed(5)
+    monkeypatch.setattr(logprobs, "KEPT_BYTES", {"cpu": 4 * 23 * kept})
+    monkeypatch.setattr(logprobs, "CHUNK_ROWS", {"cpu": 8})
+    monkeypatch.setattr(logprobs, "BLOCK_ROWS", {"cpu": 3})
+    weight = model.wte.weight.requires_grad_(True)
+    hidden, labels = torch.randn(20, 23, generator=generator, requires_grad=True), torch.randint(23, (20,), generator=generator)
+    factors = torch.randn(20, generator=generator)
+    mine, entropies = token_logprobs(model, hidden, labels, temperature)
+    plain = torch.log_softmax(hidden @ weight.t() / temperature, dim=1)
+    torch.testing.assert_close(mine, plain.gather(1, labels[:, None])[:, 0])
+    torch.testing.assert_close(entropies, -(plain.exp() * plain).sum(1))
+    expected = torch.autograd.grad((plain.gather(1, labels[:, None])[:, 0] * factors).sum(), (hidden, weight))
+    for _ in range(2):
+        torch.testing.assert_close(torch.autograd.grad((mine * factors).sum(), (hidden, weight), retain_graph=True), expected)
 
 
 def test_pearson_r(goldens):

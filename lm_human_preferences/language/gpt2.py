@@ -252,9 +252,9 @@ class GPT2(nn.Module):
             x = x[asked.flatten()]
         return x.view(*asked.shape, -1)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [..., C] -> float32 logits [..., V] over the tied embedding."""
-        return vocabulary_projection(hidden, self.wte.weight)
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """hidden [..., C] -> float32 logits [..., V] over the tied embedding; `out`: memory for those of hidden [n, C], without gradient."""
+        return vocabulary_projection(hidden, self.wte.weight, out)
 
     def new_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` columns (padding of the first chunk takes no column)."""
@@ -287,6 +287,21 @@ class GPT2(nn.Module):
         cache.count += n if layout.lengths is None else layout.lengths
         cache.used, cache.longest = past + n, cache.longest + n
         return hidden
+
+    def advance(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """`extend` by one token a row, int64 [B], none of them padding -> [B, C]. Nothing here waits for the device."""
+        past = cache.used
+        if past == cache.capacity:
+            raise ValueError(f"the cache has {cache.capacity} columns, all of them used")
+        self._check_length(cache.longest + 1)
+        cache.real[:, past] = True
+        x, packing = self._embed(tokens, cache.count), Packing(len(tokens), 1)
+        attend = Cached(cache, cache.real[:, None, None, :past + 1] if cache.has_gaps else None)
+        for layer, block in enumerate(self.h):
+            x = block(x, layer, packing, attend)
+        cache.count += 1
+        cache.used, cache.longest = past + 1, cache.longest + 1
+        return self.ln_f(x)
 
     @staticmethod
     def _chunk_mask(cache: KVCache, n: int) -> torch.Tensor:

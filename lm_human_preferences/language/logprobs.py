@@ -1,7 +1,7 @@
-"""Log-probabilities and entropies of tokens from hidden states, without ever holding the vocabulary-wide tensor of a batch.
+"""Log-probabilities and entropies of tokens from hidden states.
 
-Logits are made, used and dropped in chunks of rows, in the backward pass again. On a CPU a chunk stays in the cache, so this is faster
-than keeping them: 1.6 times for 1,536 rows of width 256 (docs/log.md).
+Logits are made in chunks of rows and used in blocks that stay in a CPU core's cache. For the backward pass their exponentials are kept while they
+fit into `KEPT_BYTES`; of the rows beyond, logits are made again there, and the vocabulary-wide tensor of a whole batch never exists.
 """
 
 import torch
@@ -9,7 +9,9 @@ import torch
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.precision import vocabulary_projection, with_matmul_precision
 
-CHUNK_ROWS = {"cpu": 128, "cuda": 2048}  # 2,048 rows of 50,257 float32 logits are 400 MiB
+CHUNK_ROWS = {"cpu": 128, "cuda": 2048}  # of a matrix product; 2,048 rows of 50,257 float32 logits are 400 MiB
+BLOCK_ROWS = {"cpu": 16, "cuda": 2048}  # of the passes over its result
+KEPT_BYTES = {"cpu": 2 ** 29, "cuda": 2 ** 31}  # of exponentials, from a forward pass to its backward pass
 
 
 def token_logprobs(model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0,
@@ -20,44 +22,65 @@ def token_logprobs(model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, temp
     original has no entropy bonus); without `entropies` they are zeros. The temperature divides the logits before log-softmax.
     Original: utils/core.py logprobs_from_logits, entropy_from_logits, as called by policy.py analyze_responses_op.
     """
-    rows = hidden.reshape(-1, hidden.shape[-1]).float()
-    logprobs, entropy = _TokenLogprobs.apply(rows, model.wte.weight, labels.reshape(-1), max(temperature, 1e-10), entropies)
+    rows, weight = hidden.reshape(-1, hidden.shape[-1]).float(), model.wte.weight
+    in_training = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
+    kept = min(len(rows), KEPT_BYTES[rows.device.type] // (4 * len(weight))) if in_training else 0
+    logprobs, entropy = _TokenLogprobs.apply(rows, weight, labels.reshape(-1), max(temperature, 1e-10), entropies, kept)
     return logprobs.view(labels.shape), entropy.view(labels.shape)
 
 
+def _slices(start: int, end: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, end)) for first in range(start, end, size)]
+
+
 class _TokenLogprobs(torch.autograd.Function):
-    """hidden float32 [N, C], embedding [V, C], labels int64 [N] -> log-probabilities and entropies float32 [N]."""
+    """hidden float32 [N, C], embedding [V, C], labels int64 [N] -> log-probabilities and entropies float32 [N].
+
+    Of the first `kept` rows the exponentials of the logits, less the row's largest, wait for the backward pass: float32 [kept, V].
+    """
 
     @staticmethod
-    def forward(ctx, hidden, embedding, labels, temperature, entropies):
-        N, chunk = len(labels), CHUNK_ROWS[hidden.device.type]
-        logprobs, normaliser, entropy = hidden.new_empty(N), hidden.new_empty(N), hidden.new_zeros(N)
-        for rows in (slice(start, start + chunk) for start in range(0, N, chunk)):
-            logits = vocabulary_projection(hidden[rows], embedding).div_(temperature)  # [n, V]
-            label_logits = logits.gather(1, labels[rows, None])[:, 0]
-            largest = logits.amax(1, keepdim=True)
-            weights = logits.sub_(largest).exp() if entropies else logits.sub_(largest).exp_()
-            total = weights.sum(1)
-            normaliser[rows] = total.log() + largest[:, 0]
-            logprobs[rows] = label_logits - normaliser[rows]
-            if entropies:
-                entropy[rows] = total.log() - weights.mul_(logits).sum(1) / total
-        ctx.save_for_backward(hidden, embedding, labels, normaliser)
+    def forward(ctx, hidden, embedding, labels, temperature, entropies, kept):
+        N, device = len(labels), hidden.device.type
+        logprobs, entropy, largest, total = hidden.new_empty(N), hidden.new_zeros(N), hidden.new_empty(N), hidden.new_empty(N)
+        exponentials = hidden.new_empty(kept, len(embedding))
+        memory = hidden.new_empty(min(N, CHUNK_ROWS[device]), len(embedding))
+        for chunk in _slices(0, kept, CHUNK_ROWS[device]) + _slices(kept, N, CHUNK_ROWS[device]):
+            logits = vocabulary_projection(hidden[chunk], embedding, out=memory[:chunk.stop - chunk.start])
+            for rows in _slices(chunk.start, chunk.stop, BLOCK_ROWS[device]):
+                x = logits[rows.start - chunk.start:rows.stop - chunk.start]  # [n, V]
+                if temperature != 1:
+                    x.div_(temperature)
+                largest[rows] = x.amax(1)
+                x.sub_(largest[rows, None])
+                logprobs[rows] = x.gather(1, labels[rows, None])[:, 0]
+                weights = torch.exp(x, out=exponentials[rows]) if rows.stop <= kept else x.exp() if entropies else x.exp_()
+                total[rows] = weights.sum(1)
+                if entropies:
+                    entropy[rows] = -x.mul_(weights).sum(1)
+        normaliser = total.log()
+        if entropies:
+            entropy.div_(total).add_(normaliser)
+        ctx.save_for_backward(hidden, embedding, labels, total, normaliser + largest)
+        ctx.exponentials, ctx.kept = exponentials, kept
         ctx.temperature, ctx.matmul_precision = temperature, torch.get_float32_matmul_precision()
         ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        return logprobs.sub_(normaliser), entropy
 
     @staticmethod
     def backward(ctx, grad, _):
-        hidden, embedding, labels, normaliser = ctx.saved_tensors
-        chunk, grad = CHUNK_ROWS[hidden.device.type], grad.float() / ctx.temperature
-        grad_hidden, grad_embedding = torch.empty_like(hidden), torch.zeros_like(embedding, dtype=torch.float32)
-        weight = embedding.float()
+        hidden, embedding, labels, total, normaliser = ctx.saved_tensors
+        exponentials, ctx.exponentials = ctx.exponentials, None  # they become the gradient of the logits: they are there once
+        kept, N, grad = 0 if exponentials is None else ctx.kept, len(labels), grad.float() / ctx.temperature
+        grad_hidden, weight, grad_embedding = torch.empty_like(hidden), embedding.float(), None
         with with_matmul_precision(ctx.matmul_precision):
-            for rows in (slice(start, start + chunk) for start in range(0, len(labels), chunk)):
-                logits = vocabulary_projection(hidden[rows], embedding).div_(ctx.temperature)
-                grad_logits = logits.sub_(normaliser[rows, None]).exp_().mul_(-grad[rows, None])  # -probability * grad
+            for rows in ([slice(0, kept)] if kept else []) + _slices(kept, N, CHUNK_ROWS[hidden.device.type]):
+                if rows.stop <= kept:
+                    grad_logits = exponentials.mul_((-grad / total)[rows, None])  # -probability * grad
+                else:
+                    logits = vocabulary_projection(hidden[rows], embedding).div_(ctx.temperature)
+                    grad_logits = logits.sub_(normaliser[rows, None]).exp_().mul_(-grad[rows, None])
                 grad_logits.scatter_add_(1, labels[rows, None], grad[rows, None])
-                grad_hidden[rows] = grad_logits @ weight
-                grad_embedding.addmm_(grad_logits.t(), hidden[rows])
-        return grad_hidden, grad_embedding.to(embedding.dtype), None, None, None
+                torch.mm(grad_logits, weight, out=grad_hidden[rows])
+                grad_embedding = torch.mm(grad_logits.t(), hidden[rows]) if grad_embedding is None else grad_embedding.addmm_(grad_logits.t(), hidden[rows])
+        return grad_hidden, grad_embedding.to(embedding.dtype), None, None, None, None

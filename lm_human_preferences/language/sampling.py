@@ -35,23 +35,26 @@ def sample(model: GPT2, contexts: torch.Tensor, uniforms: torch.Tensor, *, tempe
     hidden = model.extend(contexts, cache, columns=slice(-1, None))[:, 0]  # [B, C]
     tokens, logprobs = contexts.new_empty(B, R), uniforms.new_empty(B, R)
     values = uniforms.new_empty(B, R) if value_head else None
+    memory = torch.empty(B, model.config.n_vocab, dtype=torch.float32, device=contexts.device)
     for t in range(R):
-        logits = exclude(model.logits(hidden) / max(temperature, 1e-10), top_k, top_p)  # float32 [B, V]
-        tokens[:, t], logprobs[:, t] = draw(logits, uniforms[:, t])
+        logits = model.logits(hidden, out=memory)
+        if temperature != 1:
+            logits.div_(max(temperature, 1e-10))
+        tokens[:, t], logprobs[:, t] = draw(exclude(logits, top_k, top_p), uniforms[:, t])
         if value_head:
             values[:, t] = value_head(hidden)
         if t + 1 < R:
-            hidden = model.extend(tokens[:, t:t + 1], cache)[:, 0]
+            hidden = model.advance(tokens[:, t], cache)
     return Sample(tokens, logprobs, values)
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One token per row: the first whose cumulative probability exceeds the uniform. logits [B, V], uniforms [B] -> tokens, logprobs [B]."""
-    normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
-    cumulative = torch.exp(logits - normaliser).cumsum(-1)
-    targets = uniforms[:, None] * cumulative[:, -1:]  # the last sum is 1 but for rounding
+    shifted = logits - logits.amax(-1, keepdim=True)
+    cumulative = torch.exp(shifted).cumsum_(-1)  # not yet divided by its last entry
+    targets = uniforms[:, None] * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[-1] - 1)
-    return tokens[:, 0], (logits.gather(-1, tokens) - normaliser)[:, 0]
+    return tokens[:, 0], (shifted.gather(-1, tokens) - cumulative[:, -1:].log())[:, 0]
 
 
 def exclude(logits: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
