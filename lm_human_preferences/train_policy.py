@@ -5,6 +5,7 @@ A step reads from top to bottom: queries -> sample responses -> compare with the
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from lm_human_preferences.judges import FunctionJudge, Rewards, load_function, l
 from lm_human_preferences.language.checkpoints import load_model
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
-from lm_human_preferences.memory import choose_micro_batches, policy_training_memory, remembered
+from lm_human_preferences.memory import choose_micro_batches, policy_training_memory, remembered, try_micro_batches
 from lm_human_preferences.optim import TensorFlowAdam, allocate_state, linear_decay, optimizer_tensors
 from lm_human_preferences.parallel import Parallel, gathered, place_frozen
 from lm_human_preferences.policy import Policy
@@ -187,6 +188,8 @@ class PPOTrainer:
         run = Run(Path(p.run.save_dir) / experiment, p.run, self.world)
         run.open(describe_run("train_policy", task, experiment, to_dict(p)))
         first = self._resume(run) if p.run.resume else 0
+        if self.precision.device.type == "cuda" and not self.trained.sharded:
+            self.sizes = try_micro_batches(self.sizes, p.run, self.attempts(), self.optimizer, self.world)
         if main:
             print(f"{experiment}: {self.total_steps:,} steps of {p.ppo.batch_size} episodes, KL coefficient {self.kl_controller.value}"
                   f"{f' steered to {p.rewards.adaptive_kl.target} nats' if p.rewards.adaptive_kl else ''}, {self.precision.describe()}, "
@@ -302,6 +305,28 @@ class PPOTrainer:
         *losses, values, entropies = (self.world.gather(torch.cat(column)) for column in zip(*parts, strict=True))
         losses = Losses(*losses)
         return minibatch_stats(losses, values, entropies, targets, ppo), float(losses.ratio.std(correction=0))
+
+    def attempts(self) -> dict[str, Callable[[int], None]]:
+        """Passes over so many rows that take as much memory as any in training; they change nothing."""
+        device, task = self.precision.device, self.params.task
+        queries, responses = (torch.zeros(1, length, dtype=torch.int64, device=device) for length in (task.query_length, task.response_length))
+
+        def rollout(rows: int) -> None:
+            with torch.no_grad(), self.precision.autocast():
+                self.policy.respond(queries.expand(rows, -1), torch.zeros(rows, task.response_length, device=device))
+
+        def scoring(rows: int) -> None:
+            zeros = torch.zeros(rows, task.response_length, device=device)
+            with torch.no_grad():
+                self.score(queries.expand(rows, -1), responses.expand(rows, -1), zeros, zeros)
+
+        def training(rows: int) -> None:
+            with self.trained.micro_batch(last=False):
+                with self.precision.autocast():
+                    analysis = self.trained(queries.expand(rows, -1), responses.expand(rows, -1))
+                self.trained.backward(analysis.logprobs.sum() + analysis.values.sum())
+
+        return {"rollout": rollout, "scoring": scoring, "training": training}
 
     def statistics(self, step: int, rollout: Rollout, non_score: torch.Tensor, stats: list[dict[str, float]], kl_coef: float) -> dict[str, float]:
         """The step's metrics under the original's names, besides ours; docs/metrics.md explains each."""
