@@ -75,8 +75,7 @@ def measure(args: argparse.Namespace) -> dict[str, int]:
     trainer = build(args)
     allocate_state(trainer.optimizer)  # as from the second step on
     device, config, sizes = trainer.precision.device, trainer.policy.transformer.config, trainer.sizes
-    outside = len(trainer.policy.formatter.prefix) + len(trainer.policy.formatter.suffix)
-    memory = policy_training_memory(trainer.params, config, trainer.precision, 1, outside)
+    memory = policy_training_memory(trainer.params, config, trainer.precision, 1, trainer.policy.formatter.length)
     held, training = sum(memory.held.values()), memory.recomputing if sizes.recompute else memory.training
     predicted = {"rollout": memory.rollout.bytes(sizes.rollout), "scoring": memory.scoring.bytes(sizes.scoring), "training": training.bytes(sizes.training)}
     device_queries = trainer.queries.batch(args.batch).to(device)

@@ -213,6 +213,18 @@ def free_memory(device: torch.device, world: World = World()) -> int:
     return own + max(0, free) // world.local_size
 
 
+def peak_memory(device: torch.device) -> float:
+    """The most that this process has had so far, in GiB: resident memory on a CPU, what PyTorch has reserved on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / GIB
+    usage = psutil.Process().memory_info()
+    if hasattr(usage, "peak_wset"):  # Windows
+        return usage.peak_wset / GIB
+    import resource
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
 def _cgroup_number(name: str) -> int | None:
     """A number of this container's memory controller, if it is in one."""
     path = Path("/sys/fs/cgroup") / name

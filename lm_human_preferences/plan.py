@@ -67,19 +67,13 @@ def _precision(params: PlanParams) -> Precision:
 
 
 def _stage_memory(stage: str, entry: Any, config: GPT2Config, precision: Precision, ranks: int) -> StageMemory:
+    outside = QueryFormatter.of(entry.task, get_encoding(config.encoding)).length if entry.task else 0
     if stage == "train_sft":
-        block = entry.data.block if entry.task is None else _context(entry.task, config) + entry.task.response_length - 1
-        return supervised_training_memory(entry, config, block, precision, ranks)
-    outside = _context(entry.task, config) - entry.task.query_length
+        tokens = outside + entry.task.query_length + entry.task.response_length - 1 if entry.task else entry.data.block
+        return supervised_training_memory(entry, config, tokens, precision, ranks)
     if stage == "train_reward":
         return reward_training_memory(entry, config, label_type(entry.labels.type).n_responses, precision, ranks, outside)
     return policy_training_memory(entry, config, precision, ranks, outside)
-
-
-def _context(task: Any, config: GPT2Config) -> int:
-    """Tokens of prefix, query and suffix."""
-    formatter = QueryFormatter.of(task, get_encoding(config.encoding))
-    return len(formatter.prefix) + task.query_length + len(formatter.suffix)
 
 
 # --- what is answered ---

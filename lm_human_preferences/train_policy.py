@@ -23,7 +23,7 @@ from lm_human_preferences.judges import FunctionJudge, Rewards, load_function, l
 from lm_human_preferences.language.checkpoints import load_model
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
-from lm_human_preferences.memory import choose_micro_batches, policy_training_memory, remembered, try_micro_batches
+from lm_human_preferences.memory import choose_micro_batches, peak_memory, policy_training_memory, remembered, try_micro_batches
 from lm_human_preferences.optim import TensorFlowAdam, allocate_state, linear_decay, optimizer_tensors
 from lm_human_preferences.parallel import Parallel, gathered, place_frozen
 from lm_human_preferences.policy import Policy
@@ -158,7 +158,9 @@ class PPOTrainer:
                  precision: Precision, encoding: Encoding | None = None, world: World = World()):
         self.queries, self.params, self.precision, self.encoding, self.world = queries, params, precision, encoding, world
         self.seed, ppo, kl = params.run.seed, params.ppo, params.rewards
-        self.sizes = choose_micro_batches(params.run, policy_training_memory(params, policy.transformer.config, precision, world.size), precision, world)
+        memory = policy_training_memory(params, policy.transformer.config, precision, world.size, policy.formatter.length,
+                                        rewards.transformer.config if isinstance(rewards, RewardModel) else None)
+        self.sizes = choose_micro_batches(params.run, memory, precision, world)
         policy.transformer.recompute_activations(self.sizes.recompute)
         self.policy, self.trained = policy, Parallel(policy, world, precision, params.run.sharding, methods=("analyze", "respond"))
         self.reference = place_frozen(reference, world, precision, params.run.sharding, methods=("analyze", "respond"))
@@ -202,7 +204,8 @@ class PPOTrainer:
                 step_started = time.perf_counter()
                 metrics, rollout = self.step(step)
                 seconds = time.perf_counter() - step_started
-                metrics |= {"elapsed/fps": self.params.ppo.batch_size * p.task.response_length / seconds, "elapsed/time": time.perf_counter() - started}
+                metrics |= {"elapsed/fps": self.params.ppo.batch_size * p.task.response_length / seconds, "elapsed/time": time.perf_counter() - started,
+                            "memory/peak": peak_memory(self.precision.device)}
                 tracker.log(step, metrics)
                 if not all(math.isfinite(value) for value in metrics.values()):
                     bad = next(name for name, value in metrics.items() if not math.isfinite(value))

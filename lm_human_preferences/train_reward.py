@@ -22,7 +22,7 @@ from lm_human_preferences.files import write_json
 from lm_human_preferences.label_files import load_labels
 from lm_human_preferences.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.language.encoding import Encoding, get_encoding
-from lm_human_preferences.memory import choose_micro_batches, remembered, reward_training_memory, try_micro_batches
+from lm_human_preferences.memory import choose_micro_batches, peak_memory, remembered, reward_training_memory, try_micro_batches
 from lm_human_preferences.optim import TensorFlowAdam, allocate_state, linear_decay, optimizer_tensors
 from lm_human_preferences.parallel import Parallel, gathered, place_frozen
 from lm_human_preferences.policy import Policy
@@ -100,7 +100,7 @@ class RewardTrainer:
         self.params, self.precision, self.world = params, precision, world
         self.kind = label_type(params.labels.type)
         self.seed = params.run.seed
-        memory = reward_training_memory(params, model.transformer.config, self.kind.n_responses, precision, world.size)
+        memory = reward_training_memory(params, model.transformer.config, self.kind.n_responses, precision, world.size, policy.formatter.length)
         self.sizes = choose_micro_batches(params.run, memory, precision, world)
         model.transformer.recompute_activations(self.sizes.recompute)
         self.model, self.trained = model, Parallel(model, world, precision, params.run.sharding)
@@ -185,7 +185,8 @@ class RewardTrainer:
                 started = time.perf_counter()
                 stats = self.step(step, self.order(step))
                 metrics |= {f"train/{name}": value for name, value in stats.items()}
-                tracker.log(step, metrics | {"labels_per_second": self.params.batch_size / (time.perf_counter() - started)})
+                tracker.log(step, metrics | {"labels_per_second": self.params.batch_size / (time.perf_counter() - started),
+                                             "memory/peak": peak_memory(self.precision.device)})
                 if not math.isfinite(stats["loss"]):
                     raise UserError(f"step {step}: the loss is {stats['loss']}; start again with a lower --lr than {self.params.lr}")
                 metrics = {}

@@ -26,7 +26,7 @@ from lm_human_preferences.language.dropout import RowDropout, row_seeds
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config, count_parameters
 from lm_human_preferences.language.logprobs import token_logprobs
-from lm_human_preferences.memory import MicroBatches, choose_micro_batches, remembered, supervised_training_memory, try_micro_batches
+from lm_human_preferences.memory import MicroBatches, choose_micro_batches, peak_memory, remembered, supervised_training_memory, try_micro_batches
 from lm_human_preferences.optim import adamw, allocate_state, optimizer_tensors, warmup_cosine
 from lm_human_preferences.parallel import Parallel
 from lm_human_preferences.precision import Precision, choose_precision
@@ -223,6 +223,7 @@ class SFTTrainer:
             for step in range(first, self.total):
                 started = time.perf_counter()
                 metrics = self.step(step)
+                metrics["memory/peak"] = peak_memory(self.precision.device)
                 metrics["tokens_per_second"] = p.optimizer.batch_size * self.rows["train"].block / (time.perf_counter() - started)
                 if not math.isfinite(metrics["train/loss"]):
                     tracker.log(step, metrics)

@@ -66,7 +66,7 @@ def test_dropout_does_not_depend_on_ranks_and_micro_batches(world):
     found = distance("train_sft", copied, alone)
     assert found["loss"] < 1e-5 and found["weights"] < 5e-5
     without = run("train_sft", "sft_without", world, 1, "--optimizer.dropout", "0")
-    assert distance("train_sft", without, alone)["loss"] > 1e-3  # it did drop
+    assert abs(metrics(without)[0]["train/loss"] - metrics(alone)[0]["train/loss"]) > 1e-4  # it did drop
 
 
 def test_row_dropout():
