@@ -80,7 +80,7 @@ def policy_page(tmp_path_factory):
 
 def test_figures_of_a_policy_run(tmp_path):
     figures = write_figures(policy_run(tmp_path / "run"), tmp_path / "out")
-    assert list(figures) == ["score", "kl", "entropy", "losses", "clipping", "value", "value_errors", "checks", "pace", "other_memory"]
+    assert list(figures) == ["score", "kl", "entropy", "losses", "clipping", "value", "value_errors", "checks", "pace"]
     for path in figures.values():
         width, height = png_size(path.read_bytes())
         assert 900 <= width <= 1100 and 500 <= height <= 1100 and 8_000 < path.stat().st_size < 400_000
