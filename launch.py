@@ -4,6 +4,10 @@ import sys
 
 import fire
 
+from lm_human_preferences import host
+
+host.settle()  # before the imports that load PyTorch
+
 from lm_human_preferences import command_line
 from lm_human_preferences.errors import exit_on_user_error
 from params import EXPERIMENTS

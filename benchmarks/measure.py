@@ -23,7 +23,7 @@ class Worker:
     def __init__(self, case: Case):
         self.case, self.errors = case, tempfile.TemporaryFile()
         self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.worker", json.dumps(dataclasses.asdict(case))], cwd=ROOT, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"})
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env={"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"} | os.environ)
 
     def __enter__(self) -> "Worker":
         return self

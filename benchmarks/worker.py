@@ -9,6 +9,11 @@ import resource
 import sys
 from collections.abc import Callable
 
+from lm_human_preferences import host
+
+if __name__ == "__main__" and json.loads(sys.argv[1])["subject"] == "ours":
+    host.settle()  # as launch.py does; before the imports that load PyTorch
+
 import torch
 
 from benchmarks.cases import Case

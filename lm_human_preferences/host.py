@@ -1,0 +1,23 @@
+"""What a process asks of the machine that it runs on, before PyTorch is loaded."""
+
+import ctypes
+import os
+import platform
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
+_UNTRIMMED = 2 ** 30  # bytes that may lie free at the heap's end
+
+
+def settle() -> None:
+    """Call it before anything imports PyTorch, which reads the environment while it is loaded. What the user has set stays.
+
+    Waiting threads sleep: spinning costs a machine with other work on its cores far more than waking up costs a quiet one. On Linux freed
+    memory stays with the process: a tensor of a few MiB is else given back at once and paid for again, page by page, at the next one; and
+    large tensors ask for huge pages. docs/performance.md has the measurements.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ) and "GLIBC_TUNABLES" not in os.environ:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, _UNTRIMMED)

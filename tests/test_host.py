@@ -1,0 +1,49 @@
+"""What a process asks of its machine before PyTorch is loaded."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from small import ROOT
+
+FAULTS = """
+from lm_human_preferences import host
+{settle}
+import resource, sys
+assert "torch" not in sys.modules
+import torch
+torch.set_num_threads(1)
+for _ in range(2):
+    torch.ones(2 ** 24)  # 64 MiB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    torch.ones(2 ** 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run(code: str, **environment) -> str:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "THP_", "MALLOC_", "GLIBC_"))}
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=kept | environment, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted on Linux")
+def test_freed_memory_is_used_again():
+    """So it costs no page faults, which it does without `settle` and where the user has settings of their own."""
+    assert int(run(FAULTS.format(settle="host.settle()"))) < 20
+    assert int(run(FAULTS.format(settle=""))) > 5000
+    assert int(run(FAULTS.format(settle="host.settle()"), MALLOC_ARENA_MAX="2", THP_MEM_ALLOC_ENABLE="0")) > 5000  # the user's own settings stay
+
+
+def test_what_the_user_has_set_stays():
+    code = "from lm_human_preferences import host; host.settle(); import os; print(os.environ['OMP_WAIT_POLICY'])"
+    assert run(code) == "passive\n" and run(code, OMP_WAIT_POLICY="active") == "active\n"
+
+
+def test_the_command_line_settles_before_pytorch_is_loaded():
+    lines = (ROOT / "launch.py").read_text().splitlines()
+    settled = next(i for i, line in enumerate(lines) if line.startswith("host.settle()"))
+    before = "\n".join(lines[:settled])
+    assert run(f"{before}\nimport sys; print('torch' in sys.modules)") == "False\n"
