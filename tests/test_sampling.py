@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import TINY_CONFIG, load_original, tensor
 from lm_human_preferences.language.gpt2 import GPT2
@@ -133,3 +134,22 @@ def test_a_token_a_row_is_a_chunk_of_one(padded):
     with pytest.raises(ValueError, match="all of them used"):
         for _ in range(8):
             model.advance(tokens[:, 7], caches[0])
+
+
+def test_decoding_asks_nothing_of_the_device():
+    """After the contexts' pass no number comes back to the host until all tokens are drawn: on a GPU each would wait for all work before it."""
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            asked.append(function.overloadpacket)
+            return function(*args, **(kwargs or {}))
+
+    model, asked = GPT2(TINY_CONFIG).initialise(torch.Generator().manual_seed(0)), []
+    tokens = torch.randint(97, (3, 8), generator=torch.Generator().manual_seed(1))
+    tokens[0, 2:4] = TINY_CONFIG.padding_token
+    counts = []
+    for length in (1, 5):
+        asked.clear()
+        with Watch():
+            sample(model, tokens, torch.full((3, length), 0.5), temperature=0.7, top_k=5, top_p=0.9)
+        counts.append([asked.count(operation) for operation in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)])
+    assert counts[0] == counts[1] and all(counts[0])

@@ -214,7 +214,7 @@ class GPT2(nn.Module):
         Raises ValueError for a row that starts with padding or has more than n_ctx real tokens.
         """
         layout = self._lay_out(tokens)
-        self._check_length(layout.packing.width)
+        self._check_length(layout.longest)
         x = self._embed(layout.tokens, layout.positions)
         x = layout.packing.collect(dropout(layout.packing.spread(x), 0)) if dropout else x
         asked = layout.last[:, columns]
@@ -223,7 +223,7 @@ class GPT2(nn.Module):
     def last_states(self, tokens: torch.Tensor) -> torch.Tensor:
         """Final hidden states [B, C] of each row's last real token; tokens as in `forward`."""
         layout = self._lay_out(tokens)
-        self._check_length(layout.packing.width)
+        self._check_length(layout.longest)
         return self._states(self._embed(layout.tokens, layout.positions), layout, layout.last[:, -1], causal)
 
     def choice_states(self, queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
@@ -233,23 +233,25 @@ class GPT2(nn.Module):
         """
         layout, branches, ends = lay_out_choices(queries, responses, self.config.padding_token)
         self._check_start(layout)
-        self._check_length(int(layout.positions.max()) + 1)
+        self._check_length(layout.longest)
         asked = torch.where(ends < 0, layout.last[:, -1:], ends)
         x = self._embed(layout.tokens, layout.positions)
         return self._states(x, layout, asked, branches, distinct=all_differ(asked))
 
     def _states(self, x: torch.Tensor, layout: Layout, asked: torch.Tensor, attend: Attend, dropout: RowDropout | None = None,
                 distinct: bool = True) -> torch.Tensor:
-        """Embedded tokens [N, C] through all blocks -> final hidden states at the list's places `asked` int64 [...].
+        """Embedded tokens [N, C] through all blocks -> final hidden states at the list's places `asked`, int64 [...] on the host.
 
         Where these are `distinct` and not all, the last block works for them alone.
         """
-        kept = asked.flatten() if distinct and dropout is None and asked.numel() < len(x) else None
+        all_in_order = distinct and asked.numel() == len(x)
+        places = asked.flatten().to(x.device, non_blocking=True)
+        kept = places if distinct and dropout is None and not all_in_order else None
         for layer, block in enumerate(self.h):
             x = block(x, layer, layout.packing, attend, dropout, kept if layer + 1 == len(self.h) else None)
         x = self.ln_f(x)
-        if kept is None and not (distinct and asked.numel() == len(x)):
-            x = x[asked.flatten()]
+        if kept is None and not all_in_order:
+            x = x[places]
         return x.view(*asked.shape, -1)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -277,14 +279,14 @@ class GPT2(nn.Module):
         if past + n > cache.capacity:
             raise ValueError(f"the cache has {cache.capacity} columns, {past} of them used: {n} more do not fit")
         self._check_length(cache.longest + n)
-        lengths = n if layout.lengths is None else layout.lengths[:, None]
-        cache.real[:, past:past + n] = torch.arange(n, device=tokens.device) < lengths
+        lengths = n if layout.lengths is None else layout.lengths.to(tokens.device, non_blocking=True)
+        cache.real[:, past:past + n] = torch.arange(n, device=tokens.device) < (n if layout.lengths is None else lengths[:, None])
         cache.has_gaps = cache.has_gaps or layout.lengths is not None
         x = self._embed(layout.tokens, cache.count[layout.rows] + layout.positions)
         mask = self._chunk_mask(cache, n) if past and (cache.has_gaps or n > 1) else None
         asked = layout.last[:, columns]
         hidden = self._states(x, layout, asked, Cached(cache, mask), distinct=layout.lengths is None or all_differ(asked))
-        cache.count += n if layout.lengths is None else layout.lengths
+        cache.count += lengths
         cache.used, cache.longest = past + n, cache.longest + n
         return hidden
 

@@ -59,27 +59,30 @@ def all_differ(places: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Layout:
-    """A batch's real tokens as a list, and how to find one's way back."""
+    """A batch's real tokens as a list, and how to find one's way back. What is on the host decides about shapes, and so nothing waits for the device."""
 
     packing: Packing
     tokens: torch.Tensor  # int64 [N]
     positions: torch.Tensor  # int64 [N], of each among its row's real tokens
     rows: torch.Tensor  # int64 [N], the row of each
-    last: torch.Tensor  # int64 [B, T], where in the list the last real token up to each place is; before a row's first it is -1
-    lengths: torch.Tensor | None  # int64 [B], real tokens of each row; None if there is no padding
+    last: torch.Tensor  # int64 [B, T] on the host, where in the list the last real token up to each place is; before a row's first it is -1
+    lengths: torch.Tensor | None  # int64 [B] on the host, real tokens of each row; None if there is no padding
+    longest: int  # no token has more before it, itself included
 
 
 def lay_out(tokens: torch.Tensor, padding_token: int) -> Layout:
-    """The layout of int64 [B, T] with padding anywhere."""
-    (B, T), real = tokens.shape, tokens != padding_token
+    """The layout of int64 [B, T] with padding anywhere. The one thing that a pass over tokens on a GPU waits for is where their padding is."""
+    (B, T), device = tokens.shape, tokens.device
+    real = (tokens != padding_token).cpu()
     if bool(real.all()):
-        everything = torch.arange(B * T, device=tokens.device)
-        return Layout(Packing(B, T), tokens.reshape(-1), everything % T, everything // T, everything.view(B, T), None)
+        everything = torch.arange(B * T, device=device)
+        return Layout(Packing(B, T), tokens.reshape(-1), everything % T, everything // T, torch.arange(B * T).view(B, T), None, T)
     rank, lengths = real.cumsum(1) - 1, real.sum(1)  # [B, T], [B]
     places, width = real.flatten().nonzero()[:, 0], int(lengths.max())
     rows, positions = places // T, rank.flatten()[places]
     last = torch.where(rank < 0, -1, rank + (lengths.cumsum(0) - lengths)[:, None])
-    return Layout(Packing(B, width, rows * width + positions), tokens.flatten()[places], positions, rows, last, lengths)
+    slots, places, rows, positions = (index.to(device, non_blocking=True) for index in (rows * width + positions, places, rows, positions))
+    return Layout(Packing(B, width, slots), tokens.flatten()[places], positions, rows, last, lengths, width)
 
 
 def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
@@ -99,7 +102,7 @@ class Branches:
         own = torch.ones(branch, branch, dtype=torch.bool, device=device).tril()
         own = torch.block_diag(*[own] * branches)[None]  # [1, branches * branch, branches * branch]
         columns = torch.arange(beginning, device=device)
-        before = columns < (torch.full((1, 1), beginning, device=device) if lengths is None else lengths[:, None])  # [B or 1, beginning]
+        before = columns < (torch.tensor([[beginning]]) if lengths is None else lengths[:, None]).to(device)  # [B or 1, beginning]
         self.mask = torch.cat([before[:, None].expand(-1, own.shape[1], -1), own.expand(len(before), -1, -1)], dim=2)[:, None]
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
@@ -112,20 +115,21 @@ class Branches:
 def lay_out_choices(queries: torch.Tensor, responses: torch.Tensor, padding_token: int) -> tuple[Layout, Branches, torch.Tensor]:
     """One list of B queries int64 [B, Q] and their K responses each, int64 [B, K, R]; padding anywhere but in a query's first column.
 
-    Returns its layout (a row of the rectangle is a query and its responses; `last` is the queries'), the attention in it, and int64 [B, K]: where in the
-    list each response's last token is, -1 if it has none.
+    Returns its layout (a row of the rectangle is a query and its responses; `last` is the queries'), the attention in it, and int64 [B, K] on the host:
+    where in the list each response's last token is, -1 if it has none.
     """
-    B, K, R = responses.shape
+    (B, K, R), device = responses.shape, queries.device
     before, after = lay_out(queries, padding_token), lay_out(responses.reshape(B * K, R), padding_token)
     nq, nr = before.packing.width, after.packing.width
-    width = nq + K * nr
-    branches = Branches(before.lengths, nq, K, nr, queries.device)
-    row = after.rows // K
+    width, row = nq + K * nr, after.rows // K
+    branches = Branches(before.lengths, nq, K, nr, device)
     slots, order = torch.cat([before.rows * width + before.positions, row * width + nq + after.rows % K * nr + after.positions]).sort()
-    place = order.argsort()  # where in the list each of the queries' tokens, then each of the responses' has come to lie
-    offset = nq if before.lengths is None else before.lengths[row]
+    offset = nq if before.lengths is None else before.lengths.to(device)[row]
+    place = order.argsort().cpu()  # where in the list each of the queries' tokens, then each of the responses' has come to lie
+    longest = int((torch.tensor([[nq]]) if before.lengths is None else before.lengths[:, None]).add(
+        nr if after.lengths is None else after.lengths.view(B, K)).max())
     layout = Layout(Packing(B, width, slots if len(slots) < B * width else None), torch.cat([before.tokens, after.tokens])[order],
                     torch.cat([before.positions, offset + after.positions])[order], torch.cat([before.rows, row])[order],
-                    place[before.last.clamp(min=0)].where(before.last >= 0, -1), before.lengths)
+                    place[before.last.clamp(min=0)].where(before.last >= 0, -1), before.lengths, longest)
     ends = after.last[:, -1].view(B, K)
     return layout, branches, place[(len(before.tokens) + ends).clamp(min=0)].where(ends >= 0, -1)
