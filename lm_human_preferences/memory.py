@@ -129,13 +129,15 @@ def scoring_pass(config: GPT2Config, tokens: int, rows: int, bfloat16: bool, dev
 
 def training_pass(config: GPT2Config, tokens: int, rows: int, bfloat16: bool, device: str, gradients: int, recompute: bool, step: int = 1,
                   logits: bool = True) -> Pass:
-    """Forward and backward over rows of `tokens`: activations, logits in chunks and what is kept of them, two gradients of the whole embedding (from its two uses)."""
+    """Forward and backward over rows of `tokens`: activations, logits in chunks and what is kept of them, two gradients of the whole embedding (from
+    its two uses)."""
     C, L = config.n_embd, config.n_layer
     block = _activations(config, bfloat16) + 8 * C * _bytes_a_number(bfloat16)  # and its gradients where the MLP is widest
     per_token = (L * 4 * C + block) if recompute else (L - 1) * _activations(config, bfloat16) + block
     copies = 2 * count_parameters(config)["blocks"] // (L if recompute else 1) if bfloat16 else 0  # the projections as autocast rounds them
     embedding, kept = 4 * config.n_vocab * C, min(KEPT_BYTES[device], 4 * config.n_vocab * rows * tokens)
-    return Pass(gradients + (_logits(config, device, 2) + kept + 2 * embedding if logits else embedding) + copies, tokens * (per_token + 4 * 4 * C), rows, step)
+    vocabulary = _logits(config, device, 2) + kept + 2 * embedding if logits else embedding
+    return Pass(gradients + vocabulary + copies, tokens * (per_token + 4 * 4 * C), rows, step)
 
 
 def _held(config: GPT2Config, frozen: dict[str, GPT2Config], bfloat16: bool, device: str, ranks: int, sharding: str) -> dict[str, int]:
