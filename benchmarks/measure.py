@@ -87,7 +87,9 @@ def summarise(case: Case, answers: dict[str, list[dict]]) -> dict:
     seconds = median(answer["seconds"] for answer in ours)
     last, peaks = ours[-1], {name: median(answer[name] for answer in answers["peaks"]) for name in answers["peaks"][0]}
     flops = median(answer["flops"] for answer in ours)
-    result = {"case": dataclasses.asdict(case), "seconds": seconds, "all_seconds": [answer["seconds"] for answer in ours],
+    cpu_seconds = lambda rounds: median(answer["cpu_seconds"] for answer in rounds)
+    result = {"case": dataclasses.asdict(case), "seconds": seconds, "cpu_seconds": cpu_seconds(ours),
+              "all_seconds": [answer["seconds"] for answer in ours],
               "phases": {name: median(answer["phases"].get(name, 0.0) for answer in ours) for name in last["phases"]},
               "tokens_per_second": last["tokens"] / seconds, "rows_per_second": last["rows"] / seconds, "flops": flops,
               "flops_per_second": flops / seconds, "precision": last["precision"], "peaks": peaks,
@@ -97,7 +99,9 @@ def summarise(case: Case, answers: dict[str, list[dict]]) -> dict:
     for name, rounds in answers.items():
         if name not in ("peaks", "ours"):
             result["others"][name] = {
-                "seconds": median(answer["seconds"] for answer in rounds), "all_seconds": [answer["seconds"] for answer in rounds],
+                "seconds": median(answer["seconds"] for answer in rounds), "cpu_seconds": cpu_seconds(rounds),
+                "all_seconds": [answer["seconds"] for answer in rounds],
                 "memory": rounds[-1]["memory"],
-                "ratio": median(other["seconds"] / own["seconds"] for other, own in zip(rounds, ours, strict=True))}
+                "ratio": median(other["seconds"] / own["seconds"] for other, own in zip(rounds, ours, strict=True)),
+                "cpu_ratio": cpu_seconds(rounds) / cpu_seconds(ours)}
     return result

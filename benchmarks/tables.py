@@ -14,12 +14,14 @@ def tables(result: dict) -> str:
     parts = [machine(result["machine"])]
     cases = result["cases"]
     if cases:
-        parts += [table(["case", "seconds", "rows/s", "tokens/s", "GFLOP", "GFLOP/s", "of peak", "peak memory"], [_row(case) for case in cases])]
+        head = ["case", "seconds", "CPU", "rows/s", "tokens/s", "GFLOP", "GFLOP/s", "of peak", "peak memory"]
+        parts += [table(head, [_row(case) for case in cases])]
         parts += [table(["time in", *_phase_names(cases)], rows) for rows in [_phase_rows(cases)] if rows]
-        head = ["case", "instead", "seconds", "ours", "times faster", "its peak memory", "ours"]
+        head = ["case", "instead", "seconds", "ours", "times faster", "less CPU time", "its peak memory", "ours"]
         parts += [table(head, rows) for rows in [_other_rows(cases)] if rows]
     if result["scaling"]:
-        rows = [[row["case"]["task"], str(row["case"]["batch"]), str(row["case"]["response_length"]), seconds(row["seconds"])] for row in result["scaling"]]
+        rows = [[row["case"]["task"], str(row["case"]["batch"]), str(row["case"]["response_length"]), seconds(row["seconds"])]
+                for row in result["scaling"]]
         parts += [table([f"update of {result['scaling'][0]['case']['model']}", "batch", "response", "seconds"], rows)]
     return "\n\n".join(parts)
 
@@ -54,8 +56,8 @@ def _memory(size: float) -> str:
 
 
 def _row(row: dict) -> list[str]:
-    return [name(row["case"]), seconds(row["seconds"]), f"{row['rows_per_second']:.3g}", f"{row['tokens_per_second']:,.0f}",
-            f"{row['flops'] / 1e9:,.0f}", f"{row['flops_per_second'] / 1e9:,.0f}", f"{row['share_of_peak']:.0%}", _memory(row["memory"])]
+    return [name(row["case"]), seconds(row["seconds"]), seconds(row["cpu_seconds"]), f"{row['rows_per_second']:.3g}",
+            f"{row['tokens_per_second']:,.0f}", f"{row['flops'] / 1e9:,.0f}", f"{row['flops_per_second'] / 1e9:,.0f}", f"{row['share_of_peak']:.0%}", _memory(row["memory"])]
 
 
 def _phase_names(cases: Iterable[dict]) -> list[str]:
@@ -68,8 +70,8 @@ def _phase_rows(cases: list[dict]) -> list[list[str]]:
 
 
 def _other_rows(cases: list[dict]) -> list[list[str]]:
-    return [[name(row["case"]), other, seconds(theirs["seconds"]), seconds(row["seconds"]), f"{theirs['ratio']:.2f}", _memory(theirs["memory"]),
-             _memory(row["memory"])] for row in cases for other, theirs in row["others"].items()]
+    return [[name(row["case"]), other, seconds(theirs["seconds"]), seconds(row["seconds"]), f"{theirs['ratio']:.2f}", f"{theirs['cpu_ratio']:.2f}",
+             _memory(theirs["memory"]), _memory(row["memory"])] for row in cases for other, theirs in row["others"].items()]
 
 
 def check_page(page: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable
 
 from lm_human_preferences import host
@@ -43,17 +44,22 @@ def prepare(case: Case) -> Callable[[], dict]:
     if case.subject == "peaks":
         from benchmarks.peaks import Peaks
         return Peaks(case, precision.device)
-    if case.subject != "ours":
+    if case.subject == "ours":
+        from benchmarks import ours
+        subject = ours.make(case, precision, clock)
+        work = subject.work
+    else:
         from benchmarks import others
-        work = others.make(case, precision)
-        return lambda: {"seconds": clock.measure(work)[0], "memory": peak_memory(precision.device)}
-    from benchmarks import ours
-    subject = ours.make(case, precision, clock)
+        subject, work = None, others.make(case, precision)
 
     def repeat() -> dict:
-        seconds, phases, _ = clock.measure(subject.work)
-        return {"seconds": seconds, "phases": phases, "rows": subject.rows, "tokens": subject.tokens(), "flops": subject.flops(),
-                "memory": peak_memory(precision.device), "precision": "bfloat16" if precision.bfloat16 else "float32"}
+        started = time.process_time()
+        seconds, phases, _ = clock.measure(work)
+        answer = {"seconds": seconds, "cpu_seconds": time.process_time() - started, "memory": peak_memory(precision.device)}
+        if subject is not None:
+            answer |= {"phases": phases, "rows": subject.rows, "tokens": subject.tokens(), "flops": subject.flops(),
+                       "precision": "bfloat16" if precision.bfloat16 else "float32"}
+        return answer
 
     return repeat
 

@@ -73,6 +73,7 @@ def test_each_kind_of_work_is_done_and_described(kind, mini):
     answer = repeat()
     assert answer["rows"] == 2 and answer["flops"] > 0 and answer["memory"] > 2**20
     assert answer["seconds"] == pytest.approx(sum(answer["phases"].values()))
+    assert answer["cpu_seconds"] > 0
     drawn, read = 2 * 3, 2 * (64 + 3)
     assert answer["tokens"] == {"rollout": drawn, "update": drawn, "scoring": read, "reward": 2 * (64 + 4 * 3), "supervised": read}[kind]
     if kind == "update":
@@ -121,13 +122,14 @@ def test_a_worker_that_breaks_shows_why():
 
 
 def answer(seconds, **more):
-    return {"seconds": seconds, "phases": {"other": seconds}, "rows": 4, "tokens": 8, "flops": 100.0, "memory": 3 * 2**30, "precision": "float32"} | more
+    return {"seconds": seconds, "cpu_seconds": 1.5 * seconds, "phases": {"other": seconds}, "rows": 4, "tokens": 8, "flops": 100.0,
+            "memory": 3 * 2**30, "precision": "float32"} | more
 
 
 def results():
     peaks = {"float32": 100.0, "bfloat16": 200.0, "copy": 1e9}
     rounds = {"peaks": [peaks, peaks | {"float32": 50.0}, peaks], "ours": [answer(2.0), answer(4.0), answer(5.0)],
-              "trl": [{"seconds": s, "memory": 2**32} for s in (20.0, 60.0, 40.0)]}
+              "trl": [{"seconds": s, "cpu_seconds": s, "memory": 2**32} for s in (20.0, 60.0, 40.0)]}
     return summarise(Case("update", "tiny", "style", 4), rounds)
 
 
@@ -135,13 +137,13 @@ def test_medians_and_ratios_are_taken_round_by_round():
     result = results()
     assert (result["seconds"], result["rows_per_second"], result["tokens_per_second"], result["flops_per_second"]) == (4.0, 1.0, 2.0, 25.0)
     assert result["share_of_peak"] == 0.5 and result["peaks"]["float32"] == 100.0  # 50%, 50% and 20% of their round's peak
-    assert result["others"]["trl"]["ratio"] == 10.0 and result["others"]["trl"]["seconds"] == 40.0
+    assert result["others"]["trl"]["ratio"] == 10.0 and result["others"]["trl"]["cpu_ratio"] == 40 / 6 and result["others"]["trl"]["seconds"] == 40.0
 
 
 def test_tables_go_between_the_marks_of_a_page(tmp_path):
     machine = {"device": "a machine", "threads": 2, "torch": "2", "peaks": results()["peaks"], "repeats": 3, "warmup": 1}
     text = tables.tables({"machine": machine, "cases": [results()], "scaling": []})
-    assert re.search(r"update, tiny, style, 4 rows +\| +4 \|.*\| +50% \| +3.00 GiB \|", text) and re.search(r"trl \| +40 \| +4 \| +10.00 \|", text)
+    assert re.search(r"update, tiny, style, 4 rows +\| +4 \| +6 \|.*\| +50% \| +3.00 GiB \|", text) and re.search(r"trl \| +40 \| +4 \| +10.00 \| +6.67 \|", text)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
     for _ in range(2):
