@@ -24,7 +24,8 @@ class Worker:
         self.case, self.errors = case, tempfile.TemporaryFile()
         command = [sys.executable, "-m", "benchmarks.worker", json.dumps(dataclasses.asdict(case))]
         environment = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"} | os.environ  # the first to the others' good, too
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=self.errors)
 
     def __enter__(self) -> "Worker":
         return self

@@ -57,7 +57,8 @@ def _memory(size: float) -> str:
 
 def _row(row: dict) -> list[str]:
     return [name(row["case"]), seconds(row["seconds"]), seconds(row["cpu_seconds"]), f"{row['rows_per_second']:.3g}",
-            f"{row['tokens_per_second']:,.0f}", f"{row['flops'] / 1e9:,.0f}", f"{row['flops_per_second'] / 1e9:,.0f}", f"{row['share_of_peak']:.0%}", _memory(row["memory"])]
+            f"{row['tokens_per_second']:,.0f}", f"{row['flops'] / 1e9:,.0f}", f"{row['flops_per_second'] / 1e9:,.0f}", f"{row['share_of_peak']:.0%}",
+            _memory(row["memory"])]
 
 
 def _phase_names(cases: Iterable[dict]) -> list[str]:
