@@ -25,12 +25,13 @@ def fit(x: list[float], y: list[float]) -> tuple[float, float, float]:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Write the figure of measured scaling cases as PNG."""
+    """Write the figure of measured scaling cases as PNG: CPU seconds on a CPU, which other programs hardly change, seconds on a GPU."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    batches = [(row["case"]["batch"], row["seconds"]) for row in rows[:len(BATCHES)]]
-    responses = [(row["case"]["response_length"], row["seconds"]) for row in rows[len(BATCHES):]]
+    cost, unit = ("cpu_seconds", "CPU seconds") if rows[0]["case"]["device"] == "cpu" else ("seconds", "seconds")
+    batches = [(row["case"]["batch"], row[cost]) for row in rows[:len(BATCHES)]]
+    responses = [(row["case"]["response_length"], row[cost]) for row in rows[len(BATCHES):]]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 3.4), layout="constrained")
         labels = (f"episodes in a batch (responses of {USUAL_RESPONSE} tokens)", f"tokens in a response ({USUAL_BATCH} episodes)")
@@ -43,7 +44,7 @@ def draw(rows: list[dict], path: Path) -> None:
             axis.set_xlim(left=0)
             axis.set_ylim(bottom=0)
             axis.set_xlabel(label)
-            axis.set_ylabel("seconds for a PPO update")
+            axis.set_ylabel(f"{unit} for a PPO update")
             axis.legend(loc="upper left")
         title = f"Cost of an update ({rows[0]['case']['model']} model, queries of 64 tokens)"
         figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")

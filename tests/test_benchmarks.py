@@ -157,8 +157,8 @@ def test_tables_go_between_the_marks_of_a_page(tmp_path):
 def test_the_figure_shows_how_far_points_lie_from_a_line(tmp_path):
     assert figure.fit([1, 2, 3], [3, 5, 7]) == pytest.approx((2, 1, 0), abs=1e-9)
     assert figure.fit([1, 2, 3], [3, 8, 7])[2] > 0.1
-    rows = [{"case": {"model": "tiny", "batch": case.batch, "response_length": case.response_length}, "seconds": case.batch + case.response_length}
-            for case in figure.scaling_cases("tiny")]
+    rows = [{"case": {"model": "tiny", "device": "cpu", "batch": case.batch, "response_length": case.response_length},
+             "cpu_seconds": case.batch + case.response_length} for case in figure.scaling_cases("tiny")]
     figure.draw(rows, tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
