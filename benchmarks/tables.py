@@ -20,8 +20,8 @@ def tables(result: dict) -> str:
         head = ["case", "instead", "seconds", "ours", "times faster", "less CPU time", "its peak memory", "ours"]
         parts += [table(head, rows) for rows in [_other_rows(cases)] if rows]
     if result["scaling"]:
-        rows = [[row["case"]["task"], str(row["case"]["batch"]), str(row["case"]["response_length"]), seconds(row["seconds"]), seconds(row["cpu_seconds"])]
-                for row in result["scaling"]]
+        sizes = lambda case: [str(case["batch"]), str(case["response_length"])]
+        rows = [[row["case"]["task"], *sizes(row["case"]), seconds(row["seconds"]), seconds(row["cpu_seconds"])] for row in result["scaling"]]
         parts += [table([f"update of {result['scaling'][0]['case']['model']}", "batch", "response", "seconds", "CPU"], rows)]
     return "\n\n".join(parts)
 
