@@ -13,6 +13,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,10 +25,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lm_human_preferences.configuration import from_dict, param
-from lm_human_preferences.errors import UserError
-from lm_human_preferences.files import atomic_folder, make_folder, read_json, sha256, write_json
+from lm_human_preferences.distributed import WAIT, World
+from lm_human_preferences.errors import Interrupted, Terminated, UserError
+from lm_human_preferences.files import atomic_folder, make_folder, read_json, remove_leftovers, sha256, write_json
+from lm_human_preferences.language.checkpoints import all_finite
 from lm_human_preferences.tasks import TaskParams
 
+LONGEST_WAIT = 1e6  # seconds
 _PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
 
 
@@ -45,6 +50,7 @@ class RunParams:
     precision: str = param("auto", "auto (bfloat16 where the hardware multiplies it fast), float32 or bfloat16")
     micro_batch: int = param(64, "rows in memory at once in a training pass; changes nothing but memory and rounding")
     threads: int = param(0, "CPU threads; 0 leaves the choice to PyTorch")
+    timeout: float = param(WAIT, "seconds that a rank waits for the others before it takes them for lost; longer than the longest checkpoint")
 
 
 def check_run_params(params: RunParams) -> None:
@@ -57,6 +63,8 @@ def check_run_params(params: RunParams) -> None:
     for name in ("micro_batch", "log_interval"):
         if getattr(params, name) < 1:
             raise UserError(f"--run.{name} {getattr(params, name)}: must be at least 1")
+    if not 1 <= params.timeout <= LONGEST_WAIT:
+        raise UserError(f"--run.timeout {params.timeout:g}: must lie between 1 and {LONGEST_WAIT:g} seconds")
 
 
 def check_name(experiment: str) -> None:
@@ -96,9 +104,16 @@ class Run:
         """
         existing = self.folder / "config.json"
         if self.params.resume:
-            if not existing.exists():
+            if not existing.exists() and not self._all_checkpoints():
                 raise UserError(f"--run.resume: there is no run {self.folder}; leave it out to start one")
-            check_same_configuration(read_json(existing), description)
+            if existing.exists():
+                check_same_configuration(_stored(existing), description)
+            elif self.is_main:
+                print(f"{existing} is gone; written anew from this command", file=sys.stderr)
+                write_json(existing, description)
+            if self.is_main:
+                remove_leftovers(self.folder)
+                remove_leftovers(self.checkpoints)
             return
         if not self.is_main:
             return
@@ -117,10 +132,28 @@ class Run:
         if not (self.folder / "config.json").exists():
             raise UserError(f"{self.folder} is not empty and holds no run; delete it yourself or give another name")
 
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Whatever ends an open run inside the block is noted what of it is on disk and how to go on."""
+        try:
+            yield
+        except Interrupted:  # says so itself
+            raise
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            error.add_note(self._how_to_go_on())
+            raise
+
+    def _how_to_go_on(self) -> str:
+        saved = self._all_checkpoints()
+        if not saved:
+            return f"no checkpoint of {self.folder} was saved yet, so the same command with --run.resume begins again"
+        return f"the newest checkpoint of {self.folder} is that of step {int(saved[-1].name):,}, the same command with --run.resume goes on from there"
+
     def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write `checkpoints/<step>` whole or not at all and drop the oldest beyond `run.keep_checkpoints`."""
         if not self.is_main:
             return
+        check_finite(tensors, f"checkpoint of step {step}")
         with atomic_folder(self.checkpoints / f"{step:08d}") as temporary:
             save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary / "state.safetensors")
             digest = sha256(temporary / "state.safetensors")
@@ -151,6 +184,41 @@ class Run:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
+def go_on_after_restart(params: RunParams, folder: Path, world: World) -> None:
+    """Where `torchrun` restarts a launch that had opened the run in `folder`, it goes on as with --run.resume, whatever the command line says."""
+    ours = world.is_main and bool(world.launch) and bool(set(world.launch) & set(_launch_of(folder)))
+    if not world.any(ours) or params.resume:
+        return
+    params.resume, params.overwrite = True, False
+    if world.is_main:
+        print(f"restarted by torchrun: {folder} goes on from its newest whole checkpoint, from its beginning if there is none", flush=True)
+
+
+def _launch_of(folder: Path) -> list[str]:
+    """Which `torchrun` processes opened the run in `folder`; none if nobody can tell."""
+    try:
+        return read_json(folder / "config.json")["launch"]
+    except (UserError, KeyError, TypeError):
+        return []
+
+
+def _stored(config: Path) -> dict[str, Any]:
+    """A run's `config.json`. UserError if it is damaged."""
+    try:
+        stored = read_json(config)
+        _leaves(stored["parameters"])
+        return stored
+    except (UserError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{config} is damaged; delete it, and --run.resume writes it anew from the command that you give") from None
+
+
+def check_finite(tensors: dict[str, torch.Tensor], what: str) -> None:
+    """UserError if a tensor holds a NaN or an infinity, before it takes the place of anything good."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not all_finite(value):
+            raise UserError(f"{name} holds a NaN or an infinity, so no {what} is written; if that comes again, start anew with a lower learning rate")
+
+
 def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | None]:
     """The language model and task of a run given by name or path, or a model folder itself (which has no task). UserError if there is none."""
     for folder in (Path(save_dir) / experiment, Path(experiment)):
@@ -179,10 +247,10 @@ def check_same_configuration(stored: dict, now: dict, command: str = "--run.resu
             raise UserError(f"{command}: the run was started with {name} {before.get(name)}, now it is {after.get(name)}; give the same")
 
 
-def describe_run(stage: str, task: str, experiment: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """What `config.json` holds: everything resolved, the command, the versions and the commit."""
+def describe_run(stage: str, task: str, experiment: str, parameters: dict[str, Any], launch: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What `config.json` holds: everything resolved, the command, the versions, the commit, and the `torchrun` processes that started it."""
     return {"stage": stage, "task": task, "experiment": experiment, "command": sys.argv, "parameters": parameters,
-            "versions": package_versions(), "commit": _commit()}
+            "versions": package_versions(), "commit": _commit(), "launch": list(launch)}
 
 
 def package_versions() -> dict[str, str]:

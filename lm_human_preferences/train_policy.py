@@ -29,7 +29,8 @@ from lm_human_preferences.ppo import (AdaptiveKLController, AdaptiveKLParams, Fi
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
+from lm_human_preferences.runs import (Run, RunParams, check_finite, check_run_params, describe_run, go_on_after_restart, optimizer_tensors,
+                                       restore_optimizer)
 from lm_human_preferences.scoring import Scorer
 from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
@@ -101,8 +102,9 @@ def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
     precision = choose_precision(params.run.device, params.run.precision)
     if params.run.threads:
         torch.set_num_threads(params.run.threads)
-    with distributed.world(precision.device.type) as world:
+    with distributed.world(precision.device.type, params.run.timeout) as world:
         train_reward_model_first(params, precision, world, task, experiment)
+        go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
         return PPOTrainer.prepare(params, precision, world).run(task, experiment)
 
 
@@ -114,14 +116,19 @@ def train_reward_model_first(params: PolicyTrainingParams, precision: Precision,
     if params.rewards.train_new_model is None:
         return
     nested, name = params.rewards.train_new_model, f"{experiment}_reward"
-    for field in ("seed", "save_dir", "device", "precision", "overwrite", "resume", "micro_batch", "threads"):
+    for field in ("seed", "save_dir", "device", "precision", "overwrite", "resume", "micro_batch", "threads", "timeout"):
         setattr(nested.run, field, getattr(params.run, field))
     nested.tracking = params.tracking
-    Run(Path(params.run.save_dir) / experiment, params.run, is_main=False).check_free()
-    folder = Path(params.run.save_dir) / name
-    if not (params.run.resume and (folder / "reward_model").is_dir()):
-        nested.run.resume = params.run.resume and (folder / "config.json").exists()
+    own, folder = Path(params.run.save_dir) / experiment, Path(params.run.save_dir) / name
+    go_on_after_restart(params.run, own, world)
+    go_on_after_restart(nested.run, folder, world)
+    Run(own, params.run, is_main=False).check_free()
+    begun = {path: world.any(world.is_main and (path / "config.json").exists()) for path in (own, folder)}
+    finished = world.any(world.is_main and (folder / "reward_model").is_dir())
+    if not (nested.run.resume and finished):
+        nested.run.resume = nested.run.resume and begun[folder]
         train_reward.RewardTrainer.prepare(nested, precision, world).run(task, name)
+    params.run.resume = params.run.resume and (begun[own] or not begun[folder])  # stopped in reward training, the policy's run was never begun
     params.rewards.trained_model, params.rewards.train_new_model = str(folder / "reward_model"), None
 
 
@@ -178,9 +185,14 @@ class PPOTrainer:
                    query_stream(task, encoding, params.run.seed, "policy"), params, precision, encoding, world)
 
     def run(self, task: str, experiment: str) -> Path:
+        """The stage from its first step, or where it stopped, to its result; returns the `policy/` folder."""
+        run = Run(Path(self.params.run.save_dir) / experiment, self.params.run, self.world.is_main)
+        run.open(describe_run("train_policy", task, experiment, to_dict(self.params), self.world.launch))
+        with run.explained():
+            return self._run(run, task, experiment)
+
+    def _run(self, run: Run, task: str, experiment: str) -> Path:
         p, main = self.params, self.world.is_main
-        run = Run(Path(p.run.save_dir) / experiment, p.run, main)
-        run.open(describe_run("train_policy", task, experiment, to_dict(p)))
         first = self._resume(run) if p.run.resume else 0
         if main:
             print(f"{experiment}: {self.total_steps:,} steps of {p.ppo.batch_size} episodes, KL coefficient {self.kl_controller.value}"
@@ -197,7 +209,7 @@ class PPOTrainer:
                 tracker.log(step, metrics)
                 if not all(math.isfinite(value) for value in metrics.values()):
                     bad = next(name for name, value in metrics.items() if not math.isfinite(value))
-                    raise UserError(f"step {step}: {bad} is {metrics[bad]}; start again with a lower --ppo.lr than {p.ppo.lr}")
+                    raise UserError(f"step {step}: {bad} is {metrics[bad]}; if that comes again, start anew with a lower --ppo.lr than {p.ppo.lr}")
                 self._show(tracker, bar, step, metrics, rollout)
                 if step + 1 == self.total_steps:
                     break
@@ -208,6 +220,7 @@ class PPOTrainer:
                 if asked:
                     raise stop.interrupted(step + 1, self.total_steps)
         folder = run.folder / "policy"
+        check_finite(dict(self.policy.named_parameters()), "policy")
         if main:
             self.policy.save(folder, note={"stage": "train_policy", "task": task, "steps": self.total_steps})
         if p.evaluation.samples:

@@ -26,7 +26,8 @@ from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
+from lm_human_preferences.runs import (Run, RunParams, check_finite, check_run_params, describe_run, go_on_after_restart, optimizer_tensors,
+                                       restore_optimizer)
 from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
@@ -83,7 +84,8 @@ def train(params: RewardTrainingParams, task: str, experiment: str) -> Path:
     precision = choose_precision(params.run.device, params.run.precision)
     if params.run.threads:
         torch.set_num_threads(params.run.threads)
-    with distributed.world(precision.device.type) as world:
+    with distributed.world(precision.device.type, params.run.timeout) as world:
+        go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
         return RewardTrainer.prepare(params, precision, world).run(task, experiment)
 
 
@@ -120,8 +122,13 @@ class RewardTrainer:
         return self.params.labels.num_train // self.params.batch_size
 
     def run(self, task: str, experiment: str) -> Path:
+        """The stage from its first step, or where it stopped, to its result; returns the `reward_model/` folder."""
         run = Run(Path(self.params.run.save_dir) / experiment, self.params.run, self.world.is_main)
-        run.open(describe_run("train_reward", task, experiment, to_dict(self.params)))
+        run.open(describe_run("train_reward", task, experiment, to_dict(self.params), self.world.launch))
+        with run.explained():
+            return self._run(run, task, experiment)
+
+    def _run(self, run: Run, task: str, experiment: str) -> Path:
         first = self._resume(run) if self.params.run.resume else 0
         self._say(f"{experiment}: {self.params.labels.num_train:,} labels ({self.kind.name}), {self.steps:,} steps, {self.precision.describe()}")
         tracker = open_watched(run.folder, self.params, "train_reward", experiment, first) if self.world.is_main else NullTracker()
@@ -134,6 +141,7 @@ class RewardTrainer:
             result = self.evaluate()
             tracker.log(self.steps, metrics | {f"validation/{name}": value for name, value in result.items() if name != "choices"})
         folder = run.folder / "reward_model"
+        check_finite(dict(self.model.named_parameters()), "reward model")
         if self.world.is_main:
             self.model.save(folder, note={"stage": "train_reward", "task": task, **result})
             write_json(run.folder / "result.json", result)
@@ -158,7 +166,8 @@ class RewardTrainer:
                 metrics |= {f"train/{name}": value for name, value in stats.items()}
                 tracker.log(step, metrics | {"labels_per_second": self.params.batch_size / (time.perf_counter() - started)})
                 if not math.isfinite(stats["loss"]):
-                    raise UserError(f"step {step}: the loss is {stats['loss']}; start again with a lower --lr than {self.params.lr}")
+                    raise UserError(f"step {step}: the loss is {stats['loss']}; if that comes again, start anew with a lower --lr than "
+                                    f"{self.params.lr}")
                 metrics = {}
                 bar.update()
                 bar.set_postfix_str(f"loss {stats['loss']:.3f}")

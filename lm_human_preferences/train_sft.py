@@ -27,7 +27,7 @@ from lm_human_preferences.optim import adamw, warmup_cosine
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import DATASETS_FOLDER
 from lm_human_preferences.rows import ROWS, Rows, make_rows
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, optimizer_tensors, restore_optimizer
+from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart, optimizer_tensors, restore_optimizer
 from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import TaskParams
 from lm_human_preferences.tracking import NullTracker, TrackingParams, check_tracking
@@ -152,7 +152,8 @@ def train(params: SFTParams, task: str, experiment: str) -> Path:
     precision = choose_precision(params.run.device, params.run.precision)
     if params.run.threads:
         torch.set_num_threads(params.run.threads)
-    with distributed.world(precision.device.type) as world:
+    with distributed.world(precision.device.type, params.run.timeout) as world:
+        go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
         return _train(params, task, experiment, precision, world)
 
 
@@ -165,7 +166,15 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
     total = max(1, math.ceil(o.epochs * len(rows["train"]) / o.batch_size))
 
     run = Run(Path(params.run.save_dir) / experiment, params.run, world.is_main)
-    run.open(describe_run("train_sft", task, experiment, to_dict(params)))
+    run.open(describe_run("train_sft", task, experiment, to_dict(params), world.launch))
+    with run.explained():
+        return _fit(run, model, rows, total, params, experiment, precision, world)
+
+
+def _fit(run: Run, model: GPT2, rows: dict[str, Rows], total: int, params: SFTParams, experiment: str, precision: Precision,
+         world: distributed.World) -> Path:
+    """The steps from the first, or where the run stopped, to the last of `total`; returns the `lm/` model folder."""
+    o = params.optimizer
     optimizer = adamw(model, (0.9, o.beta2), o.weight_decay)
     names = [n for n, p in model.named_parameters() if p.ndim >= 2] + [n for n, p in model.named_parameters() if p.ndim < 2]
     first, best, waited = _resume(run, model, optimizer, names) if params.run.resume else (0, math.inf, 0)
@@ -185,10 +194,12 @@ def _train(params: SFTParams, task: str, experiment: str, precision: Precision, 
                        "tokens_per_second": o.batch_size * rows["train"].block / (time.perf_counter() - started)}
             if not math.isfinite(loss):
                 tracker.log(step, metrics)
-                raise UserError(f"step {step}: the loss is {loss}; start again with a lower --optimizer.lr than {o.lr}")
+                raise UserError(f"step {step}: the loss is {loss}; if that comes again, start anew with a lower --optimizer.lr than {o.lr}")
             last = step + 1 == total
             if (step + 1) % params.validation.interval == 0 or last:
                 valid = validate(model, rows["valid"], params.validation.rows, precision, params.run.micro_batch)
+                if not math.isfinite(valid):
+                    raise UserError(f"step {step}: the validation loss is {valid}; if that comes again, start anew with a lower --optimizer.lr than {o.lr}")
                 metrics |= {"valid/loss": valid, "valid/perplexity": math.exp(valid)}
                 waited = 0 if valid < best else waited + 1
                 if valid < best and world.is_main:
