@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1  # ranks on this machine
     device_type: str = "cpu"  # where this rank's tensors for messages must lie
     launch: tuple[str, ...] = ()  # one identity for each `torchrun` process that started ranks of this world; restarted ranks find the same
 
@@ -47,6 +49,14 @@ class World:
             raise UserError(f"{name} {total} does not divide by the {self.size} ranks; choose a multiple of {self.size}")
         part = total // self.size
         return slice(self.rank * part, (self.rank + 1) * part)
+
+    def share_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """This rank's part of the row numbers int64 [n], after the first ones were repeated until they divide by the number of ranks.
+
+        What the ranks find for their parts, gathered, has the n wanted rows first.
+        """
+        filled = torch.cat([rows, rows[torch.arange(-len(rows) % self.size) % len(rows)]])
+        return filled[self.share(len(filled), "rows")]
 
     def sum_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor by its sum over ranks, in place, in one message per dtype."""
@@ -65,21 +75,62 @@ class World:
         """The ranks' tensors [b, ...] joined along the first axis in rank order [b * size, ...]; no gradient."""
         if self.size == 1:
             return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        sent = tensor.to(self._message_device()).contiguous()
+        parts = [torch.empty_like(sent) for _ in range(self.size)]
+        dist.all_gather(parts, sent)
+        return torch.cat(parts).to(tensor.device)
+
+    def from_main(self, value: Any) -> Any:
+        """What rank 0 has; plain values only."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, device=self._message_device())
+        return box[0]
+
+    def from_main_(self, tensor: torch.Tensor) -> None:
+        """Replace a tensor by rank 0's, in place."""
+        if self.size > 1:
+            sent = tensor.detach().to(self._message_device()).contiguous()
+            dist.broadcast(sent, 0)
+            tensor.copy_(sent)
+
+    def least(self, number: int) -> int:
+        """The smallest of the ranks' whole numbers."""
+        if self.size == 1:
+            return number
+        smallest = torch.tensor([number], device=self._message_device())
+        dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+        return int(smallest)
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank; the same answer on every rank."""
-        if self.size == 1:
-            return flag
-        flags = torch.tensor([float(flag)], device="cuda" if self.device_type == "cuda" else "cpu")
-        self.sum_([flags])
-        return bool(flags.item())
+        return self.least(int(not flag)) == 0
 
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+    def _message_device(self) -> torch.device:
+        return torch.device(self.device_type, self.local_rank) if self.device_type == "cuda" else torch.device("cpu")
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether a parameter (or what an optimizer keeps of it) lies in parts on all ranks, by rows."""
+    return hasattr(tensor, "full_tensor")
+
+
+def local_part(tensor: torch.Tensor, world: World) -> tuple[torch.Tensor, int]:
+    """This rank's rows of a tensor and the number of the first; of a tensor that is not sharded all of it, and 0."""
+    if not is_sharded(tensor):
+        return tensor, 0
+    rows = -(-tensor.shape[0] // world.size)
+    return tensor.to_local(), min(world.rank * rows, tensor.shape[0])
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All rows of a tensor, on every rank; all ranks must call it together."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 @contextlib.contextmanager
@@ -93,7 +144,8 @@ def world(device_type: str, timeout: float = WAIT) -> Iterator[World]:
     if "WORLD_SIZE" not in os.environ:
         yield World()
         return
-    here = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")), device_type)
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    here = World(rank, size, local_rank, local_size, device_type)
     if device_type == "cuda":
         torch.cuda.set_device(here.local_rank)
     try:
@@ -120,8 +172,8 @@ def world(device_type: str, timeout: float = WAIT) -> Iterator[World]:
 def _meeting_place(world: World, timeout: float) -> dist.Store | None:
     """A part of `torchrun`'s store that nobody has written to yet; None, for PyTorch's own way, where there is no such store.
 
-    `torchrun` keeps one store through all restarts, and PyTorch would take the addresses that dead ranks left in it for those of the new ones. So each
-    rank leaves a number of its own there, and rank 0 answers each number that it finds with the place it has chosen; the dead ones' in vain.
+    `torchrun` keeps one store through all restarts, and PyTorch would take the addresses that dead ranks left in it for those of the new ones. So
+    each rank leaves a number of its own there, and rank 0 answers each number that it finds with the place it has chosen; the dead ones' in vain.
     Raises RuntimeError where the others do not come within `timeout` seconds.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -171,8 +223,8 @@ def _launch(world: World) -> tuple[str, ...]:
     stat = Path(f"/proc/{parent}/stat")
     started = stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""  # in clock ticks: a number used again is another process
     digest = hashlib.sha256(f"{os.environ['TORCHELASTIC_RUN_ID']}/{socket.gethostname()}/{parent}/{started}".encode()).digest()
-    mine = torch.tensor([int.from_bytes(digest[:8], "little") >> 1], device="cuda" if world.device_type == "cuda" else "cpu")
-    return tuple(f"{number:016x}" for number in sorted(set(world.gather(mine).tolist())))
+    everyone = world.gather(torch.tensor([int.from_bytes(digest[:8], "little") >> 1]))
+    return tuple(f"{number:016x}" for number in sorted(set(everyone.tolist())))
 
 
 def is_first_to_say(line: str) -> bool:

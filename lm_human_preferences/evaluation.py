@@ -49,7 +49,7 @@ def sample_and_score(policy: Policy, reference: Policy, rewards: Sequence[Reward
     policy's KL to itself is exactly 0.
     """
     n, parts, padding = len(queries), [], policy.transformer.config.padding_token
-    for rows in _share_of(torch.arange(n), world).split(micro_batch):
+    for rows in world.share_of(torch.arange(n)).split(micro_batch):
         q, u = queries[rows].to(precision.device), uniforms[rows].to(precision.device)
         with precision.autocast():
             drawn = policy.respond(q, u).tokens
@@ -71,7 +71,7 @@ def given_logprobs(policy: Policy, queries: torch.Tensor, responses: torch.Tenso
     """
     lengths = (responses != padding_token).sum(1)
     order, parts = lengths.argsort(stable=True), []
-    for rows in _share_of(order, world).split(micro_batch):
+    for rows in world.share_of(order).split(micro_batch):
         longest = max(1, int(lengths[rows].max()))
         r = responses[rows, :longest]
         filled = torch.where(r == padding_token, 0, r)  # what stands after a response changes nothing in it
@@ -80,12 +80,6 @@ def given_logprobs(policy: Policy, queries: torch.Tensor, responses: torch.Tenso
         parts.append(torch.nn.functional.pad(logprobs, (0, responses.shape[1] - longest)))
     found = world.gather(torch.cat(parts))[:len(order)].cpu()
     return torch.where(responses == padding_token, 0.0, found[order.argsort()])
-
-
-def _share_of(rows: torch.Tensor, world: World) -> torch.Tensor:
-    """This rank's part of the row numbers int64 [n], after the first ones were repeated until they divide by the number of ranks."""
-    filled = torch.cat([rows, rows[torch.arange(-len(rows) % world.size) % len(rows)]])
-    return filled[world.share(len(filled), "rows")]
 
 
 def uniforms_of(task: TaskParams, samples: int, seed: int) -> torch.Tensor:

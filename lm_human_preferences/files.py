@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from lm_human_preferences.errors import UserError
 
-_PARTIAL = ".partial"  # ends the names of what is being written
+PARTIAL = ".partial"  # ends the names of what is being written
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -61,7 +61,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path = Path(path)
     make_folder(path.parent)
     with disk_errors(path):
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         os.close(descriptor)
         os.chmod(name, 0o666 & ~_umask())
         temporary = Path(name)
@@ -82,36 +82,51 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`; when the block ends well its files are synced and it takes `path`'s place."""
+    """A temporary folder beside `path`; when the block ends well it takes `path`'s place (`publish_folder`)."""
     path = Path(path)
     make_folder(path.parent)
     with disk_errors(path):
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
         os.chmod(temporary, 0o777 & ~_umask())
         try:
             yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
-                    with open(file, "rb+") as opened:
-                        os.fsync(opened.fileno())
-            _sync_folder(temporary)
-            if path.exists():  # two renames: between them the old folder still lies beside, under a name that says so
-                replaced = path.with_name(f".{path.name}.replaced")
-                shutil.rmtree(replaced, ignore_errors=True)
-                os.rename(path, replaced)
-                os.rename(temporary, path)
-                shutil.rmtree(replaced, ignore_errors=True)
-            else:
-                os.rename(temporary, path)
-            _sync_folder(path.parent)
+            publish_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Sync a finished folder's files to disk and give it its final name beside it, in place of what may lie there."""
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
+            with open(file, "rb+") as opened:
+                os.fsync(opened.fileno())
+    _sync_folder(temporary)
+    if path.exists():  # two renames: between them the old folder still lies beside, under a name that says so
+        replaced = _set_aside(path)
+        os.rename(temporary, path)
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        os.rename(temporary, path)
+    _sync_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that nobody ever sees a part of it under its name."""
+    shutil.rmtree(_set_aside(path), ignore_errors=True)
+
+
+def _set_aside(path: Path) -> Path:
+    replaced = path.with_name(f".{path.name}.replaced{PARTIAL}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    os.rename(path, replaced)
+    return replaced
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process was writing into `folder` when it ended."""
-    for path in Path(folder).glob(f".*{_PARTIAL}"):
+    """Delete what a killed process was writing into `folder` or deleting there when it ended."""
+    for path in Path(folder).glob(f".*{PARTIAL}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -14,7 +14,8 @@ class TensorFlowAdam(torch.optim.Adam):
     Defaults are those of the original (utils/core.py minimize).
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float = 0.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-5):
+    def __init__(self, parameters: Iterable[torch.nn.Parameter] | Iterable[dict], lr: float = 0.0, betas: tuple[float, float] = (0.9, 0.999),
+                 eps: float = 1e-5):
         self._tensorflow_eps = eps
         super().__init__(parameters, lr=lr, betas=betas, eps=eps, fused=True)
 
@@ -28,9 +29,23 @@ class TensorFlowAdam(torch.optim.Adam):
         super().step()
 
 
-def adamw(model: torch.nn.Module, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+def allocate_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make the state that Adam and AdamW make at their first step: so that a checkpoint can be read into it, and memory is taken before it is measured."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p not in optimizer.state:
+                optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), "exp_avg": torch.zeros_like(p),
+                                      "exp_avg_sq": torch.zeros_like(p)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The optimizer's state as named tensors, the ones it works on: `optimizer.<slot>.<parameter>`."""
+    return {f"optimizer.{slot}.{name}": value for name, p in module.named_parameters() for slot, value in optimizer.state.get(p, {}).items()}
+
+
+def adamw(parameters: Iterable[torch.nn.Parameter], betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
     """AdamW with decay on matrices only (not on biases or layer-norm gains)."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = list(parameters)
     return torch.optim.AdamW([{"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
                               {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}],
                              lr=0.0, betas=betas, eps=1e-8, fused=True)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
+from lm_human_preferences.distributed import World
 from lm_human_preferences.language.checkpoints import load_heads, load_model, save_model
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.heads import ScalarHead
@@ -40,9 +41,14 @@ class Policy(nn.Module):
             policy.value_head.load_state_dict({"weight": heads["value.weight"], "bias": heads["value.bias"]})
         return policy
 
-    def save(self, folder: Path, note: dict | None = None) -> None:
+    def save(self, folder: Path, note: dict | None = None, world: World = World()) -> None:
+        """Write a model folder with the head beside it; on several ranks all call it and rank 0 writes."""
         heads = {"value.weight": self.value_head.weight, "value.bias": self.value_head.bias}
-        save_model(folder, self.transformer, heads, note=note)
+        save_model(folder, self.transformer, heads, note=note, world=world)
+
+    def forward(self, queries: torch.Tensor, responses: torch.Tensor) -> Analysis:
+        """`analyze`, as training asks for it."""
+        return self.analyze(queries, responses)
 
     def respond(self, queries: torch.Tensor, uniforms: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> Sample:
         """Sample responses to queries int64 [B, Q] at uniforms float32 [B, R]; see `language.sampling.sample`."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
+from lm_human_preferences.distributed import World
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.language.checkpoints import load_heads, load_model, save_model
 from lm_human_preferences.language.gpt2 import GPT2
@@ -45,9 +46,10 @@ class RewardModel(nn.Module):
             raise UserError(f"{folder} holds no reward model (no reward head, gain and bias); train one with train_reward") from None
         return model
 
-    def save(self, folder: Path, note: dict | None = None) -> None:
+    def save(self, folder: Path, note: dict | None = None, world: World = World()) -> None:
+        """Write a model folder with the head beside it; on several ranks all call it and rank 0 writes."""
         heads = {"reward.weight": self.head.weight, "reward.bias": self.head.bias, "reward_norm.gain": self.gain, "reward_norm.bias": self.bias}
-        save_model(folder, self.transformer, heads, note=note)
+        save_model(folder, self.transformer, heads, note=note, world=world)
 
     def forward(self, queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
         """Rewards float32 [B] of queries int64 [B, Q] with responses int64 [B, R]; both may be padded."""

@@ -4,13 +4,11 @@
         config.json        everything resolved, command, versions, commit
         metrics.jsonl      one line a step        samples.jsonl   what the policy wrote
         warnings.jsonl     what the doctor's checks found while it went on, if anything
-        checkpoints/<step> model, optimizer and loop state; the newest whole one is resumed from
+        checkpoints/<step> model, optimizer and loop state; the newest whole one is resumed from (training_checkpoints.py)
         policy/ | reward_model/ | lm/             the result, a model folder
 """
 
-import json
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,16 +18,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
 from lm_human_preferences.configuration import from_dict, param
 from lm_human_preferences.distributed import WAIT, World
 from lm_human_preferences.errors import Interrupted, Terminated, UserError
-from lm_human_preferences.files import atomic_folder, make_folder, read_json, remove_leftovers, sha256, write_json
-from lm_human_preferences.language.checkpoints import all_finite
+from lm_human_preferences.files import make_folder, read_json, remove_folder, remove_leftovers, write_json
+from lm_human_preferences.parallel import SHARDINGS
 from lm_human_preferences.tasks import TaskParams
+from lm_human_preferences.training_checkpoints import Checkpoints
 
 LONGEST_WAIT = 1e6  # seconds
 _PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
@@ -48,7 +43,13 @@ class RunParams:
     log_interval: int = param(1, "steps between printed lines")
     device: str = param("auto", "auto, cpu, cuda or cuda:N")
     precision: str = param("auto", "auto (bfloat16 where the hardware multiplies it fast), float32 or bfloat16")
-    micro_batch: int = param(64, "rows in memory at once in a training pass; changes nothing but memory and rounding")
+    micro_batch: int | None = param(None, "rows in memory at once in a training pass, on each rank; none: as many as fit. Changes nothing but "
+                                          "memory and rounding")
+    micro_batch_rollout: int | None = param(None, "the same while responses are sampled")
+    micro_batch_scoring: int | None = param(None, "the same in passes without gradient: reference, reward, validation")
+    recompute_activations: str = param("auto", "on: each block's activations are computed again in the backward pass, a third more work for far less "
+                                               "memory; off; auto: when memory would else not hold eight rows")
+    sharding: str = param("ddp", "with torchrun: ddp, each rank has the whole model; fsdp, parameters, gradients and optimizer are split over the ranks")
     threads: int = param(0, "CPU threads; 0 leaves the choice to PyTorch")
     timeout: float = param(WAIT, "seconds that a rank waits for the others before it takes them for lost; longer than the longest checkpoint")
 
@@ -60,11 +61,15 @@ def check_run_params(params: RunParams) -> None:
     for name in ("save_interval", "keep_checkpoints", "threads"):
         if getattr(params, name) < 0:
             raise UserError(f"--run.{name} {getattr(params, name)}: must not be negative")
-    for name in ("micro_batch", "log_interval"):
-        if getattr(params, name) < 1:
+    for name in ("micro_batch", "micro_batch_rollout", "micro_batch_scoring", "log_interval"):
+        if getattr(params, name) is not None and getattr(params, name) < 1:
             raise UserError(f"--run.{name} {getattr(params, name)}: must be at least 1")
     if not 1 <= params.timeout <= LONGEST_WAIT:
         raise UserError(f"--run.timeout {params.timeout:g}: must lie between 1 and {LONGEST_WAIT:g} seconds")
+    if params.recompute_activations not in ("auto", "on", "off"):
+        raise UserError(f"--run.recompute_activations {params.recompute_activations}: must be auto, on or off")
+    if params.sharding not in SHARDINGS:
+        raise UserError(f"--run.sharding {params.sharding}: must be {' or '.join(SHARDINGS)}")
 
 
 def check_name(experiment: str) -> None:
@@ -87,41 +92,46 @@ def free_result_folder(save_dir: str, name: str, stage: str, overwrite: bool) ->
 
 
 class Run:
-    """One run's folder. On ranks other than 0 it reads but writes nothing."""
+    """One run's folder, which rank 0 alone writes; only sharded checkpoints have parts from every rank."""
 
-    def __init__(self, folder: Path, params: RunParams, is_main: bool = True):
-        self.folder, self.params, self.is_main = Path(folder), params, is_main
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+    def __init__(self, folder: Path, params: RunParams, world: World = World()):
+        self.folder, self.params, self.world = Path(folder), params, world
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", params.keep_checkpoints, world)
 
     def open(self, description: dict[str, Any]) -> None:
-        """Make the folder and write `config.json`, or check that an existing run may be continued or replaced.
+        """Make the folder and write `config.json`, or check that an existing run may be continued or replaced; rank 0 finds out for all.
 
         Raises UserError if a run of that name exists and neither overwrite nor resume was asked for, if its configuration differs from
         the one to resume, or if the folder cannot be written.
         """
-        existing = self.folder / "config.json"
-        if self.params.resume:
-            if not existing.exists() and not self._all_checkpoints():
-                raise UserError(f"--run.resume: there is no run {self.folder}; leave it out to start one")
-            if existing.exists():
-                check_same_configuration(_stored(existing), description)
-            elif self.is_main:
-                print(f"{existing} is gone; written anew from this command", file=sys.stderr)
+        if problem := self.world.from_main(self._problem_in_opening(description) if self.world.is_main else None):
+            raise UserError(problem)
+
+    def _problem_in_opening(self, description: dict[str, Any]) -> str | None:
+        existing, description = self.folder / "config.json", {**description, "launch": list(self.world.launch)}
+        try:
+            if self.params.resume:
+                self._reopen(existing, description)
+            else:
+                self.check_free()
+                if self.folder.exists():
+                    remove_folder(self.folder)
+                make_folder(self.folder)
                 write_json(existing, description)
-            if self.is_main:
-                remove_leftovers(self.folder)
-                remove_leftovers(self.checkpoints)
-            return
-        if not self.is_main:
-            return
-        self.check_free()
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        make_folder(self.folder)
-        write_json(existing, description)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _reopen(self, existing: Path, description: dict[str, Any]) -> None:
+        if existing.exists():
+            check_same_configuration(_stored(existing), description)
+        elif self.checkpoints.all():
+            print(f"{existing} is gone; written anew from this command", file=sys.stderr)
+            write_json(existing, description)
+        else:
+            raise UserError(f"--run.resume: there is no run {self.folder}; leave it out to start one")
+        remove_leftovers(self.folder)
+        remove_leftovers(self.checkpoints.folder)
 
     def check_free(self) -> None:
         """UserError if something stands where a new run is to be made and it may not be replaced."""
@@ -144,50 +154,15 @@ class Run:
             raise
 
     def _how_to_go_on(self) -> str:
-        saved = self._all_checkpoints()
+        saved = self.checkpoints.all()
         if not saved:
-            return f"no checkpoint of {self.folder} was saved yet, so the same command with --run.resume begins again"
-        return f"the newest checkpoint of {self.folder} is that of step {int(saved[-1].name):,}, the same command with --run.resume goes on from there"
-
-    def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Write `checkpoints/<step>` whole or not at all and drop the oldest beyond `run.keep_checkpoints`."""
-        if not self.is_main:
-            return
-        check_finite(tensors, f"checkpoint of step {step}")
-        with atomic_folder(self.checkpoints / f"{step:08d}") as temporary:
-            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary / "state.safetensors")
-            digest = sha256(temporary / "state.safetensors")
-            (temporary / "state.json").write_text(json.dumps({"step": step, "sha256": digest, **state}, indent=2), encoding="utf-8")
-        for old in self._all_checkpoints()[:-max(1, self.params.keep_checkpoints)]:
-            shutil.rmtree(old)
-
-    def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """The newest whole checkpoint's tensors and state; None if there is none. Damaged ones are named and passed over."""
-        for folder in reversed(self._all_checkpoints()):
-            try:
-                state = read_json(folder / "state.json")
-                if sha256(folder / "state.safetensors") != state["sha256"]:
-                    raise ValueError("its digest does not match")
-                return load_file(folder / "state.safetensors"), state
-            except (UserError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-                print(f"skipping checkpoint {folder.name}: {error}", file=sys.stderr)
-        return None
-
-    def _all_checkpoints(self) -> list[Path]:
-        if not self.checkpoints.is_dir():
-            return []
-        return sorted(folder for folder in self.checkpoints.iterdir() if folder.name.isdigit())
-
-    def drop_checkpoints(self) -> None:
-        """After the result is written the checkpoints are of no more use."""
-        if self.is_main:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            return f"no checkpoint of {self.folder} was saved yet: the same command with --run.resume begins again"
+        return f"the newest checkpoint of {self.folder} is that of step {int(saved[-1].name):,}: the same command with --run.resume goes on from it"
 
 
 def go_on_after_restart(params: RunParams, folder: Path, world: World) -> None:
     """Where `torchrun` restarts a launch that had opened the run in `folder`, it goes on as with --run.resume, whatever the command line says."""
-    ours = world.is_main and bool(world.launch) and bool(set(world.launch) & set(_launch_of(folder)))
-    if not world.any(ours) or params.resume:
+    if params.resume or not world.from_main(bool(set(world.launch) & set(_launch_of(folder)))):
         return
     params.resume, params.overwrite = True, False
     if world.is_main:
@@ -210,13 +185,6 @@ def _stored(config: Path) -> dict[str, Any]:
         return stored
     except (UserError, KeyError, TypeError, AttributeError):
         raise UserError(f"{config} is damaged; delete it, and --run.resume writes it anew from the command that you give") from None
-
-
-def check_finite(tensors: dict[str, torch.Tensor], what: str) -> None:
-    """UserError if a tensor holds a NaN or an infinity, before it takes the place of anything good."""
-    for name, value in tensors.items():
-        if value.is_floating_point() and not all_finite(value):
-            raise UserError(f"{name} holds a NaN or an infinity, so no {what} is written; if that comes again, start anew with a lower learning rate")
 
 
 def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | None]:
@@ -247,10 +215,10 @@ def check_same_configuration(stored: dict, now: dict, command: str = "--run.resu
             raise UserError(f"{command}: the run was started with {name} {before.get(name)}, now it is {after.get(name)}; give the same")
 
 
-def describe_run(stage: str, task: str, experiment: str, parameters: dict[str, Any], launch: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What `config.json` holds: everything resolved, the command, the versions, the commit, and the `torchrun` processes that started it."""
+def describe_run(stage: str, task: str, experiment: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """What `config.json` holds: everything resolved, the command, the versions and the commit."""
     return {"stage": stage, "task": task, "experiment": experiment, "command": sys.argv, "parameters": parameters,
-            "versions": package_versions(), "commit": _commit(), "launch": list(launch)}
+            "versions": package_versions(), "commit": _commit()}
 
 
 def package_versions() -> dict[str, str]:
@@ -282,22 +250,3 @@ def _leaves(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             rows[prefix + name] = value
     return rows
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
-    """The optimizer's state as named tensors: `optimizer.<slot>.<parameter>`; `names` in the order of its parameters."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {f"optimizer.{slot}.{name}": value for name, p in zip(names, parameters, strict=True)
-            for slot, value in optimizer.state.get(p, {}).items()}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for name, p in zip(names, parameters, strict=True):
-        slots = {key.split(".")[1]: value for key, value in tensors.items()
-                 if key.startswith("optimizer.") and key.split(".", 2)[2] == name}
-        for slot, value in slots.items():
-            slots[slot] = value.to(p.device)  # `step` too: the fused optimizers keep it there
-        if slots:
-            optimizer.state[p] = slots

@@ -86,7 +86,7 @@ def sweep(params: SweepParams, coefficients: list[float], task: str, experiment:
         torch.set_num_threads(params.run.threads)
     with distributed.world(precision.device.type, params.run.timeout) as world:
         go_on_after_restart(params.run, folder, world)
-        description = describe_run("sweep", task, experiment, to_dict(params), world.launch)
+        description = describe_run("sweep", task, experiment, to_dict(params)) | {"launch": list(world.launch)}
         description["parameters"]["rewards"]["kl_coef"] = coefficients
         check_folder(folder, description, params)
         measuring = Measuring.prepare(params, precision, world)
@@ -252,7 +252,7 @@ class Measuring:
         """Responses of `policy` to queries int64 [m, Q] at uniforms float32 [m, R], measured against the reference."""
         device, task = self.precision.device, self.params.task
         found = sample_and_score(policy.to(device), self.reference.to(device), rewards, task, queries, uniforms, self.precision,
-                                 self.params.run.micro_batch, self.world)
+                                 self.params.run.micro_batch_scoring or 64, self.world)
         proxy, *gold = found.scores.double().unbind(1)
         return Scores(penalise(proxy, found.valid, task.penalty_reward_value).numpy(),
                       {judge.name: column.numpy() for judge, column in zip(self.judges, gold, strict=True)},

@@ -22,20 +22,22 @@ from lm_human_preferences.judges import FunctionJudge, Rewards, load_function, l
 from lm_human_preferences.language.checkpoints import load_model
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
-from lm_human_preferences.optim import TensorFlowAdam, linear_decay
+from lm_human_preferences.memory import choose_micro_batches, policy_training_memory, remembered
+from lm_human_preferences.optim import TensorFlowAdam, allocate_state, linear_decay, optimizer_tensors
+from lm_human_preferences.parallel import Parallel, gathered, place_frozen
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.ppo import (AdaptiveKLController, AdaptiveKLParams, FixedKLController, Losses, PPOParams, check_ppo, compute_rewards,
                                       minibatch_stats, minibatch_targets, ppo_losses)
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import (Run, RunParams, check_finite, check_run_params, describe_run, go_on_after_restart, optimizer_tensors,
-                                       restore_optimizer)
+from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart
 from lm_human_preferences.scoring import Scorer
 from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 from lm_human_preferences.train_reward import RewardTrainingParams
+from lm_human_preferences.training_checkpoints import check_finite
 
 
 @dataclass
@@ -116,19 +118,19 @@ def train_reward_model_first(params: PolicyTrainingParams, precision: Precision,
     if params.rewards.train_new_model is None:
         return
     nested, name = params.rewards.train_new_model, f"{experiment}_reward"
-    for field in ("seed", "save_dir", "device", "precision", "overwrite", "resume", "micro_batch", "threads", "timeout"):
+    for field in ("seed", "save_dir", "device", "precision", "overwrite", "resume", "sharding", "micro_batch", "micro_batch_rollout",
+                  "micro_batch_scoring", "recompute_activations", "threads", "timeout"):
         setattr(nested.run, field, getattr(params.run, field))
     nested.tracking = params.tracking
     own, folder = Path(params.run.save_dir) / experiment, Path(params.run.save_dir) / name
     go_on_after_restart(params.run, own, world)
     go_on_after_restart(nested.run, folder, world)
-    Run(own, params.run, is_main=False).check_free()
-    begun = {path: world.any(world.is_main and (path / "config.json").exists()) for path in (own, folder)}
-    finished = world.any(world.is_main and (folder / "reward_model").is_dir())
+    Run(own, params.run, world).check_free()
+    begun, reward_begun, finished = world.from_main([path.exists() for path in (own / "config.json", folder / "config.json", folder / "reward_model")])
     if not (nested.run.resume and finished):
-        nested.run.resume = nested.run.resume and begun[folder]
+        nested.run.resume = nested.run.resume and reward_begun
         train_reward.RewardTrainer.prepare(nested, precision, world).run(task, name)
-    params.run.resume = params.run.resume and (begun[own] or not begun[folder])  # stopped in reward training, the policy's run was never begun
+    params.run.resume = params.run.resume and (begun or not reward_begun)  # else it stopped before the policy's run began
     params.rewards.trained_model, params.rewards.train_new_model = str(folder / "reward_model"), None
 
 
@@ -159,14 +161,16 @@ class PPOTrainer:
 
     def __init__(self, policy: Policy, reference: Policy, rewards: Rewards, queries: QueryStream, params: PolicyTrainingParams,
                  precision: Precision, encoding: Encoding | None = None, world: World = World()):
-        device = precision.device
-        self.policy, self.reference = policy.to(device), reference.to(device).requires_grad_(False)
-        rewards = rewards.to(device).requires_grad_(False) if isinstance(rewards, RewardModel) else rewards
-        self.scorer = Scorer(rewards, params.task, policy.transformer.config.padding_token)
         self.queries, self.params, self.precision, self.encoding, self.world = queries, params, precision, encoding, world
         self.seed, ppo, kl = params.run.seed, params.ppo, params.rewards
-        self.names = [name for name, _ in policy.named_parameters()]
-        self.optimizer = TensorFlowAdam(policy.parameters())
+        self.sizes = choose_micro_batches(params.run, policy_training_memory(params, policy.transformer.config, precision, world.size), precision, world)
+        policy.transformer.recompute_activations(self.sizes.recompute)
+        self.policy, self.trained = policy, Parallel(policy, world, precision, params.run.sharding, methods=("analyze", "respond"))
+        self.reference = place_frozen(reference, world, precision, params.run.sharding, methods=("analyze", "respond"))
+        if isinstance(rewards, RewardModel):
+            place_frozen(rewards, world, precision, params.run.sharding)
+        self.scorer = Scorer(rewards, params.task, policy.transformer.config.padding_token)
+        self.optimizer = TensorFlowAdam(self.trained.parameter_groups())
         self.kl_controller = (AdaptiveKLController(kl.kl_coef, kl.adaptive_kl) if kl.adaptive_kl else FixedKLController(kl.kl_coef))
         self.recompute = ppo.old_logprobs == "recomputed" or ppo.old_logprobs == "auto" and precision.bfloat16
         self.total_steps = math.ceil(ppo.total_episodes / ppo.batch_size)
@@ -186,8 +190,8 @@ class PPOTrainer:
 
     def run(self, task: str, experiment: str) -> Path:
         """The stage from its first step, or where it stopped, to its result; returns the `policy/` folder."""
-        run = Run(Path(self.params.run.save_dir) / experiment, self.params.run, self.world.is_main)
-        run.open(describe_run("train_policy", task, experiment, to_dict(self.params), self.world.launch))
+        run = Run(Path(self.params.run.save_dir) / experiment, self.params.run, self.world)
+        run.open(describe_run("train_policy", task, experiment, to_dict(self.params)))
         with run.explained():
             return self._run(run, task, experiment)
 
@@ -196,7 +200,8 @@ class PPOTrainer:
         first = self._resume(run) if p.run.resume else 0
         if main:
             print(f"{experiment}: {self.total_steps:,} steps of {p.ppo.batch_size} episodes, KL coefficient {self.kl_controller.value}"
-                  f"{f' steered to {p.rewards.adaptive_kl.target} nats' if p.rewards.adaptive_kl else ''}, {self.precision.describe()}")
+                  f"{f' steered to {p.rewards.adaptive_kl.target} nats' if p.rewards.adaptive_kl else ''}, {self.precision.describe()}, "
+                  f"{self.sizes.describe()}")
         tracker = open_watched(run.folder, p, "train_policy", experiment, first) if main else NullTracker()
         started = time.perf_counter()
         with tracker, StopRequest(self.world) as stop, tqdm(total=self.total_steps, initial=first, desc=experiment, unit="step",
@@ -220,14 +225,14 @@ class PPOTrainer:
                 if asked:
                     raise stop.interrupted(step + 1, self.total_steps)
         folder = run.folder / "policy"
-        check_finite(dict(self.policy.named_parameters()), "policy")
-        if main:
-            self.policy.save(folder, note={"stage": "train_policy", "task": task, "steps": self.total_steps})
+        check_finite(dict(self.policy.named_parameters()), "policy", self.world)
+        self.policy.save(folder, note={"stage": "train_policy", "task": task, "steps": self.total_steps}, world=self.world)
         if p.evaluation.samples:
-            compare_policies(run.folder, self.reference, self.policy, self.scorer, p.task, self.encoding, p.evaluation, self.precision,
-                             self.seed, p.run.micro_batch, self.world)
+            with gathered(self.reference, self.policy):
+                compare_policies(run.folder, self.reference, self.policy, self.scorer, p.task, self.encoding, p.evaluation, self.precision,
+                                 self.seed, self.sizes.rollout, self.world)
+        run.checkpoints.drop()
         if main:
-            run.drop_checkpoints()
             print(f"policy in {folder}")
         self.world.barrier()
         return folder
@@ -259,17 +264,24 @@ class PPOTrainer:
         B = self.params.ppo.batch_size
         queries, uniforms, mine = self.queries.batch(B), self.uniforms(step), self.world.share(B, "--ppo.batch_size")
         parts = []
-        for q, u in zip(queries[mine].split(self.params.run.micro_batch), uniforms[mine].split(self.params.run.micro_batch), strict=True):
-            q, u = q.to(self.precision.device), u.to(self.precision.device)
-            with self.precision.autocast():
-                drawn = self.policy.respond(q, u)
-                reference = self.reference.analyze(q, drawn.tokens, entropies=False)
-                logprobs, values = drawn.logprobs, drawn.values
-                if self.recompute:
-                    logprobs, values, _ = self.policy.analyze(q, drawn.tokens, entropies=False)
-                scores, valid, truncated = self.scorer(q, drawn.tokens)
-            parts.append(Rollout(q, drawn.tokens, logprobs, values, reference.logprobs, scores, valid, truncated))
+        with gathered(self.policy):
+            for q, u in zip(queries[mine].split(self.sizes.rollout), uniforms[mine].split(self.sizes.rollout), strict=True):
+                q, u = q.to(self.precision.device), u.to(self.precision.device)
+                with self.precision.autocast():
+                    drawn = self.policy.respond(q, u)
+                parts.append((q, *drawn))
+        queries, *drawn = (torch.cat(column) for column in zip(*parts, strict=True))
+        parts = [self.score(*(column[rows] for column in (queries, *drawn)))
+                 for rows in torch.arange(len(queries), device=queries.device).split(self.sizes.scoring)]
         return Rollout(*(self.world.gather(torch.cat(column)) for column in zip(*parts, strict=True)))
+
+    def score(self, queries: torch.Tensor, responses: torch.Tensor, logprobs: torch.Tensor, values: torch.Tensor) -> Rollout:
+        """A part of a step's episodes with the reference's log-probabilities and the scores added."""
+        with self.precision.autocast():
+            reference = self.reference.analyze(queries, responses, entropies=False)
+            if self.recompute:
+                logprobs, values, _ = self.policy.analyze(queries, responses, entropies=False)
+            return Rollout(queries, responses, logprobs, values, reference.logprobs, *self.scorer(queries, responses))
 
     def update(self, step: int, rollout: Rollout, rewards: torch.Tensor, lr: float) -> tuple[list[dict[str, float]], float]:
         """noptepochs x nminibatches optimizer steps; statistics of each, and the ratio's deviation before the first."""
@@ -289,17 +301,16 @@ class PPOTrainer:
         ppo = self.params.ppo
         targets = minibatch_targets(rewards[index], rollout.logprobs[index], rollout.values[index], ppo)
         mine = torch.arange(len(index), device=index.device)[self.world.share(len(index), "--ppo.batch_size / --ppo.nminibatches")]
-        self.optimizer.zero_grad(set_to_none=True)
-        parts = []
-        for rows in mine.split(self.params.run.micro_batch):
-            with self.precision.autocast():
-                analysis = self.policy.analyze(rollout.queries[index[rows]], rollout.responses[index[rows]])
-            losses = ppo_losses(analysis.logprobs, analysis.values, targets.rows(rows), ppo)
-            loss = (losses.policy.sum() + ppo.vf_coef * losses.value.sum()) / targets.returns.numel()
-            loss.backward()
+        parts, micro_batches = [], mine.split(self.sizes.training)
+        for number, rows in enumerate(micro_batches, 1):
+            with self.trained.micro_batch(last=number == len(micro_batches)):
+                with self.precision.autocast():
+                    analysis = self.trained(rollout.queries[index[rows]], rollout.responses[index[rows]])
+                losses = ppo_losses(analysis.logprobs, analysis.values, targets.rows(rows), ppo)
+                self.trained.backward((losses.policy.sum() + ppo.vf_coef * losses.value.sum()) / targets.returns.numel())
             parts.append([*(part.detach() for part in losses), analysis.values.detach(), analysis.entropies])
-        self.world.sum_([p.grad for p in self.policy.parameters()])
         self.optimizer.step(lr)
+        self.optimizer.zero_grad(set_to_none=True)
         *losses, values, entropies = (self.world.gather(torch.cat(column)) for column in zip(*parts, strict=True))
         losses = Losses(*losses)
         return minibatch_stats(losses, values, entropies, targets, ppo), float(losses.ratio.std(correction=0))
@@ -348,18 +359,19 @@ class PPOTrainer:
             tqdm.write(f"step {step + 1}: score {metrics['objective/score']:.3f}  KL {metrics['objective/kl']:.2f}  ends {metrics['objective/valid']:.0%}  "
                        f"[{rows[0]['score']:.2f}] {text[:110]}")
 
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return dict(self.policy.named_parameters()) | optimizer_tensors(self.optimizer, self.policy)
+
     def _save_checkpoint(self, run: Run, step: int) -> None:
-        tensors = dict(self.policy.named_parameters()) | optimizer_tensors(self.optimizer, self.names)
-        run.save_checkpoint(step, tensors, {"kl_coef": self.kl_controller.value, "queries": list(self.queries.position)})
+        run.checkpoints.save(step, self._tensors(), {"kl_coef": self.kl_controller.value, "queries": list(self.queries.position),
+                                                    "micro_batches": self.sizes.state(self.world)})
 
     def _resume(self, run: Run) -> int:
-        loaded = run.load_checkpoint()
-        if loaded is None:
+        allocate_state(self.optimizer)
+        state = run.checkpoints.load(self._tensors())
+        if state is None:
             return 0
-        tensors, state = loaded
-        with torch.no_grad():
-            for name, parameter in self.policy.named_parameters():
-                parameter.copy_(tensors[name])
-        restore_optimizer(self.optimizer, self.names, tensors)
+        self.sizes = remembered(self.sizes, self.params.run, state, self.world)
+        self.policy.transformer.recompute_activations(self.sizes.recompute)
         self.kl_controller.value, self.queries.position = float(state["kl_coef"]), tuple(state["queries"])
         return state["step"]

@@ -21,16 +21,18 @@ from lm_human_preferences.files import write_json
 from lm_human_preferences.label_files import load_labels
 from lm_human_preferences.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.language.encoding import Encoding, get_encoding
-from lm_human_preferences.optim import TensorFlowAdam, linear_decay
+from lm_human_preferences.memory import choose_micro_batches, remembered, reward_training_memory
+from lm_human_preferences.optim import TensorFlowAdam, allocate_state, linear_decay, optimizer_tensors
+from lm_human_preferences.parallel import Parallel, gathered, place_frozen
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import (Run, RunParams, check_finite, check_run_params, describe_run, go_on_after_restart, optimizer_tensors,
-                                       restore_optimizer)
+from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart
 from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
+from lm_human_preferences.training_checkpoints import check_finite
 
 
 @dataclass
@@ -94,14 +96,17 @@ class RewardTrainer:
 
     def __init__(self, model: RewardModel, policy: Policy, queries: QueryStream, train: LabelBatch, valid: LabelBatch | None,
                  params: RewardTrainingParams, precision: Precision, world: World = World()):
-        self.model, self.policy, self.queries = model.to(precision.device), policy.to(precision.device), queries
+        self.queries = queries
         self.train_labels, self.valid_labels = train, valid
         self.params, self.precision, self.world = params, precision, world
         self.kind = label_type(params.labels.type)
         self.seed = params.run.seed
-        self.names = [name for name, _ in self.model.named_parameters()]
-        self.optimizer = TensorFlowAdam(self.model.parameters())
-        self.policy.requires_grad_(False)
+        memory = reward_training_memory(params, model.transformer.config, self.kind.n_responses, precision, world.size)
+        self.sizes = choose_micro_batches(params.run, memory, precision, world)
+        model.transformer.recompute_activations(self.sizes.recompute)
+        self.model, self.trained = model, Parallel(model, world, precision, params.run.sharding)
+        self.policy = place_frozen(policy, world, precision, params.run.sharding, methods=("analyze", "respond"))
+        self.optimizer = TensorFlowAdam(self.trained.parameter_groups())
         world.share(params.batch_size, "--batch_size")
         world.share(params.rollout_batch_size, "--rollout_batch_size")
 
@@ -123,14 +128,14 @@ class RewardTrainer:
 
     def run(self, task: str, experiment: str) -> Path:
         """The stage from its first step, or where it stopped, to its result; returns the `reward_model/` folder."""
-        run = Run(Path(self.params.run.save_dir) / experiment, self.params.run, self.world.is_main)
-        run.open(describe_run("train_reward", task, experiment, to_dict(self.params), self.world.launch))
+        run = Run(Path(self.params.run.save_dir) / experiment, self.params.run, self.world)
+        run.open(describe_run("train_reward", task, experiment, to_dict(self.params)))
         with run.explained():
             return self._run(run, task, experiment)
 
     def _run(self, run: Run, task: str, experiment: str) -> Path:
         first = self._resume(run) if self.params.run.resume else 0
-        self._say(f"{experiment}: {self.params.labels.num_train:,} labels ({self.kind.name}), {self.steps:,} steps, {self.precision.describe()}")
+        self._say(f"{experiment}: {self.params.labels.num_train:,} labels ({self.kind.name}), {self.steps:,} steps, {self.precision.describe()}, {self.sizes.describe()}")
         tracker = open_watched(run.folder, self.params, "train_reward", experiment, first) if self.world.is_main else NullTracker()
         with tracker:
             metrics = self.label_padding() if first == 0 else {}
@@ -141,11 +146,11 @@ class RewardTrainer:
             result = self.evaluate()
             tracker.log(self.steps, metrics | {f"validation/{name}": value for name, value in result.items() if name != "choices"})
         folder = run.folder / "reward_model"
-        check_finite(dict(self.model.named_parameters()), "reward model")
+        check_finite(dict(self.model.named_parameters()), "reward model", self.world)
+        self.model.save(folder, note={"stage": "train_reward", "task": task, **result}, world=self.world)
         if self.world.is_main:
-            self.model.save(folder, note={"stage": "train_reward", "task": task, **result})
             write_json(run.folder / "result.json", result)
-            run.drop_checkpoints()
+            run.checkpoints.drop()
             self._say(describe_result(result, self.kind) + f"\nreward model in {folder}")
         self.world.barrier()
         return folder
@@ -166,8 +171,7 @@ class RewardTrainer:
                 metrics |= {f"train/{name}": value for name, value in stats.items()}
                 tracker.log(step, metrics | {"labels_per_second": self.params.batch_size / (time.perf_counter() - started)})
                 if not math.isfinite(stats["loss"]):
-                    raise UserError(f"step {step}: the loss is {stats['loss']}; if that comes again, start anew with a lower --lr than "
-                                    f"{self.params.lr}")
+                    raise UserError(f"step {step}: the loss is {stats['loss']}; if that comes again, start anew with a lower --lr than {self.params.lr}")
                 metrics = {}
                 bar.update()
                 bar.set_postfix_str(f"loss {stats['loss']:.3f}")
@@ -176,8 +180,8 @@ class RewardTrainer:
                 asked = stop.agreed()
                 if asked or interval and (step + 1) % interval == 0:
                     tracker.flush()
-                    tensors = dict(self.model.named_parameters()) | optimizer_tensors(self.optimizer, self.names)
-                    run.save_checkpoint(step + 1, tensors, {"queries": list(self.queries.position)})
+                    run.checkpoints.save(step + 1, self._tensors(), {"queries": list(self.queries.position),
+                                                                        "micro_batches": self.sizes.state(self.world)})
                 if asked:
                     raise stop.interrupted(step + 1, self.steps)
 
@@ -191,14 +195,14 @@ class RewardTrainer:
         lr = linear_decay(self.params.lr, step * self.params.batch_size, self.params.labels.num_train)
         batch = self.train_labels.rows(indices)
         mine = batch.rows(self.world.share(self.params.batch_size, "--batch_size")).to(self.precision.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        rewards = []
-        for part in _micro_batches(mine, self.params.run.micro_batch):
-            part_rewards = label_rewards(self.model, part, self.precision)
-            (self.kind.losses(part_rewards, part.target).sum() / len(batch)).backward()
+        rewards, micro_batches = [], _micro_batches(mine, self.sizes.training)
+        for number, part in enumerate(micro_batches, 1):
+            with self.trained.micro_batch(last=number == len(micro_batches)):
+                part_rewards = label_rewards(self.trained, part, self.precision)
+                self.trained.backward(self.kind.losses(part_rewards, part.target).sum() / len(batch))
             rewards.append(part_rewards.detach())
-        self.world.sum_([p.grad for p in self.model.parameters()])
         self.optimizer.step(lr)
+        self.optimizer.zero_grad(set_to_none=True)
         stats = self.kind.stats(self.world.gather(torch.cat(rewards)).cpu(), batch.target)
         return stats | {"lr": lr, "gain": float(self.model.gain.detach()), "bias": float(self.model.bias.detach())}
 
@@ -224,12 +228,13 @@ class RewardTrainer:
             queries = self.queries.batch(size)
             uniforms = torch.rand(size, self.params.task.response_length, generator=generator_for(self.seed, f"reward/normalize_{when}", number))
             mine = self.world.share(size, "--rollout_batch_size")
-            parts = zip(queries[mine].split(self.params.run.micro_batch), uniforms[mine].split(self.params.run.micro_batch), strict=True)
             part_rewards = []
-            for q, u in parts:
-                q, u = q.to(self.precision.device), u.to(self.precision.device)
-                with self.precision.autocast():
-                    part_rewards.append(self.model(q, self.policy.respond(q, u).tokens))
+            with gathered(self.policy):
+                for q, u in zip(queries[mine].split(self.sizes.rollout), uniforms[mine].split(self.sizes.rollout), strict=True):
+                    q, u = q.to(self.precision.device), u.to(self.precision.device)
+                    with self.precision.autocast():
+                        responses = self.policy.respond(q, u).tokens
+                        part_rewards += [self.model(*rows) for rows in zip(q.split(self.sizes.scoring), responses.split(self.sizes.scoring), strict=True)]
             rewards.append(self.world.gather(torch.cat(part_rewards)))
         values = torch.cat(rewards).double()
         return float(values.mean()), float(values.std(correction=0))
@@ -240,22 +245,23 @@ class RewardTrainer:
         if self.valid_labels is None:
             return {}
         labels = self.valid_labels
-        rewards = rewards_of(self.model, labels, self.precision, self.params.run.micro_batch)
+        rewards = rewards_of(self.model, labels, self.precision, self.sizes.scoring, self.world)
         if not self.kind.is_choice:
             return self.kind.stats(rewards, labels.target) | {"labels": len(labels)}
         accuracy = float((rewards.argmax(1) == labels.target).float().mean())
         return {"accuracy": accuracy, "standard_error": math.sqrt(accuracy * (1 - accuracy) / len(labels)), "choices": len(labels),
                 "chance": 1 / self.kind.n_responses, "loss": self.kind.stats(rewards, labels.target)["loss"]}
 
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return dict(self.model.named_parameters()) | optimizer_tensors(self.optimizer, self.model)
+
     def _resume(self, run: Run) -> int:
-        loaded = run.load_checkpoint()
-        if loaded is None:
+        allocate_state(self.optimizer)
+        state = run.checkpoints.load(self._tensors())
+        if state is None:
             return 0
-        tensors, state = loaded
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[name])
-        restore_optimizer(self.optimizer, self.names, tensors)
+        self.sizes = remembered(self.sizes, self.params.run, state, self.world)
+        self.model.transformer.recompute_activations(self.sizes.recompute)
         self.queries.position = tuple(state["queries"])
         return state["step"]
 
@@ -264,7 +270,7 @@ class RewardTrainer:
             print(text)
 
 
-def label_rewards(model: RewardModel, labels: LabelBatch, precision: Precision) -> torch.Tensor:
+def label_rewards(model: RewardModel | Parallel, labels: LabelBatch, precision: Precision) -> torch.Tensor:
     """Rewards float32 [B, N] of each label's responses, on the model's device."""
     B, N, R = labels.responses.shape
     with precision.autocast():
@@ -273,9 +279,11 @@ def label_rewards(model: RewardModel, labels: LabelBatch, precision: Precision) 
 
 
 @torch.no_grad()
-def rewards_of(model: RewardModel, labels: LabelBatch, precision: Precision, micro_batch: int) -> torch.Tensor:
-    """Rewards float32 [B, N] of all labels' responses, `micro_batch` responses at a time; on the CPU."""
-    return torch.cat([label_rewards(model, part.to(precision.device), precision).cpu() for part in _micro_batches(labels, micro_batch)])
+def rewards_of(model: RewardModel, labels: LabelBatch, precision: Precision, micro_batch: int, world: World = World()) -> torch.Tensor:
+    """Rewards float32 [B, N] of all labels' responses, `micro_batch` responses at a time, the ranks sharing the work; on the CPU."""
+    mine = labels.rows(world.share_of(torch.arange(len(labels))))
+    rewards = torch.cat([label_rewards(model, part.to(precision.device), precision).cpu() for part in _micro_batches(mine, micro_batch)])
+    return world.gather(rewards)[:len(labels)]
 
 
 def _micro_batches(labels: LabelBatch, rows: int) -> list[LabelBatch]:

@@ -6,30 +6,34 @@ perplexity -> the best weights become the run's `lm/` model folder.
 
 import math
 import time
-
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
 from tqdm import tqdm
 
 from lm_human_preferences import distributed
 from lm_human_preferences.configuration import param, to_dict
+from lm_human_preferences.distributed import World, generator_for
 from lm_human_preferences.doctor import open_watched
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.files import write_json
 from lm_human_preferences.language.checkpoints import load_model, save_model
+from lm_human_preferences.language.dropout import RowDropout, row_seeds
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config, count_parameters
 from lm_human_preferences.language.logprobs import token_logprobs
-from lm_human_preferences.optim import adamw, warmup_cosine
+from lm_human_preferences.memory import MicroBatches, choose_micro_batches, remembered, supervised_training_memory
+from lm_human_preferences.optim import adamw, allocate_state, optimizer_tensors, warmup_cosine
+from lm_human_preferences.parallel import Parallel
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import DATASETS_FOLDER
 from lm_human_preferences.rows import ROWS, Rows, make_rows
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart, optimizer_tensors, restore_optimizer
+from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart
 from lm_human_preferences.stopping import StopRequest
-from lm_human_preferences.tasks import TaskParams
+from lm_human_preferences.tasks import TaskParams, padding_share
 from lm_human_preferences.tracking import NullTracker, TrackingParams, check_tracking
 
 
@@ -67,7 +71,7 @@ class SFTOptimizerParams:
     weight_decay: float = param(0.1, "decay of matrices")
     beta2: float = param(0.99, "decay rate of the second moment")
     clip_norm: float = param(1.0, "largest norm of the gradient; 0 does not clip")
-    dropout: float = param(0.0, "dropout of embeddings, attention and residual branches")
+    dropout: float = param(0.0, "dropout of embeddings and of what attention and MLP add")
     sampled_vocabulary: int = param(0, "estimate the softmax's normaliser from about so many tokens of the vocabulary; 0 uses all of them")
 
 
@@ -122,7 +126,8 @@ class SampledVocabulary:
     It saves most of a small model's work in training; validation always uses the whole vocabulary.
     """
 
-    def __init__(self, tokens: np.ndarray, n_vocab: int, size: int):
+    def __init__(self, tokens: np.ndarray, n_vocab: int, size: int, seed: int):
+        self.seed = seed
         weights, floor = np.bincount(tokens, minlength=n_vocab).astype(np.float64) ** 0.75, min(0.05, size / n_vocab)
         low, high = 0.0, float(n_vocab)
         for _ in range(200):
@@ -131,8 +136,9 @@ class SampledVocabulary:
         self.probability = torch.from_numpy(np.minimum(1, floor + high * weights))
         self.position = torch.full((n_vocab,), -1)
 
-    def losses(self, model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Estimated negative log-likelihoods [N] of `labels` [N] given hidden states [N, C]."""
+    def losses(self, model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
+        """Estimated negative log-likelihoods [N] of `labels` [N] given hidden states [N, C]; the tokens that take part are drawn for each step."""
+        generator = generator_for(self.seed, "sft/vocabulary", step)
         drawn = torch.rand(len(self.probability), generator=generator, dtype=torch.float64) < self.probability
         candidates = drawn.nonzero()[:, 0]
         self.position[candidates] = torch.arange(len(candidates))
@@ -146,6 +152,24 @@ class SampledVocabulary:
         return torch.logaddexp(torch.logsumexp(logits, dim=-1), label_logits) - label_logits
 
 
+class NextTokenLoss(nn.Module):
+    """A language model and its loss in one module, so that all parameters are read inside one forward pass."""
+
+    def __init__(self, transformer: GPT2):
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, inputs: torch.Tensor, labels: torch.Tensor, dropout: RowDropout | None = None, sampled: SampledVocabulary | None = None,
+                step: int = 0) -> torch.Tensor:
+        """Negative log-likelihoods float32 [N] of the labels that are no padding; inputs and labels int64 [B, T]."""
+        hidden = self.transformer(inputs, dropout=dropout)
+        real = labels != self.transformer.config.padding_token
+        hidden, labels = hidden[real], labels[real]
+        if sampled is not None:
+            return sampled.losses(self.transformer, hidden, labels, step)
+        return -token_logprobs(self.transformer, hidden, labels, entropies=False)[0]
+
+
 def train(params: SFTParams, task: str, experiment: str) -> Path:
     """Run the stage; returns the `lm/` model folder. Raises UserError before anything is written if something cannot work."""
     check(params)
@@ -154,76 +178,133 @@ def train(params: SFTParams, task: str, experiment: str) -> Path:
         torch.set_num_threads(params.run.threads)
     with distributed.world(precision.device.type, params.run.timeout) as world:
         go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
-        return _train(params, task, experiment, precision, world)
+        return SFTTrainer.prepare(params, precision, world).run(task, experiment)
 
 
-def _train(params: SFTParams, task: str, experiment: str, precision: Precision, world: distributed.World) -> Path:
-    model = _initial_model(params).to(precision.device)
-    data, o = params.data, params.optimizer
-    world.share(o.batch_size, "--optimizer.batch_size")
-    folder = Path(data.dataset) if Path(data.dataset).is_dir() else DATASETS_FOLDER / data.dataset
-    rows = {split: make_rows(folder, split, data.rows, data.block, model.config, params.task) for split in ("train", "valid")}
-    total = max(1, math.ceil(o.epochs * len(rows["train"]) / o.batch_size))
+class SFTTrainer:
+    """Holds what the stage works on; `run` reads from top to bottom."""
 
-    run = Run(Path(params.run.save_dir) / experiment, params.run, world.is_main)
-    run.open(describe_run("train_sft", task, experiment, to_dict(params), world.launch))
-    with run.explained():
-        return _fit(run, model, rows, total, params, experiment, precision, world)
+    def __init__(self, model: GPT2, rows: dict[str, Rows], params: SFTParams, precision: Precision, world: World = World()):
+        """rows: of the splits `train` and `valid`."""
+        o = params.optimizer
+        world.share(o.batch_size, "--optimizer.batch_size")
+        self.config, self.rows, self.params, self.precision, self.world = model.config, rows, params, precision, world
+        memory = supervised_training_memory(params, model.config, rows["train"].block, precision, world.size)
+        self.sizes: MicroBatches = choose_micro_batches(params.run, memory, precision, world)
+        model.recompute_activations(self.sizes.recompute)
+        self.loss = NextTokenLoss(model)
+        self.trained = Parallel(self.loss, world, precision, params.run.sharding)
+        self.optimizer = adamw(self.loss.parameters(), (0.9, o.beta2), o.weight_decay)
+        self.sampled = SampledVocabulary(rows["train"].learnt, model.config.n_vocab, o.sampled_vocabulary, params.run.seed) if o.sampled_vocabulary else None
+        self.total = max(1, math.ceil(o.epochs * len(rows["train"]) / o.batch_size))
+        self.best, self.waited = math.inf, 0  # validation loss; validations since
 
+    @classmethod
+    def prepare(cls, params: SFTParams, precision: Precision, world: World) -> "SFTTrainer":
+        """Read or draw the model, read the rows; UserError if one of them does not fit."""
+        model, data = _initial_model(params), params.data
+        folder = Path(data.dataset) if Path(data.dataset).is_dir() else DATASETS_FOLDER / data.dataset
+        rows = {split: make_rows(folder, split, data.rows, data.block, model.config, params.task) for split in ("train", "valid")}
+        return cls(model, rows, params, precision, world)
 
-def _fit(run: Run, model: GPT2, rows: dict[str, Rows], total: int, params: SFTParams, experiment: str, precision: Precision,
-         world: distributed.World) -> Path:
-    """The steps from the first, or where the run stopped, to the last of `total`; returns the `lm/` model folder."""
-    o = params.optimizer
-    optimizer = adamw(model, (0.9, o.beta2), o.weight_decay)
-    names = [n for n, p in model.named_parameters() if p.ndim >= 2] + [n for n, p in model.named_parameters() if p.ndim < 2]
-    first, best, waited = _resume(run, model, optimizer, names) if params.run.resume else (0, math.inf, 0)
-    sizes = count_parameters(model.config)
-    if world.is_main:
-        print(f"{experiment}: {sizes['blocks']:,} parameters and {sizes['embeddings']:,} in embeddings, {len(rows['train']):,} rows of "
-              f"{rows['train'].block} tokens, {total:,} steps, {precision.describe()}")
-    sampled = SampledVocabulary(rows["train"].learnt, model.config.n_vocab, o.sampled_vocabulary) if o.sampled_vocabulary else None
-    result = run.folder / "lm"
-    tracker = open_watched(run.folder, params, "train_sft", experiment, first) if world.is_main else NullTracker()
-    with tracker, StopRequest(world) as stop, tqdm(total=total, initial=first, desc=experiment, unit="step", disable=not world.is_main) as bar:
-        for step in range(first, total):
-            started = time.perf_counter()
-            lr = warmup_cosine(o.lr, step, total, o.warmup, o.final_lr_fraction)
-            loss, padding = _step(model, optimizer, rows["train"], sampled, params, precision, world, step, lr)
-            metrics = {"train/loss": loss, "train/padding": padding, "lr": lr,
-                       "tokens_per_second": o.batch_size * rows["train"].block / (time.perf_counter() - started)}
-            if not math.isfinite(loss):
+    def run(self, task: str, experiment: str) -> Path:
+        """The stage from its first step, or where it stopped, to its result; returns the `lm/` folder."""
+        run = Run(Path(self.params.run.save_dir) / experiment, self.params.run, self.world)
+        run.open(describe_run("train_sft", task, experiment, to_dict(self.params)))
+        with run.explained():
+            return self._run(run, task, experiment)
+
+    def _run(self, run: Run, task: str, experiment: str) -> Path:
+        p, main = self.params, self.world.is_main
+        first = self._resume(run) if p.run.resume else 0
+        sizes, result = count_parameters(self.config), run.folder / "lm"
+        if main:
+            print(f"{experiment}: {sizes['blocks']:,} parameters and {sizes['embeddings']:,} in embeddings, {len(self.rows['train']):,} rows of "
+                  f"{self.rows['train'].block} tokens, {self.total:,} steps, {self.precision.describe()}, {self.sizes.describe()}")
+        tracker = open_watched(run.folder, p, "train_sft", experiment, first) if main else NullTracker()
+        with tracker, StopRequest(self.world) as stop, tqdm(total=self.total, initial=first, desc=experiment, unit="step", disable=not main) as bar:
+            for step in range(first, self.total):
+                started = time.perf_counter()
+                metrics = self.step(step)
+                metrics["tokens_per_second"] = p.optimizer.batch_size * self.rows["train"].block / (time.perf_counter() - started)
+                if not math.isfinite(metrics["train/loss"]):
+                    tracker.log(step, metrics)
+                    raise UserError(f"step {step}: the loss is {metrics['train/loss']}; if that comes again, start anew with a lower --optimizer.lr than {p.optimizer.lr}")
+                last = step + 1 == self.total
+                if (step + 1) % p.validation.interval == 0 or last:
+                    metrics |= self._validate(step, task, result)
                 tracker.log(step, metrics)
-                raise UserError(f"step {step}: the loss is {loss}; if that comes again, start anew with a lower --optimizer.lr than {o.lr}")
-            last = step + 1 == total
-            if (step + 1) % params.validation.interval == 0 or last:
-                valid = validate(model, rows["valid"], params.validation.rows, precision, params.run.micro_batch)
-                if not math.isfinite(valid):
-                    raise UserError(f"step {step}: the validation loss is {valid}; if that comes again, start anew with a lower --optimizer.lr than {o.lr}")
-                metrics |= {"valid/loss": valid, "valid/perplexity": math.exp(valid)}
-                waited = 0 if valid < best else waited + 1
-                if valid < best and world.is_main:
-                    save_model(result, model, note={"stage": "train_sft", "step": step + 1, "valid_perplexity": math.exp(valid)})
-                best = min(best, valid)
-                if world.is_main:
-                    tqdm.write(f"step {step + 1}: validation perplexity {math.exp(valid):.2f}")
-            tracker.log(step, metrics)
-            bar.update()
-            bar.set_postfix_str(f"loss {loss:.3f}")
-            if last or params.validation.patience and waited >= params.validation.patience:
-                break
-            asked = stop.agreed()
-            if asked or params.run.save_interval and (step + 1) % params.run.save_interval == 0:
-                tracker.flush()
-                run.save_checkpoint(step + 1, dict(model.named_parameters()) | optimizer_tensors(optimizer, names),
-                                    {"best": best if math.isfinite(best) else None, "waited": waited})
-            if asked:
-                raise stop.interrupted(step + 1, total)
-    if world.is_main:
-        write_json(run.folder / "result.json", {"valid_loss": best, "valid_perplexity": math.exp(best)})
-        print(f"best validation perplexity {math.exp(best):.2f}; model in {result}")
-    run.drop_checkpoints()
-    return result
+                bar.update()
+                bar.set_postfix_str(f"loss {metrics['train/loss']:.3f}")
+                if last or p.validation.patience and self.waited >= p.validation.patience:
+                    break
+                asked = stop.agreed()
+                if asked or p.run.save_interval and (step + 1) % p.run.save_interval == 0:
+                    tracker.flush()
+                    run.checkpoints.save(step + 1, self._tensors(), {"best": self.best if math.isfinite(self.best) else None, "waited": self.waited,
+                                                                  "micro_batches": self.sizes.state(self.world)})
+                if asked:
+                    raise stop.interrupted(step + 1, self.total)
+        if main:
+            write_json(run.folder / "result.json", {"valid_loss": self.best, "valid_perplexity": math.exp(self.best)})
+            print(f"best validation perplexity {math.exp(self.best):.2f}; model in {result}")
+        run.checkpoints.drop()
+        return result
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimizer step over the global batch: its mean loss in nats per token before the update, the share of padding in it, the learning rate."""
+        o, seed = self.params.optimizer, self.params.run.seed
+        lr = warmup_cosine(o.lr, step, self.total, o.warmup, o.final_lr_fraction)
+        inputs, labels = self.rows["train"].batch(batch_rows(seed, len(self.rows["train"]), o.batch_size, step))
+        padding = self.rows["train"].padding
+        n_tokens, share = int((labels != padding).sum()), padding_share(inputs, padding)
+        seeds = row_seeds(o.batch_size, generator_for(seed, "sft/dropout", step))
+        total = torch.zeros((), device=self.precision.device)
+        mine = torch.arange(o.batch_size)[self.world.share(o.batch_size, "--optimizer.batch_size")].split(self.sizes.training)
+        for number, rows in enumerate(mine, 1):
+            dropout = RowDropout(o.dropout, [seeds[row] for row in rows], inputs.shape[1]) if o.dropout else None
+            with self.trained.micro_batch(last=number == len(mine)):
+                with self.precision.autocast():
+                    losses = self.trained(inputs[rows].to(self.precision.device), labels[rows].to(self.precision.device), dropout, self.sampled, step)
+                loss = losses.sum() / n_tokens
+                self.trained.backward(loss)
+            total += loss.detach()
+        self.world.sum_([total])
+        if o.clip_norm:
+            nn.utils.clip_grad_norm_(self.loss.parameters(), o.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"train/loss": float(total), "train/padding": share, "lr": lr}
+
+    def _validate(self, step: int, task: str, folder: Path) -> dict[str, float]:
+        """Validation loss and perplexity; the best weights so far become the result."""
+        valid = validate(self.loss, self.rows["valid"], self.params.validation.rows, self.precision, self.sizes.scoring, self.world)
+        if not math.isfinite(valid):
+            raise UserError(f"step {step}: the validation loss is {valid}; if that comes again, start anew with a lower --optimizer.lr than "
+                            f"{self.params.optimizer.lr}")
+        self.waited = 0 if valid < self.best else self.waited + 1
+        if valid < self.best:
+            self.best = valid
+            note = {"stage": "train_sft", "step": step + 1, "valid_perplexity": math.exp(valid)}
+            save_model(folder, self.loss.transformer, note=note, world=self.world)
+        if self.world.is_main:
+            tqdm.write(f"step {step + 1}: validation perplexity {math.exp(valid):.2f}")
+        return {"valid/loss": valid, "valid/perplexity": math.exp(valid)}
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return dict(self.loss.named_parameters()) | optimizer_tensors(self.optimizer, self.loss)
+
+    def _resume(self, run: Run) -> int:
+        allocate_state(self.optimizer)
+        state = run.checkpoints.load(self._tensors())
+        if state is None:
+            return 0
+        self.sizes = remembered(self.sizes, self.params.run, state, self.world)
+        self.loss.transformer.recompute_activations(self.sizes.recompute)
+        self.best, self.waited = math.inf if state["best"] is None else state["best"], state["waited"]
+        return state["step"]
 
 
 def _initial_model(params: SFTParams) -> GPT2:
@@ -233,75 +314,27 @@ def _initial_model(params: SFTParams) -> GPT2:
     encoding = get_encoding(m.encoding)
     config = GPT2Config(n_vocab=encoding.n_vocab, n_ctx=m.n_ctx, n_embd=m.n_embd, n_head=m.n_head, n_layer=m.n_layer,
                         padding_token=encoding.padding_token, encoding=m.encoding)
-    return GPT2(config).initialise(distributed.generator_for(params.run.seed, "sft/weights"))
-
-
-def _resume(run: Run, model: GPT2, optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[int, float, int]:
-    loaded = run.load_checkpoint()
-    if loaded is None:
-        return 0, math.inf, 0
-    tensors, state = loaded
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[name])
-    restore_optimizer(optimizer, names, tensors)
-    return state["step"], state["best"] if state["best"] is not None else math.inf, state["waited"]
+    return GPT2(config).initialise(generator_for(params.run.seed, "sft/weights"))
 
 
 def batch_rows(seed: int, n_rows: int, batch_size: int, step: int) -> np.ndarray:
     """The rows of global batch `step`: consecutive slices of seeded permutations, one an epoch; a batch may span two epochs."""
     wanted = np.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {epoch: torch.randperm(n_rows, generator=distributed.generator_for(seed, "sft/order", epoch)).numpy()
-              for epoch in np.unique(wanted // n_rows)}
+    orders = {epoch: torch.randperm(n_rows, generator=generator_for(seed, "sft/order", epoch)).numpy() for epoch in np.unique(wanted // n_rows)}
     return np.array([orders[i // n_rows][i % n_rows] for i in wanted])
 
 
-def _step(model: GPT2, optimizer: torch.optim.Optimizer, rows: Rows, sampled: SampledVocabulary | None, params: SFTParams,
-          precision: Precision, world: distributed.World, step: int, lr: float) -> tuple[float, float]:
-    """One optimizer step over the global batch; returns its mean loss in nats per token and the share of padding in it."""
-    o, seed = params.optimizer, params.run.seed
-    chosen = batch_rows(seed, len(rows), o.batch_size, step)
-    inputs, labels = rows.batch(chosen)
-    n_tokens = int((labels != rows.padding).sum())
-    padding = float((inputs == rows.padding).float().mean())
-    mine = world.share(o.batch_size, "--optimizer.batch_size")
-    inputs, labels = inputs[mine].to(precision.device), labels[mine].to(precision.device)
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=precision.device)
-    if o.dropout:
-        torch.manual_seed(distributed.generator_for(seed, f"sft/dropout/{world.rank}", step).initial_seed())
-    for i, l in zip(inputs.split(params.run.micro_batch), labels.split(params.run.micro_batch), strict=True):
-        loss = _losses(model, i, l, o.dropout, precision, sampled, distributed.generator_for(seed, "sft/vocabulary", step)).sum() / n_tokens
-        loss.backward()
-        total += loss.detach()
-    world.sum_([p.grad for p in model.parameters()] + [total])
-    if o.clip_norm:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    return float(total), padding
-
-
-def _losses(model: GPT2, inputs: torch.Tensor, labels: torch.Tensor, dropout: float, precision: Precision,
-            sampled: SampledVocabulary | None = None, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Negative log-likelihoods of the labels that are no padding [N]."""
-    with precision.autocast():
-        hidden = model(inputs, dropout=dropout)
-        real = labels != model.config.padding_token
-        hidden, labels = hidden[real], labels[real]
-        if sampled is not None:
-            return sampled.losses(model, hidden, labels, generator)
-        return -token_logprobs(model, hidden, labels, entropies=False)[0]
-
-
 @torch.no_grad()
-def validate(model: GPT2, rows: Rows, limit: int, precision: Precision, micro_batch: int) -> float:
-    """Mean loss in nats per token over the first `limit` rows (all if 0), with the whole vocabulary."""
+def validate(model: NextTokenLoss, rows: Rows, limit: int, precision: Precision, micro_batch: int, world: World = World()) -> float:
+    """Mean loss in nats per token over the first `limit` rows (all if 0), with the whole vocabulary; the ranks share the work."""
     count = min(limit or len(rows), len(rows))
-    total, n_tokens = 0.0, 0
-    for part in np.array_split(np.arange(count), max(1, math.ceil(count / micro_batch))):
-        inputs, labels = rows.batch(part)
-        losses = _losses(model, inputs.to(precision.device), labels.to(precision.device), 0.0, precision)
-        total, n_tokens = total + float(losses.sum(dtype=torch.float64)), n_tokens + len(losses)
+    sums = []
+    for part in world.share_of(torch.arange(count)).split(micro_batch):
+        inputs, labels = rows.batch(part.numpy())
+        with precision.autocast():
+            losses = model(inputs.to(precision.device), labels.to(precision.device)).double().cpu()
+        real = labels != rows.padding
+        of_row = torch.arange(len(part))[:, None].expand_as(labels)[real]
+        sums.append(torch.stack([torch.zeros(len(part), dtype=torch.float64).index_add_(0, of_row, losses), real.sum(1).double()], dim=1))
+    total, n_tokens = world.gather(torch.cat(sums))[:count].sum(0).tolist()
     return total / n_tokens

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from conftest import TINY_CONFIG, Goldens, load_original, tensor
+from lm_human_preferences.distributed import World
 from lm_human_preferences.labels import LabelBatch, LabelParams, label_type
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.tensorflow_checkpoints import original_name
 from lm_human_preferences.optim import TensorFlowAdam
 from lm_human_preferences.ppo import AdaptiveKLParams, PPOParams
-from lm_human_preferences.precision import choose_precision
+from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import QueryStream
 from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.tasks import TaskParams
@@ -56,11 +57,11 @@ def loss_labels(g, kind) -> LabelBatch:
     return LabelBatch(tensor(g["loss/query"]), responses, tensor(g[f"loss/{name}"]))
 
 
-def make_reward_trainer(goldens, labels: LabelBatch, type_name: str, queries: list | None = None, **arguments) -> RewardTrainer:
+def make_reward_trainer(goldens, labels: LabelBatch, type_name: str, queries: list | None = None, world: World = World(), **arguments) -> RewardTrainer:
     params = RewardTrainingParams(task=TaskParams(query_length=10, response_length=6), labels=LabelParams(type=type_name, num_train=len(labels)),
                                   **arguments)
     stream = QueryStream([row.numpy() for row in queries] if queries is not None else [np.array([1])], length=10, padding_token=99)
-    return RewardTrainer(make_reward_model(goldens("weights")), make_policy(goldens("weights"), "ref_policy"), stream, labels, None, params, CPU)
+    return RewardTrainer(make_reward_model(goldens("weights")), make_policy(goldens("weights"), "ref_policy"), stream, labels, None, params, CPU, world)
 
 
 # --- reward model and label losses ---
@@ -208,7 +209,7 @@ def test_label_order_is_one_permutation(goldens):
 
 # --- PPO ---
 
-def ppo_trainer(goldens, settings, **run) -> PPOTrainer:
+def ppo_trainer(goldens, settings, precision: Precision = CPU, world: World = World(), **run) -> PPOTrainer:
     params = PolicyTrainingParams(
         task=TaskParams(query_length=10, response_length=6, truncate_token=settings["truncate_token"], truncate_after=settings["truncate_after"],
                         penalty_reward_value=settings["penalty"]),
@@ -219,7 +220,7 @@ def ppo_trainer(goldens, settings, **run) -> PPOTrainer:
         setattr(params.run, name, value)
     weights = goldens("weights")
     return PPOTrainer(make_policy(weights), make_policy(weights, "ref_policy"), make_reward_model(weights),
-                      QueryStream([np.array([1])], length=10, padding_token=99), params, CPU)
+                      QueryStream([np.array([1])], length=10, padding_token=99), params, precision, world=world)
 
 
 @pytest.mark.parametrize("micro_batch", [64, 3])

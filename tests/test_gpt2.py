@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from conftest import TINY_CONFIG, tensor
-from lm_human_preferences.distributed import World, generator_for
+from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.language import gpt2
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.logprobs import token_logprobs
-from lm_human_preferences.optim import adamw
 from lm_human_preferences.precision import choose_precision
-from lm_human_preferences.train_sft import SFTParams, _step, validate
+from lm_human_preferences.train_sft import NextTokenLoss, SFTParams, SFTTrainer, validate
 from test_sampling import make_policy
 
 CASES = ["a", "b", "c", "bc"]
@@ -112,12 +111,12 @@ def test_language_model_losses(goldens, policy, case):
 
 
 class RecordedRows:
-    """Recorded tokens in the place of `train_sft.Rows`."""
+    """Recorded tokens in the place of `rows.Rows`."""
 
     padding = PADDING
 
     def __init__(self, tokens: torch.Tensor):
-        self.tokens = tokens
+        self.tokens, self.block = tokens, tokens.shape[1] - 1
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -133,12 +132,15 @@ def test_supervised_training_leaves_padding_out(goldens, case):
     rows, params = RecordedRows(tensor(f[f"{case}/tokens"])), SFTParams()
     mean = f[f"{case}/lm_all_losses"][(rows.tokens[:, 1:] != PADDING).numpy()].mean()
     for micro_batch in (3, 4):
-        assert validate(model, rows, 0, precision, micro_batch) == pytest.approx(mean, abs=5e-5)
+        assert validate(NextTokenLoss(model), rows, 0, precision, micro_batch) == pytest.approx(mean, abs=5e-5)
     params.optimizer.batch_size, params.run.micro_batch = 4, 3
-    loss, padding = _step(model, adamw(model, (0.9, 0.99), 0.0), rows, None, params, precision, World(), step=0, lr=0.0)
-    assert loss == pytest.approx(mean, abs=5e-5) and padding == pytest.approx(float((rows.tokens[:, :-1] == PADDING).float().mean()))
-    clipped = torch.cat([p.grad.flatten() for p in model.parameters()])
-    model.zero_grad()
+    trainer = SFTTrainer(model, {"train": rows, "valid": rows}, params, precision)
+    gradients = []
+    trainer.optimizer.step = lambda: gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    metrics = trainer.step(0)
+    assert metrics["train/loss"] == pytest.approx(mean, abs=5e-5)
+    assert metrics["train/padding"] == pytest.approx(float((rows.tokens[:, :-1] == PADDING).float().mean()))
+    [clipped] = gradients
     hidden, labels = model(rows.tokens)[:, :-1], rows.tokens[:, 1:]
     torch.nn.functional.cross_entropy(model.logits(hidden).flatten(0, 1), labels.flatten(), ignore_index=PADDING).backward()
     whole = torch.cat([p.grad.flatten() for p in model.parameters()])

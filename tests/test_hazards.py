@@ -23,30 +23,28 @@ from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.precision import Precision
 from lm_human_preferences.queries import QueryStream, query_stream, select_query, write_token_file
 from lm_human_preferences.reward_model import RewardModel
+from lm_human_preferences.runs import RunParams
 from lm_human_preferences.scoring import Scorer
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, responses_are_valid, single_token, truncate_responses
 from lm_human_preferences.train_policy import PPOTrainer
 from lm_human_preferences.train_reward import RewardTrainer
 from params import EXPERIMENTS
-from test_cycles import loss_labels, make_reward_model, make_reward_trainer, ppo_trainer
+from test_cycles import CPU, loss_labels, make_reward_model, make_reward_trainer, ppo_trainer
 
 
 def small_ppo(goldens, world: World = World(), precision: Precision | None = None) -> PPOTrainer:
     """The trainer of the recorded PPO cycle on its first queries, with draws of its own."""
-    trainer = ppo_trainer(goldens, Goldens.json("hparams")["ppo_cycle"], micro_batch=3)
+    trainer = ppo_trainer(goldens, Goldens.json("hparams")["ppo_cycle"], precision or CPU, world, micro_batch=3)
     queries = tensor(goldens("ppo_cycle")["step0/queries"])
     trainer.queries.batch = lambda size: queries
-    trainer.world, trainer.precision = world, precision or trainer.precision
-    trainer.recompute = trainer.precision.bfloat16
     return trainer
 
 
 def small_reward(goldens, world: World = World()) -> RewardTrainer:
     trainer = make_reward_trainer(goldens, loss_labels(goldens("reward"), label_type("best_of_4")), "best_of_4", batch_size=6, lr=1e-3,
-                                  rollout_batch_size=6, normalize_samples=12)
+                                  rollout_batch_size=6, normalize_samples=12, world=world, run=RunParams(micro_batch=8))  # two labels of four responses
     queries = tensor(goldens("reward")["queries"])
     trainer.queries.batch = lambda size: queries
-    trainer.params.run.micro_batch, trainer.world = 8, world  # two labels of four responses at once
     return trainer
 
 
@@ -144,7 +142,7 @@ def run_both(goldens, world: World) -> dict[str, torch.Tensor]:
 
 def _one_rank(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     with distributed.world("cpu") as world:
         torch.save(run_both(Goldens(), world), Path(folder) / f"{rank}.pt")
 
@@ -169,7 +167,8 @@ def test_the_ranks_use_each_label_once(goldens, size):
     """Together the ranks take the same labels in the same order, whatever their number; none twice."""
     orders, used = {}, []
     for rank in range(size):
-        trainer = small_reward(goldens, World(rank, size, local_rank=rank % 2))  # as on machines of two GPUs
+        trainer = small_reward(goldens)
+        trainer.world = World(rank, size, local_rank=rank % 2)  # as on machines of two GPUs
         orders[rank] = trainer.order(0)
         used.append(orders[rank][trainer.world.share(6, "--batch_size")])
     assert all(torch.equal(orders[0], order) for order in orders.values())
@@ -177,7 +176,8 @@ def test_the_ranks_use_each_label_once(goldens, size):
 
 
 def test_draws_depend_on_seed_purpose_and_step_only(goldens):
-    trainers = [small_ppo(goldens, World(rank, 2, local_rank=local)) for rank, local in ((0, 0), (1, 0))]
+    trainers = [small_ppo(goldens), small_ppo(goldens)]
+    trainers[1].world = World(1, 2, local_rank=0)  # the second machine's only rank
     for draw in (lambda t: t.uniforms(3), lambda t: t.order(3, 1)):
         assert torch.equal(*(draw(trainer) for trainer in trainers))
     one = trainers[0]

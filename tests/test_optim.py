@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from lm_human_preferences.optim import TensorFlowAdam, adamw, linear_decay, warmup_cosine
-from lm_human_preferences.runs import optimizer_tensors, restore_optimizer
+from lm_human_preferences.distributed import World
+from lm_human_preferences.optim import TensorFlowAdam, adamw, allocate_state, linear_decay, optimizer_tensors, warmup_cosine
+from lm_human_preferences.training_checkpoints import Checkpoints
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-7])
@@ -43,8 +43,10 @@ def test_adam_goes_on_bitwise_after_its_state_is_restored(tmp_path, way):
     if way == "state_dict":
         restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     else:  # as checkpoints keep it
-        save_file(optimizer_tensors(optimizer, ["h.0.w"]), tmp_path / "state.safetensors")
-        restore_optimizer(restored, ["h.0.w"], load_file(tmp_path / "state.safetensors"))
+        old, new = (torch.nn.ParameterDict({"w": parameter}) for parameter in (w, resumed))
+        Checkpoints(tmp_path, 1, World()).save(3, optimizer_tensors(optimizer, old), {})
+        allocate_state(restored)
+        assert Checkpoints(tmp_path, 1, World()).load(optimizer_tensors(restored, new))["step"] == 3
     for gradient in gradients[3:]:
         w.grad = resumed.grad = gradient
         optimizer.step(0.01)
@@ -55,7 +57,7 @@ def test_adam_goes_on_bitwise_after_its_state_is_restored(tmp_path, way):
 def test_only_matrices_decay():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = adamw(model, (0.9, 0.99), weight_decay=0.1)
+    optimizer = adamw(model.parameters(), (0.9, 0.99), weight_decay=0.1)
     for group in optimizer.param_groups:
         group["lr"] = 0.5
     for parameter in model.parameters():

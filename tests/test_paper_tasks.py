@@ -168,18 +168,17 @@ def test_rows_and_task_must_fit(capsys, monkeypatch, tmp_path):
 def test_learning_references_makes_them_likelier(tmp_path):
     """The loss is that of the reference alone: a model that learns one summary for all comes near zero."""
     from lm_human_preferences.precision import choose_precision
-    from lm_human_preferences.train_sft import validate
+    from lm_human_preferences.train_sft import NextTokenLoss, validate
     write_token_file(tmp_path, "train", [[n % 20, 5, 26] for n in range(20)])
     write_token_file(tmp_path, "references_train", [[3, 1, 4]] * 20)
     config = GPT2Config(n_vocab=27, n_ctx=32, n_embd=16, n_head=1, n_layer=1, padding_token=27, encoding="letters")
     rows = make_rows(tmp_path, "train", "references", 0, config, TaskParams(query_length=3, response_length=5, truncate_token=26))
-    model, precision = GPT2(config).initialise(generator_for(0, "test")), choose_precision("cpu", "float32")
+    model, precision = NextTokenLoss(GPT2(config).initialise(generator_for(0, "test"))), choose_precision("cpu", "float32")
     assert abs(validate(model, rows, 0, precision, 7) - np.log(27)) < 0.5
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    from lm_human_preferences.train_sft import _losses
     for _ in range(60):
         optimizer.zero_grad()
-        _losses(model, *rows.batch(np.arange(20)), 0.0, precision).mean().backward()
+        model(*rows.batch(np.arange(20))).mean().backward()
         optimizer.step()
     assert validate(model, rows, 0, precision, 7) < 0.1
 

@@ -184,13 +184,13 @@ def test_damaged_checkpoints_are_skipped(world):
     """The newest checkpoint is cut short: resume names it, goes on from the one before, and ends at the same weights."""
     runs = world / "runs"
     words = stage_words(world, "train_policy") + flags(run__save_interval=1, run__keep_checkpoints=3)
-    code = ("import sys, lm_human_preferences.runs as r\nr.Run.drop_checkpoints = lambda self: sys.exit(3)\n"
+    code = ("import sys, lm_human_preferences.training_checkpoints as c\nc.Checkpoints.drop = lambda self: sys.exit(3)\n"
             f"sys.argv = {['launch.py', 'train_policy', 'movies', 'damaged', *map(str, words)]!r}\nimport runpy; runpy.run_path('launch.py', run_name='__main__')")
     stopped = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert stopped.returncode == 3, stopped.stderr
     checkpoints = sorted((runs / "damaged/checkpoints").iterdir())
     assert [folder.name for folder in checkpoints] == ["00000001", "00000002", "00000003"]
-    newest = checkpoints[-1] / "state.safetensors"
+    [newest] = checkpoints[-1].glob("*.safetensors")
     newest.write_bytes(newest.read_bytes()[:-100])
     (checkpoints[-2] / "state.json").write_text("{")
     resumed = launch("train_policy", "movies", "damaged", *words, "--run.resume")

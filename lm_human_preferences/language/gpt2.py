@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
+from lm_human_preferences.language.dropout import RowDropout
 from lm_human_preferences.precision import vocabulary_projection
 
 
@@ -91,7 +93,7 @@ class Attention(nn.Module):
         self.c_attn = Projection(config.n_embd, 3 * config.n_embd, std=config.n_embd ** -0.5)
         self.c_proj = Projection(config.n_embd, config.n_embd, std=(config.n_embd * config.n_layer) ** -0.5)
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None, layer: int, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cache: KVCache | None, layer: int, mask: torch.Tensor | None) -> torch.Tensor:
         B, T, C = x.shape
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))  # [B, H, T, D]
         past = 0
@@ -101,8 +103,8 @@ class Attention(nn.Module):
             cache.values[layer][:, :, past:end] = v
             if past:
                 k, v = cache.keys[layer][:, :, :end].to(q.dtype), cache.values[layer][:, :, :end].to(q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1 and not past, dropout_p=dropout)
-        return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)), dropout, training=dropout > 0)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1 and not past)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
 class MLP(nn.Module):
@@ -113,28 +115,43 @@ class MLP(nn.Module):
         self.c_fc = Projection(config.n_embd, 4 * config.n_embd, std=config.n_embd ** -0.5)
         self.c_proj = Projection(4 * config.n_embd, config.n_embd, std=(4 * config.n_embd * config.n_layer) ** -0.5)
 
-    def forward(self, x: torch.Tensor, dropout: float) -> torch.Tensor:
-        return F.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")), dropout, training=dropout > 0)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
 class Block(nn.Module):
+    """One layer: attention and MLP, each behind its layer norm, each added to what it reads."""
+
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
+        self.recompute = False  # activations in the backward pass instead of keeping them
 
-    def forward(self, x, cache: KVCache | None, layer: int, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
-        x = x + self.attn(self.ln_1(x), cache, layer, mask, dropout)
-        return x + self.mlp(self.ln_2(x), dropout)
+    def forward(self, parts: list[torch.Tensor], layer: int, cache: KVCache | None = None, mask: torch.Tensor | None = None,
+                dropout: RowDropout | None = None) -> list[torch.Tensor]:
+        """Each of `parts` [B, T, C] for itself.
+
+        A pass calls each block once, with all its parts: with sharded parameters (parallel.py) a second call in one pass loses gradients.
+        """
+        if self.recompute and torch.is_grad_enabled():
+            return [checkpoint(self._layer, x, layer, cache, mask, dropout, use_reentrant=False, preserve_rng_state=False) for x in parts]
+        return [self._layer(x, layer, cache, mask, dropout) for x in parts]
+
+    def _layer(self, x: torch.Tensor, layer: int, cache: KVCache | None, mask: torch.Tensor | None, dropout: RowDropout | None) -> torch.Tensor:
+        attended = self.attn(self.ln_1(x), cache, layer, mask)
+        x = x + (dropout(attended, 2 * layer + 1) if dropout else attended)
+        transformed = self.mlp(self.ln_2(x))
+        return x + (dropout(transformed, 2 * layer + 2) if dropout else transformed)
 
 
 class GPT2(nn.Module):
     """The transformer with its tied vocabulary projection. Parameters carry the names of Hugging Face's `GPT2Model`.
 
-    Dropout is an argument of `forward` (default 0), not a mode of the module: the original uses none in reward or policy training, and
-    here no `.train()` can turn it on.
+    Dropout is an argument of `forward` (default none), not a mode of the module: the original uses none in reward or policy training, and
+    here no `.train()` can turn it on. It falls on the embeddings and on what attention and MLP add, not on attention's weights.
     """
 
     def __init__(self, config: GPT2Config):
@@ -156,7 +173,18 @@ class GPT2(nn.Module):
                 nn.init.zeros_(module.bias)
         return self
 
-    def forward(self, tokens: torch.Tensor, columns: slice = slice(None), dropout: float = 0.0) -> torch.Tensor:
+    def recompute_activations(self, on: bool) -> None:
+        """Keep only each block's input for the backward pass and compute the rest again there: a third more work, far less memory."""
+        for block in self.h:
+            block.recompute = on
+
+    def round_projections(self) -> None:
+        """Keep the projections as the bfloat16 numbers that autocast rounds them to anyway; embeddings and norms stay float32. For frozen models."""
+        for module in self.modules():
+            if isinstance(module, Projection):
+                module.to(torch.bfloat16)
+
+    def forward(self, tokens: torch.Tensor, columns: slice = slice(None), dropout: RowDropout | None = None) -> torch.Tensor:
         """Final hidden states (after ln_f) at `columns`.
 
         tokens: int64 [B, T], padding anywhere but in the first column. Returns [B, T', C], where T' is the number of columns; at a padded
@@ -165,9 +193,8 @@ class GPT2(nn.Module):
         """
         compacted, source = self._compact(tokens)
         self._check_length(compacted.shape[1])
-        x = self._embed(compacted, torch.arange(compacted.shape[1], device=tokens.device), dropout)
-        for layer, block in enumerate(self.h):
-            x = block(x, None, layer, None, dropout)
+        x = self._embed(compacted, torch.arange(compacted.shape[1], device=tokens.device))
+        [x] = self._through_blocks([dropout(x, 0) if dropout else x], dropout=dropout)
         return self.ln_f(self._spread(x, source, columns))
 
     def last_states(self, tokens: torch.Tensor, groups: int = 4) -> torch.Tensor:
@@ -180,15 +207,12 @@ class GPT2(nn.Module):
         B, n = compacted.shape
         self._check_length(n)
         last = torch.full((B,), n - 1, device=tokens.device) if source is None else source[:, -1]  # column of each row's last real token
-        embedded = self._embed(compacted, torch.arange(n, device=tokens.device), 0.0)
+        embedded = self._embed(compacted, torch.arange(n, device=tokens.device))
         order = last.argsort(stable=True)
-        states = []
-        for rows in order.split(max(_SMALLEST_GROUP, -(-B // groups))):
-            x = embedded[rows, :int(last[rows[-1]]) + 1]
-            for layer, block in enumerate(self.h):
-                x = block(x, None, layer, None, 0.0)
-            states.append(self.ln_f(x[torch.arange(len(rows), device=x.device), last[rows]]))
-        return torch.cat(states)[order.argsort()]
+        split = order.split(max(_SMALLEST_GROUP, -(-B // groups)))
+        parts = self._through_blocks([embedded[rows, :int(last[rows[-1]]) + 1] for rows in split])
+        states = [x[torch.arange(len(rows), device=x.device), last[rows]] for x, rows in zip(parts, split, strict=True)]
+        return self.ln_f(torch.cat(states))[order.argsort()]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [..., C] -> float32 logits [..., V] over the tied embedding."""
@@ -220,13 +244,17 @@ class GPT2(nn.Module):
         cache.real[:, past:past + n] = steps < lengths
         cache.has_gaps = cache.has_gaps or source is not None
         positions = (cache.count[:, None] + steps).clamp(max=self.config.n_ctx - 1)
-        x = self._embed(compacted, positions, 0.0)
         mask = self._chunk_mask(cache, n) if past and (cache.has_gaps or n > 1) else None
-        for layer, block in enumerate(self.h):
-            x = block(x, cache, layer, mask, 0.0)
+        [x] = self._through_blocks([self._embed(compacted, positions)], cache, mask)
         cache.count += n if source is None else lengths[:, 0]
         cache.used, cache.longest = past + n, cache.longest + n
         return self.ln_f(self._spread(x, source, columns))
+
+    def _through_blocks(self, parts: list[torch.Tensor], cache: KVCache | None = None, mask: torch.Tensor | None = None,
+                        dropout: RowDropout | None = None) -> list[torch.Tensor]:
+        for layer, block in enumerate(self.h):
+            parts = block(parts, layer, cache, mask, dropout)
+        return parts
 
     @staticmethod
     def _chunk_mask(cache: KVCache, n: int) -> torch.Tensor:
@@ -256,8 +284,8 @@ class GPT2(nn.Module):
         if n > self.config.n_ctx:
             raise ValueError(f"{n} real tokens in a row, but the model's context is {self.config.n_ctx}")
 
-    def _embed(self, tokens: torch.Tensor, positions: torch.Tensor, dropout: float) -> torch.Tensor:
-        return F.dropout(self.wte(tokens) + self.wpe(positions), dropout, training=dropout > 0)
+    def _embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.wte(tokens) + self.wpe(positions)
 
     @staticmethod
     def _spread(x: torch.Tensor, source: torch.Tensor | None, columns: slice) -> torch.Tensor:

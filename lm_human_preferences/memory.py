@@ -1,0 +1,267 @@
+"""How much memory each stage needs, predicted from shapes; micro-batches that fit, found from it and on a GPU tried.
+
+All numbers are bytes on one device. The formulas count what PyTorch keeps: docs/scaling.md compares them with measurements.
+Shapes: C channels, L layers, V vocabulary, T tokens in a row.
+"""
+
+import gc
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from lm_human_preferences.distributed import World
+from lm_human_preferences.errors import UserError
+from lm_human_preferences.language.gpt2 import GPT2Config, count_parameters
+from lm_human_preferences.language.logprobs import CHUNK_ROWS
+from lm_human_preferences.precision import Precision
+from lm_human_preferences.runs import RunParams
+
+GIB = 2 ** 30
+_PROGRAM = {"cpu": 450 * 2 ** 20, "cuda": 600 * 2 ** 20}  # Python, PyTorch and its libraries; the CUDA context
+_SHARE = 0.85  # of the memory that is free: predictions err, and other programs come and go
+_MOST_ROWS = {"cpu": 64, "cuda": 512}  # more at once is not faster
+_FEW_ROWS = 8  # below so many in training, recomputing activations is worth its price
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One kind of pass over the model: what it takes whatever its rows, what each row adds, and how many rows there are to do on a device."""
+
+    fixed: int
+    per_row: int
+    rows: int
+    step: int = 1  # rows come in multiples of this
+
+    def bytes(self, rows: int) -> int:
+        return self.fixed + rows * self.per_row
+
+    def fitting(self, free: int, most: int) -> int:
+        """The largest micro-batch within `free` bytes and `most` rows that cuts the rows evenly; 0 if not even the smallest fits."""
+        fit = min(int((free - self.fixed) // self.per_row), most, self.rows) // self.step * self.step
+        if fit < self.step:
+            return 0
+        even = -(-self.rows // -(-self.rows // fit))
+        return min(-(-even // self.step) * self.step, fit)
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """What a stage needs on one device."""
+
+    held: dict[str, int]  # all the time
+    rollout: Pass | None  # sampling responses
+    scoring: Pass  # passes without gradient
+    training: Pass
+    recomputing: Pass  # training with activations recomputed
+    def peak(self, sizes: "MicroBatches") -> int:
+        """Most bytes at once with these micro-batches."""
+        training = self.recomputing if sizes.recompute else self.training
+        passes = [self.scoring.bytes(sizes.scoring), training.bytes(sizes.training)]
+        return sum(self.held.values()) + max(passes + ([self.rollout.bytes(sizes.rollout)] if self.rollout else []))
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """Rows in memory at once in each kind of pass, on each rank."""
+
+    rollout: int
+    scoring: int
+    training: int
+    recompute: bool = False
+
+    def describe(self) -> str:
+        rollout = f"{self.rollout} rows sampled at once, " if self.rollout else ""
+        return f"{rollout}{self.scoring} scored, {self.training} trained on{', activations recomputed' if self.recompute else ''}"
+
+    def state(self, world: World) -> dict[str, Any]:
+        """What a checkpoint remembers of them."""
+        return asdict(self) | {"ranks": world.size}
+
+
+# --- what passes take ---
+
+def _bytes_a_number(bfloat16: bool) -> int:
+    return 2 if bfloat16 else 4
+
+
+def weights(config: GPT2Config) -> int:
+    """float32 parameters."""
+    return 4 * count_parameters(config)["total"]
+
+
+def frozen_weights(config: GPT2Config, bfloat16: bool) -> int:
+    """A model that is only asked: blocks as autocast reads them, embeddings in float32."""
+    sizes = count_parameters(config)
+    return _bytes_a_number(bfloat16) * sizes["blocks"] + 4 * sizes["embeddings"]
+
+
+def _activations(config: GPT2Config, bfloat16: bool) -> int:
+    """Kept for the backward pass by one block for one token: two inputs of norms in float32; outputs of norms, queries, keys, values, attention's output and
+    the MLP's two wide layers in the precision of the blocks."""
+    return config.n_embd * (2 * 4 + 14 * _bytes_a_number(bfloat16))
+
+
+def _passing(config: GPT2Config, bfloat16: bool) -> int:
+    """Held for a moment by one block for one token: its input and what stands beside it where the MLP is widest."""
+    return config.n_embd * (2 * 4 + 9 * _bytes_a_number(bfloat16))
+
+
+def _logits(config: GPT2Config, device: str, copies: int) -> int:
+    return CHUNK_ROWS[device] * config.n_vocab * 4 * copies
+
+
+def rollout_pass(config: GPT2Config, context: int, response: int, rows: int, bfloat16: bool, gathered: int = 0) -> Pass:
+    """Sampling: keys and values of all tokens, the context's pass, and four tables as wide as the vocabulary; `gathered`: of a sharded model."""
+    cache = 2 * config.n_layer * config.n_embd * (context + response) * _bytes_a_number(bfloat16)
+    return Pass(gathered, cache + context * _passing(config, bfloat16) + 4 * 4 * config.n_vocab, rows)
+
+
+def scoring_pass(config: GPT2Config, tokens: int, rows: int, bfloat16: bool, device: str, logits: bool = True) -> Pass:
+    """A pass without gradient over rows of `tokens`; `logits` unless only a head is asked."""
+    return Pass(_logits(config, device, 2) if logits else 0, tokens * _passing(config, bfloat16), rows)
+
+
+def training_pass(config: GPT2Config, tokens: int, rows: int, bfloat16: bool, device: str, gradients: int, recompute: bool, step: int = 1,
+                  logits: bool = True) -> Pass:
+    """Forward and backward over rows of `tokens`: activations, logits in chunks, two gradients of the whole embedding (from its two uses)."""
+    C, L = config.n_embd, config.n_layer
+    block = _activations(config, bfloat16) + 8 * C * _bytes_a_number(bfloat16)  # and its gradients where the MLP is widest
+    per_token = (L * 4 * C + block) if recompute else (L - 1) * _activations(config, bfloat16) + block
+    copies = 2 * count_parameters(config)["blocks"] // (L if recompute else 1) if bfloat16 else 0  # the projections as autocast rounds them
+    embedding = 4 * config.n_vocab * C
+    return Pass(gradients + (_logits(config, device, 2) + 2 * embedding if logits else embedding) + copies, tokens * (per_token + 4 * 4 * C), rows, step)
+
+
+def _held(config: GPT2Config, frozen: dict[str, GPT2Config], bfloat16: bool, device: str, ranks: int, sharding: str) -> dict[str, int]:
+    """Weights, optimizer, frozen models; gradients only with DDP, which keeps them in its messages' buffers."""
+    parts = ranks if sharding == "fsdp" else 1
+    held = {"weights": weights(config) // parts, "optimizer": 2 * weights(config) // parts}
+    if ranks > parts:
+        held["gradients"] = weights(config)
+    held |= {name: frozen_weights(other, bfloat16) // parts for name, other in frozen.items()}
+    return held | {"program": _PROGRAM[device]}
+
+
+def _in_training(config: GPT2Config, ranks: int, sharding: str) -> int:
+    """Gradients where they are not held all the time. Sharded, they are whole while micro-batches add up, and two blocks and the embeddings are gathered."""
+    if ranks > 1 and sharding == "ddp":
+        return 0
+    sizes = count_parameters(config)
+    return weights(config) + (4 * (sizes["embeddings"] + 2 * sizes["blocks"] // config.n_layer) if ranks > 1 else 0)
+
+
+def _gathered(config: GPT2Config, bfloat16: bool, ranks: int, sharding: str, frozen: bool = False) -> int:
+    """A sharded model that samples is whole on every rank."""
+    if ranks == 1 or sharding == "ddp":
+        return 0
+    return frozen_weights(config, bfloat16) if frozen else weights(config)
+
+
+# --- the stages ---
+
+def policy_training_memory(params: Any, config: GPT2Config, precision: Precision, ranks: int, prefix: int = 0,
+                           reward: GPT2Config | None = None) -> StageMemory:
+    """PPO. params: PolicyTrainingParams; prefix: tokens of the task's prefix and suffix; reward: the reward model, None for one like the policy."""
+    task, device, bf16 = params.task, precision.device.type, precision.bfloat16
+    context, R = task.query_length + prefix, task.response_length
+    rows, minibatch = -(-params.ppo.batch_size // ranks), -(-params.ppo.batch_size // params.ppo.nminibatches // ranks)
+    gradients = _in_training(config, ranks, params.run.sharding)
+    train = [training_pass(config, context + R, minibatch, bf16, device, gradients, recompute) for recompute in (False, True)]
+    return StageMemory(_held(config, {"reference": config, "reward model": reward or config}, bf16, device, ranks, params.run.sharding),
+                       rollout_pass(config, context, R, rows, bf16, _gathered(config, bf16, ranks, params.run.sharding)),
+                       scoring_pass(config, context + R, rows, bf16, device), *train)
+
+
+def reward_training_memory(params: Any, config: GPT2Config, responses: int, precision: Precision, ranks: int, prefix: int = 0) -> StageMemory:
+    """Reward training. params: RewardTrainingParams; responses: of a label. Rows are responses with their query."""
+    task, device, bf16 = params.task, precision.device.type, precision.bfloat16
+    context, R = task.query_length + prefix, task.response_length
+    rows, labels = -(-params.rollout_batch_size // ranks), -(-params.batch_size // ranks)
+    gradients = _in_training(config, ranks, params.run.sharding)
+    train = [training_pass(config, task.query_length + R, labels * responses, bf16, device, gradients, recompute, responses, logits=False) for recompute in (False, True)]
+    return StageMemory(_held(config, {"language model": config}, bf16, device, ranks, params.run.sharding),
+                       rollout_pass(config, context, R, rows, bf16, _gathered(config, bf16, ranks, params.run.sharding, frozen=True)),
+                       scoring_pass(config, task.query_length + R, max(rows, labels * responses), bf16, device, logits=False), *train)
+
+
+def supervised_training_memory(params: Any, config: GPT2Config, tokens: int, precision: Precision, ranks: int) -> StageMemory:
+    """Supervised training on rows of `tokens`. params: SFTParams."""
+    device, bf16, rows = precision.device.type, precision.bfloat16, -(-params.optimizer.batch_size // ranks)
+    gradients = _in_training(config, ranks, params.run.sharding)
+    train = [training_pass(config, tokens, rows, bf16, device, gradients, recompute) for recompute in (False, True)]
+    return StageMemory(_held(config, {}, bf16, device, ranks, params.run.sharding), None, scoring_pass(config, tokens, _MOST_ROWS[device], bf16, device), *train)
+
+
+# --- what fits ---
+
+def free_memory(device: torch.device, world: World = World()) -> int:
+    """Bytes that this process may have in all on its device: what it has and its part of what is free."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    own = psutil.Process().memory_info().rss
+    free = psutil.virtual_memory().available
+    limit, used = (_cgroup_number(name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        free = min(free, limit - used)
+    return own + max(0, free) // world.local_size
+
+
+def _cgroup_number(name: str) -> int | None:
+    """A number of this container's memory controller, if it is in one."""
+    path = Path("/sys/fs/cgroup") / name
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def choose_micro_batches(run: RunParams, memory: StageMemory, precision: Precision, world: World) -> MicroBatches:
+    """What the user gave, and for the rest what fits by prediction; the same on every rank."""
+    device = precision.device.type
+    budget = world.least(int(_SHARE * free_memory(precision.device, world)))
+    free, most = budget - sum(memory.held.values()), _MOST_ROWS[device]
+    fits = memory.training.fitting(free, most)
+    recompute = run.recompute_activations == "on" or (run.recompute_activations == "auto" and run.micro_batch is None
+                                                      and fits < min(_FEW_ROWS, memory.training.rows))
+    training = memory.recomputing if recompute else memory.training
+    sizes = MicroBatches(run.micro_batch_rollout or (memory.rollout.fitting(free, most) or 1) if memory.rollout else 0,
+                         run.micro_batch_scoring or memory.scoring.fitting(free, most) or 1,
+                         run.micro_batch or training.fitting(free, most) or training.step, recompute)
+    if memory.peak(sizes) > budget and world.is_main:
+        print(f"warning: this needs about {memory.peak(sizes) / GIB:.1f} GiB a process, {budget / GIB:.1f} GiB can be counted on; python launch.py plan shows "
+              "what takes it", file=sys.stderr)
+    return sizes
+
+
+def remembered(sizes: MicroBatches, run: RunParams, state: dict[str, Any], world: World) -> MicroBatches:
+    """The micro-batches of the run that is resumed on as many ranks, so that not even rounding changes; what the user gives now comes first."""
+    stored = state.get("micro_batches", {})
+    if stored.get("ranks") != world.size:
+        return sizes
+    recompute = stored["recompute"] if run.recompute_activations == "auto" else sizes.recompute
+    return MicroBatches(run.micro_batch_rollout or stored["rollout"], run.micro_batch_scoring or stored["scoring"],
+                        run.micro_batch or stored["training"], recompute)
+
+
+def halve_until_it_runs(rows: int, attempt: Callable[[int], None], world: World, flag: str) -> int:
+    """The largest of rows, rows / 2, rows / 4 ... with which `attempt` runs on every rank without running out of memory. UserError if not even one row does."""
+    while True:
+        try:
+            attempt(rows)
+            fits = True
+        except torch.OutOfMemoryError:
+            fits = False
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if world.least(int(fits)):
+            return rows
+        if rows == 1:
+            raise UserError(f"out of memory with a single row ({flag} 1); a smaller model, shorter rows or --run.sharding fsdp on more GPUs")
+        rows = -(-rows // 2)
