@@ -27,6 +27,8 @@ WAIT = 600.0  # seconds that a rank waits for the others where no parameter says
 _GONE = re.compile(r"Connection closed by peer|Connection reset by peer|Connection refused|Connection timed out|Broken pipe|No route to host|"
                    r"Network is unreachable|[Tt]imed out (?:waiting|after)|[Tt]imeout|Connection was likely closed|ncclRemoteError|ncclSystemError")
 
+_UNREACHED = "between machines GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) must name the network interface that leads to the others"
+
 
 @dataclass(frozen=True)
 class World:
@@ -148,19 +150,21 @@ def world(device_type: str, timeout: float = WAIT) -> Iterator[World]:
     here = World(rank, size, local_rank, local_size, device_type)
     if device_type == "cuda":
         torch.cuda.set_device(here.local_rank)
+    met = False
     try:
         if here.size > 1:
             dist.init_process_group("nccl" if device_type == "cuda" else "gloo", store=_meeting_place(here, timeout), rank=here.rank,
                                     world_size=here.size, timeout=timedelta(seconds=timeout))
-        yield replace(here, launch=_launch(here))
+        here, met = replace(here, launch=_launch(here)), True
+        yield here
     except RuntimeError as error:
         gone = lost(error)
         if gone is None:
             raise
         waited = re.match("timed out|timeout", gone, re.IGNORECASE)
-        ranks_lost = RanksLost(f"rank {here.rank} of {here.size} lost the others: "
+        ranks_lost = RanksLost(f"rank {here.rank} of {here.size} {'lost' if met else 'does not reach'} the others: "
                                + (f"no answer within {timeout:g} seconds (--run.timeout)" if waited else gone))
-        for note in getattr(error, "__notes__", []):
+        for note in getattr(error, "__notes__", [] if met else [_UNREACHED]):
             ranks_lost.add_note(note)
         raise ranks_lost from None
     except Interrupted:  # on all ranks

@@ -125,7 +125,7 @@ def strike(victim: Victim, name: str, aim: str, seconds: float, steps: int, rng:
             number = rng.randrange(1, steps)
             wait_for(process, lambda: (run / f"checkpoints/{number:08d}").exists() or number == 1)
             wait_for(process, lambda: writing(run / "checkpoints"))
-            time.sleep(rng.uniform(0, 0.004))
+            time.sleep(rng.uniform(0, 0.002))
         else:
             time.sleep(rng.uniform(0, seconds))
         ranks = children(process.pid) if victim.ranks > 1 else []

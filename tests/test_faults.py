@@ -232,9 +232,9 @@ def small_disk_works(folder: Path) -> bool:
     return subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", str(folder)], capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("kilobytes", [60, 130, 250, 330])
+@pytest.mark.parametrize("kilobytes", [60, 130, 250, 376, 400])
 def test_a_full_disk_keeps_the_last_step_and_goes_on_when_there_is_room(world, tmp_path, kilobytes):
-    """Disks of several sizes, so that now a checkpoint, now a row of metrics, now the model does not fit."""
+    """Disks of several sizes, so that now a checkpoint, now a row of metrics or of warnings, now the model does not fit."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     if shutil.which("unshare") is None or not small_disk_works(disk):
@@ -361,7 +361,8 @@ def test_waiting_in_vain_for_other_ranks_is_a_line(tmp_path):
                            "@exit_on_user_error\ndef main():\n    with distributed.world('cpu', 3): pass\nmain()"], cwd=ROOT, capture_output=True, text=True,
                           timeout=120, env=os.environ | dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
                                                              MASTER_PORT="0"))
-    assert done.returncode == 3 and done.stderr.strip().splitlines()[-1] == "error: rank 0 of 2 lost the others: no answer within 3 seconds (--run.timeout)"
+    [line] = errors_in(done.stderr)
+    assert done.returncode == 3 and "rank 0 of 2 does not reach the others: no answer within 3 seconds (--run.timeout); between machines GLOO" in line
 
 
 # --- signals ---
