@@ -25,10 +25,11 @@ OTHERS = {"sample": "write continuations with a trained model",
           "reward_quality": "measure a reward model on held-out choices: calibration, length, agreement with people, learning curve",
           "sweep": "train policies over KL coefficients and seeds; draw proxy and gold score against KL, beside best-of-n and the optimal policies",
           "report": "draw figures and an HTML page of a run, or of what evaluate or reward_quality found",
+          "plan": "predict each stage's memory on one or many devices and say what fits",
           "doctor": "look for what is wrong with a run, finished or not; exit status 1 if something is",
           "labels": "look into a label file, or write it in the other form", "tasks": "list the tasks, or print one in full"}
 USAGE = {"sample": "EXPERIMENT", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "reward_quality": "EXPERIMENT",
-         "sweep": "TASK EXPERIMENT --rewards.kl_coef C,C,... --seeds N", "report": "EXPERIMENT", "doctor": "EXPERIMENT",
+         "sweep": "TASK EXPERIMENT --rewards.kl_coef C,C,... --seeds N", "report": "EXPERIMENT", "plan": "TASK --model 774M --devices 8 --memory 80", "doctor": "EXPERIMENT",
          "labels": "inspect SOURCE | convert SOURCE OUTPUT", "tasks": "[TASK]"}
 NOT_EVALUATED = ("task.penalty_reward_value", "task.policy.initial_model")  # parameters of a task that have no part in `evaluate`
 
@@ -164,6 +165,20 @@ class Commands:
             raise SystemExit(1)
 
     @fire.decorators.SetParseFn(str)
+    def plan(self, *words: str, **options: str) -> None:
+        from lm_human_preferences.plan import PlanParams, plan
+        task = _one_word(words, "plan", USAGE["plan"])
+        own = {name: value for name, value in options.items() if name in flatten(PlanParams())}
+        shared = {name: value for name, value in options.items() if name not in own}
+        stages = {stage: self._experiments[stage][task] for stage in STAGES if task in self._experiments[stage]}
+        if not stages:
+            find_entry("train_policy", task, self._experiments)
+        entries = {stage: _planned(entry(), shared) for stage, entry in stages.items()}
+        if unknown := next((name for name in shared if not any(name in flatten(entry) for entry in entries.values())), None):
+            apply_overrides(next(iter(entries.values())), {unknown: shared[unknown]})
+        print(plan(apply_overrides(PlanParams(), own), entries, task))
+
+    @fire.decorators.SetParseFn(str)
     def tasks(self, *words: str, **options: str) -> None:
         _only(options)
         print(task_table(self._experiments) if not words else task_in_full(_one_word(words, "tasks", "TASK"), self._experiments))
@@ -286,6 +301,10 @@ def command_help(command: str, arguments: list[str], experiments: Experiments) -
         if command == "report":
             from lm_human_preferences.report import ReportParams
             lines += parameter_lines(ReportParams())
+        if command == "plan":
+            from lm_human_preferences.plan import PlanParams
+            lines += parameter_lines(PlanParams())
+            lines += ["and the stages' own parameters, such as --run.micro_batch 16, --run.recompute_activations on or --ppo.batch_size 64"]
         if command == "doctor":
             lines += ["  --save_dir saved_models    folder that holds the run folders"]
         return "\n".join(lines)
@@ -335,6 +354,11 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _planned(entry: Any, overrides: dict[str, str]) -> Any:
+    """A stage's parameters with those of the overrides that it has."""
+    return apply_overrides(entry, {name: value for name, value in overrides.items() if name in flatten(entry)})
 
 
 def task_table(experiments: Experiments) -> str:

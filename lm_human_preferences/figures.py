@@ -31,9 +31,10 @@ class Chart(NamedTuple):
     panels: list[Panel]
 
 
-_PACE = Chart("pace", "Learning rate and speed", "Dips in speed are validation, checkpoints or other work on the machine.", [
+_PACE = Chart("pace", "Learning rate, speed and memory", "Dips in speed are validation, checkpoints or other work on the machine.", [
     Panel("learning rate", {"lr": "learning rate", "train/lr": "learning rate"}),
-    Panel("{}\nper second", {"elapsed/fps": "response tokens", "tokens_per_second": "tokens", "labels_per_second": "labels"})])
+    Panel("{}\nper second", {"elapsed/fps": "response tokens", "tokens_per_second": "tokens", "labels_per_second": "labels"}),
+    Panel("GiB", {"memory/peak": "most memory so far"})])
 
 CHARTS = {
     "train_policy": [

@@ -7,7 +7,7 @@ Shapes: C channels, L layers, V vocabulary, T tokens in a row.
 import gc
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from lm_human_preferences.distributed import World
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.language.gpt2 import GPT2Config, count_parameters
 from lm_human_preferences.language.logprobs import CHUNK_ROWS
+from lm_human_preferences.optim import allocate_state
 from lm_human_preferences.precision import Precision
 from lm_human_preferences.runs import RunParams
 
 GIB = 2 ** 30
-_PROGRAM = {"cpu": 450 * 2 ** 20, "cuda": 600 * 2 ** 20}  # Python, PyTorch and its libraries; the CUDA context
-_SHARE = 0.85  # of the memory that is free: predictions err, and other programs come and go
+_PROGRAM = {"cpu": 350 * 2 ** 20, "cuda": 600 * 2 ** 20}  # Python, PyTorch and its libraries; the CUDA context
+SHARE = 0.85  # of the memory that is free: predictions err, and other programs come and go
 _MOST_ROWS = {"cpu": 64, "cuda": 512}  # more at once is not faster
 _FEW_ROWS = 8  # below so many in training, recomputing activations is worth its price
 
@@ -212,6 +213,18 @@ def free_memory(device: torch.device, world: World = World()) -> int:
     return own + max(0, free) // world.local_size
 
 
+def peak_memory(device: torch.device) -> float:
+    """The most that this process has had so far, in GiB: resident memory on a CPU, what PyTorch has reserved on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / GIB
+    usage = psutil.Process().memory_info()
+    if hasattr(usage, "peak_wset"):  # Windows
+        return usage.peak_wset / GIB
+    import resource
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
 def _cgroup_number(name: str) -> int | None:
     """A number of this container's memory controller, if it is in one."""
     path = Path("/sys/fs/cgroup") / name
@@ -221,18 +234,21 @@ def _cgroup_number(name: str) -> int | None:
         return None
 
 
-def choose_micro_batches(run: RunParams, memory: StageMemory, precision: Precision, world: World) -> MicroBatches:
-    """What the user gave, and for the rest what fits by prediction; the same on every rank."""
-    device = precision.device.type
-    budget = world.least(int(_SHARE * free_memory(precision.device, world)))
+def fitting_micro_batches(run: RunParams, memory: StageMemory, budget: int, device: str) -> MicroBatches:
+    """What the user gave, and for the rest what fits into `budget` bytes by prediction, or else the smallest there is."""
     free, most = budget - sum(memory.held.values()), _MOST_ROWS[device]
-    fits = memory.training.fitting(free, most)
-    recompute = run.recompute_activations == "on" or (run.recompute_activations == "auto" and run.micro_batch is None
-                                                      and fits < min(_FEW_ROWS, memory.training.rows))
+    too_few = memory.training.fitting(free, most) < min(_FEW_ROWS, memory.training.rows)
+    recompute = run.recompute_activations == "on" or (run.recompute_activations == "auto" and run.micro_batch is None and too_few)
     training = memory.recomputing if recompute else memory.training
-    sizes = MicroBatches(run.micro_batch_rollout or (memory.rollout.fitting(free, most) or 1) if memory.rollout else 0,
-                         run.micro_batch_scoring or memory.scoring.fitting(free, most) or 1,
-                         run.micro_batch or training.fitting(free, most) or training.step, recompute)
+    return MicroBatches((run.micro_batch_rollout or memory.rollout.fitting(free, most) or 1) if memory.rollout else 0,
+                        run.micro_batch_scoring or memory.scoring.fitting(free, most) or 1,
+                        run.micro_batch or training.fitting(free, most) or training.step, recompute)
+
+
+def choose_micro_batches(run: RunParams, memory: StageMemory, precision: Precision, world: World) -> MicroBatches:
+    """What the user gave, and for the rest what fits; the same on every rank. Warns on standard error where even the smallest may not."""
+    budget = world.least(int(SHARE * free_memory(precision.device, world)))
+    sizes = fitting_micro_batches(run, memory, budget, precision.device.type)
     if memory.peak(sizes) > budget and world.is_main:
         print(f"warning: this needs about {memory.peak(sizes) / GIB:.1f} GiB a process, {budget / GIB:.1f} GiB can be counted on; python launch.py plan shows "
               "what takes it", file=sys.stderr)
@@ -249,19 +265,35 @@ def remembered(sizes: MicroBatches, run: RunParams, state: dict[str, Any], world
                         run.micro_batch or stored["training"], recompute)
 
 
-def halve_until_it_runs(rows: int, attempt: Callable[[int], None], world: World, flag: str) -> int:
-    """The largest of rows, rows / 2, rows / 4 ... with which `attempt` runs on every rank without running out of memory. UserError if not even one row does."""
+def try_micro_batches(sizes: MicroBatches, run: RunParams, attempts: dict[str, Callable[[int], None]], optimizer: torch.optim.Optimizer,
+                      world: World) -> MicroBatches:
+    """What was chosen, halved where a pass over so many rows runs out of memory on any rank; what the user gave stays.
+
+    attempts: by kind of pass. Only where running out raises `torch.OutOfMemoryError` (CUDA), and only without sharding: a sharded pass waits for the
+    other ranks, of which one may have failed.
+    """
+    allocate_state(optimizer)
+    flags = {"rollout": "micro_batch_rollout", "scoring": "micro_batch_scoring", "training": "micro_batch"}
+    found = {kind: getattr(run, flags[kind]) or _halve_until_it_runs(getattr(sizes, kind), attempt, optimizer, world, f"--run.{flags[kind]}")
+             for kind, attempt in attempts.items()}
+    return replace(sizes, **found)
+
+
+def _halve_until_it_runs(rows: int, attempt: Callable[[int], None], optimizer: torch.optim.Optimizer, world: World, flag: str) -> int:
+    """The largest of rows, rows / 2, rows / 4 ... that runs on every rank. UserError if not even one row does."""
     while True:
         try:
             attempt(rows)
             fits = True
         except torch.OutOfMemoryError:
             fits = False
+        optimizer.zero_grad(set_to_none=True)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if world.least(int(fits)):
             return rows
         if rows == 1:
-            raise UserError(f"out of memory with a single row ({flag} 1); a smaller model, shorter rows or --run.sharding fsdp on more GPUs")
+            raise UserError(f"out of memory with a single row ({flag} 1): take a smaller model, shorter rows, --run.recompute_activations on, or more GPUs with "
+                            "--run.sharding fsdp")
         rows = -(-rows // 2)

@@ -77,7 +77,7 @@ class Parallel:
         else:
             self._engine = module.to(precision.device)
             if world.size > 1:
-                self._engine = DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+                self._engine = DistributedDataParallel(module, gradient_as_bucket_view=True)
         self._whole = [p for p in module.parameters() if not is_sharded(p)] if self.sharded else []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -74,6 +74,11 @@ class QueryFormatter:
     def __init__(self, prefix: Sequence[int], suffix: Sequence[int]):
         self.prefix, self.suffix = torch.tensor(list(prefix), dtype=torch.int64), torch.tensor(list(suffix), dtype=torch.int64)
 
+    @property
+    def length(self) -> int:
+        """Tokens that prefix and suffix add."""
+        return len(self.prefix) + len(self.suffix)
+
     @classmethod
     def of(cls, task: TaskParams, encoding: Encoding) -> "QueryFormatter":
         return cls(encoding.encode(task.query_prefix), encoding.encode(task.query_suffix))

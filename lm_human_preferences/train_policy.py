@@ -5,6 +5,7 @@ A step reads from top to bottom: queries -> sample responses -> compare with the
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from lm_human_preferences.judges import FunctionJudge, Rewards, load_function, l
 from lm_human_preferences.language.checkpoints import load_model
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
-from lm_human_preferences.memory import choose_micro_batches, policy_training_memory, remembered
+from lm_human_preferences.memory import choose_micro_batches, peak_memory, policy_training_memory, remembered, try_micro_batches
 from lm_human_preferences.optim import TensorFlowAdam, allocate_state, linear_decay, optimizer_tensors
 from lm_human_preferences.parallel import Parallel, gathered, place_frozen
 from lm_human_preferences.policy import Policy
@@ -163,7 +164,9 @@ class PPOTrainer:
                  precision: Precision, encoding: Encoding | None = None, world: World = World()):
         self.queries, self.params, self.precision, self.encoding, self.world = queries, params, precision, encoding, world
         self.seed, ppo, kl = params.run.seed, params.ppo, params.rewards
-        self.sizes = choose_micro_batches(params.run, policy_training_memory(params, policy.transformer.config, precision, world.size), precision, world)
+        memory = policy_training_memory(params, policy.transformer.config, precision, world.size, policy.formatter.length,
+                                        rewards.transformer.config if isinstance(rewards, RewardModel) else None)
+        self.sizes = choose_micro_batches(params.run, memory, precision, world)
         policy.transformer.recompute_activations(self.sizes.recompute)
         self.policy, self.trained = policy, Parallel(policy, world, precision, params.run.sharding, methods=("analyze", "respond"))
         self.reference = place_frozen(reference, world, precision, params.run.sharding, methods=("analyze", "respond"))
@@ -198,6 +201,8 @@ class PPOTrainer:
     def _run(self, run: Run, task: str, experiment: str) -> Path:
         p, main = self.params, self.world.is_main
         first = self._resume(run) if p.run.resume else 0
+        if self.precision.device.type == "cuda" and not self.trained.sharded:
+            self.sizes = try_micro_batches(self.sizes, p.run, self.attempts(), self.optimizer, self.world)
         if main:
             print(f"{experiment}: {self.total_steps:,} steps of {p.ppo.batch_size} episodes, KL coefficient {self.kl_controller.value}"
                   f"{f' steered to {p.rewards.adaptive_kl.target} nats' if p.rewards.adaptive_kl else ''}, {self.precision.describe()}, "
@@ -210,7 +215,8 @@ class PPOTrainer:
                 step_started = time.perf_counter()
                 metrics, rollout = self.step(step)
                 seconds = time.perf_counter() - step_started
-                metrics |= {"elapsed/fps": self.params.ppo.batch_size * p.task.response_length / seconds, "elapsed/time": time.perf_counter() - started}
+                metrics |= {"elapsed/fps": self.params.ppo.batch_size * p.task.response_length / seconds, "elapsed/time": time.perf_counter() - started,
+                            "memory/peak": peak_memory(self.precision.device)}
                 tracker.log(step, metrics)
                 if not all(math.isfinite(value) for value in metrics.values()):
                     bad = next(name for name, value in metrics.items() if not math.isfinite(value))
@@ -314,6 +320,28 @@ class PPOTrainer:
         *losses, values, entropies = (self.world.gather(torch.cat(column)) for column in zip(*parts, strict=True))
         losses = Losses(*losses)
         return minibatch_stats(losses, values, entropies, targets, ppo), float(losses.ratio.std(correction=0))
+
+    def attempts(self) -> dict[str, Callable[[int], None]]:
+        """Passes over so many rows that take as much memory as any in training; they change nothing."""
+        device, task = self.precision.device, self.params.task
+        queries, responses = (torch.zeros(1, length, dtype=torch.int64, device=device) for length in (task.query_length, task.response_length))
+
+        def rollout(rows: int) -> None:
+            with torch.no_grad(), self.precision.autocast():
+                self.policy.respond(queries.expand(rows, -1), torch.zeros(rows, task.response_length, device=device))
+
+        def scoring(rows: int) -> None:
+            zeros = torch.zeros(rows, task.response_length, device=device)
+            with torch.no_grad():
+                self.score(queries.expand(rows, -1), responses.expand(rows, -1), zeros, zeros)
+
+        def training(rows: int) -> None:
+            with self.trained.micro_batch(last=False):
+                with self.precision.autocast():
+                    analysis = self.trained(queries.expand(rows, -1), responses.expand(rows, -1))
+                self.trained.backward(analysis.logprobs.sum() + analysis.values.sum())
+
+        return {"rollout": rollout, "scoring": scoring, "training": training}
 
     def statistics(self, step: int, rollout: Rollout, non_score: torch.Tensor, stats: list[dict[str, float]], kl_coef: float) -> dict[str, float]:
         """The step's metrics under the original's names, besides ours; docs/metrics.md explains each."""

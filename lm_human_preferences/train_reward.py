@@ -6,6 +6,7 @@ From top to bottom: labels and queries -> normalise the untrained head's rewards
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from lm_human_preferences.files import write_json
 from lm_human_preferences.label_files import load_labels
 from lm_human_preferences.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.language.encoding import Encoding, get_encoding
-from lm_human_preferences.memory import choose_micro_batches, remembered, reward_training_memory
+from lm_human_preferences.memory import choose_micro_batches, peak_memory, remembered, reward_training_memory, try_micro_batches
 from lm_human_preferences.optim import TensorFlowAdam, allocate_state, linear_decay, optimizer_tensors
 from lm_human_preferences.parallel import Parallel, gathered, place_frozen
 from lm_human_preferences.policy import Policy
@@ -101,7 +102,7 @@ class RewardTrainer:
         self.params, self.precision, self.world = params, precision, world
         self.kind = label_type(params.labels.type)
         self.seed = params.run.seed
-        memory = reward_training_memory(params, model.transformer.config, self.kind.n_responses, precision, world.size)
+        memory = reward_training_memory(params, model.transformer.config, self.kind.n_responses, precision, world.size, policy.formatter.length)
         self.sizes = choose_micro_batches(params.run, memory, precision, world)
         model.transformer.recompute_activations(self.sizes.recompute)
         self.model, self.trained = model, Parallel(model, world, precision, params.run.sharding)
@@ -135,6 +136,8 @@ class RewardTrainer:
 
     def _run(self, run: Run, task: str, experiment: str) -> Path:
         first = self._resume(run) if self.params.run.resume else 0
+        if self.precision.device.type == "cuda" and not self.trained.sharded:
+            self.sizes = try_micro_batches(self.sizes, self.params.run, self.attempts(), self.optimizer, self.world)
         self._say(f"{experiment}: {self.params.labels.num_train:,} labels ({self.kind.name}), {self.steps:,} steps, {self.precision.describe()}, {self.sizes.describe()}")
         tracker = open_watched(run.folder, self.params, "train_reward", experiment, first) if self.world.is_main else NullTracker()
         with tracker:
@@ -155,6 +158,27 @@ class RewardTrainer:
         self.world.barrier()
         return folder
 
+    def attempts(self) -> dict[str, Callable[[int], None]]:
+        """Passes over so many rows that take as much memory as any in training; they change nothing."""
+        device, task, N = self.precision.device, self.params.task, self.kind.n_responses
+        queries, responses = (torch.zeros(1, length, dtype=torch.int64, device=device) for length in (task.query_length, task.response_length))
+
+        def rollout(rows: int) -> None:
+            with torch.no_grad(), self.precision.autocast():
+                self.policy.respond(queries.expand(rows, -1), torch.zeros(rows, task.response_length, device=device))
+
+        def scoring(rows: int) -> None:
+            with torch.no_grad(), self.precision.autocast():
+                self.model(queries.expand(rows, -1), responses.expand(rows, -1))
+
+        def training(rows: int) -> None:
+            labels = max(1, rows // N)
+            with self.trained.micro_batch(last=False):
+                part = LabelBatch(queries.expand(labels, -1), responses.expand(labels, N, -1), torch.zeros(labels, device=device))
+                self.trained.backward(label_rewards(self.trained, part, self.precision).sum())
+
+        return {"rollout": rollout, "scoring": scoring, "training": training}
+
     def label_padding(self) -> dict[str, float]:
         """How much of the training labels' queries and responses is padding."""
         padding = self.model.transformer.config.padding_token
@@ -169,7 +193,8 @@ class RewardTrainer:
                 started = time.perf_counter()
                 stats = self.step(step, self.order(step))
                 metrics |= {f"train/{name}": value for name, value in stats.items()}
-                tracker.log(step, metrics | {"labels_per_second": self.params.batch_size / (time.perf_counter() - started)})
+                tracker.log(step, metrics | {"labels_per_second": self.params.batch_size / (time.perf_counter() - started),
+                                             "memory/peak": peak_memory(self.precision.device)})
                 if not math.isfinite(stats["loss"]):
                     raise UserError(f"step {step}: the loss is {stats['loss']}; if that comes again, start anew with a lower --lr than {self.params.lr}")
                 metrics = {}

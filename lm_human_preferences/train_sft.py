@@ -6,6 +6,7 @@ perplexity -> the best weights become the run's `lm/` model folder.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from lm_human_preferences.language.dropout import RowDropout, row_seeds
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config, count_parameters
 from lm_human_preferences.language.logprobs import token_logprobs
-from lm_human_preferences.memory import MicroBatches, choose_micro_batches, remembered, supervised_training_memory
+from lm_human_preferences.memory import MicroBatches, choose_micro_batches, peak_memory, remembered, supervised_training_memory, try_micro_batches
 from lm_human_preferences.optim import adamw, allocate_state, optimizer_tensors, warmup_cosine
 from lm_human_preferences.parallel import Parallel
 from lm_human_preferences.precision import Precision, choose_precision
@@ -217,6 +218,8 @@ class SFTTrainer:
     def _run(self, run: Run, task: str, experiment: str) -> Path:
         p, main = self.params, self.world.is_main
         first = self._resume(run) if p.run.resume else 0
+        if self.precision.device.type == "cuda" and not self.trained.sharded:
+            self.sizes = try_micro_batches(self.sizes, p.run, self.attempts(), self.optimizer, self.world)
         sizes, result = count_parameters(self.config), run.folder / "lm"
         if main:
             print(f"{experiment}: {sizes['blocks']:,} parameters and {sizes['embeddings']:,} in embeddings, {len(self.rows['train']):,} rows of "
@@ -226,6 +229,7 @@ class SFTTrainer:
             for step in range(first, self.total):
                 started = time.perf_counter()
                 metrics = self.step(step)
+                metrics["memory/peak"] = peak_memory(self.precision.device)
                 metrics["tokens_per_second"] = p.optimizer.batch_size * self.rows["train"].block / (time.perf_counter() - started)
                 if not math.isfinite(metrics["train/loss"]):
                     tracker.log(step, metrics)
@@ -278,6 +282,22 @@ class SFTTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         return {"train/loss": float(total), "train/padding": share, "lr": lr}
 
+    def attempts(self) -> dict[str, Callable[[int], None]]:
+        """Passes over so many rows that take as much memory as any in training; they change nothing."""
+        tokens = torch.zeros(1, self.rows["train"].block, dtype=torch.int64, device=self.precision.device)
+
+        def scoring(rows: int) -> None:
+            with torch.no_grad(), self.precision.autocast():
+                self.loss(tokens.expand(rows, -1), tokens.expand(rows, -1))
+
+        def training(rows: int) -> None:
+            with self.trained.micro_batch(last=False):
+                with self.precision.autocast():
+                    losses = self.trained(tokens.expand(rows, -1), tokens.expand(rows, -1), None, self.sampled, 0)
+                self.trained.backward(losses.sum())
+
+        return {"scoring": scoring, "training": training}
+
     def _validate(self, step: int, task: str, folder: Path) -> dict[str, float]:
         """Validation loss and perplexity; the best weights so far become the result."""
         valid = validate(self.loss, self.rows["valid"], self.params.validation.rows, self.precision, self.sizes.scoring, self.world)
@@ -308,13 +328,16 @@ class SFTTrainer:
 
 
 def _initial_model(params: SFTParams) -> GPT2:
-    m = params.model
-    if m.initial is not None:
-        return load_model(Path(m.initial))
+    if params.model.initial is not None:
+        return load_model(Path(params.model.initial))
+    return GPT2(config_from_scratch(params.model)).initialise(generator_for(params.run.seed, "sft/weights"))
+
+
+def config_from_scratch(m: ModelParams) -> GPT2Config:
+    """The architecture of a model that is not read from a folder."""
     encoding = get_encoding(m.encoding)
-    config = GPT2Config(n_vocab=encoding.n_vocab, n_ctx=m.n_ctx, n_embd=m.n_embd, n_head=m.n_head, n_layer=m.n_layer,
-                        padding_token=encoding.padding_token, encoding=m.encoding)
-    return GPT2(config).initialise(generator_for(params.run.seed, "sft/weights"))
+    return GPT2Config(n_vocab=encoding.n_vocab, n_ctx=m.n_ctx, n_embd=m.n_embd, n_head=m.n_head, n_layer=m.n_layer,
+                      padding_token=encoding.padding_token, encoding=m.encoding)
 
 
 def batch_rows(seed: int, n_rows: int, batch_size: int, step: int) -> np.ndarray:

@@ -90,7 +90,7 @@ def launch(*words, cwd: Path = ROOT, check: bool = True, **environment) -> subpr
 
 
 def metrics(run: Path) -> list[dict]:
-    """metrics.jsonl without what measures time."""
+    """metrics.jsonl without what measures time and memory."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = ("elapsed/fps", "elapsed/time", "tokens_per_second", "labels_per_second")
+    timed = ("elapsed/fps", "elapsed/time", "tokens_per_second", "labels_per_second", "memory/peak")
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]

@@ -32,17 +32,17 @@ from params import EXPERIMENTS
 from test_cycles import CPU, loss_labels, make_reward_model, make_reward_trainer, ppo_trainer
 
 
-def small_ppo(goldens, world: World = World(), precision: Precision | None = None) -> PPOTrainer:
+def small_ppo(goldens, world: World = World(), precision: Precision | None = None, sharding: str = "ddp") -> PPOTrainer:
     """The trainer of the recorded PPO cycle on its first queries, with draws of its own."""
-    trainer = ppo_trainer(goldens, Goldens.json("hparams")["ppo_cycle"], precision or CPU, world, micro_batch=3)
+    trainer = ppo_trainer(goldens, Goldens.json("hparams")["ppo_cycle"], precision or CPU, world, micro_batch=3, sharding=sharding)
     queries = tensor(goldens("ppo_cycle")["step0/queries"])
     trainer.queries.batch = lambda size: queries
     return trainer
 
 
-def small_reward(goldens, world: World = World()) -> RewardTrainer:
+def small_reward(goldens, world: World = World(), sharding: str = "ddp") -> RewardTrainer:
     trainer = make_reward_trainer(goldens, loss_labels(goldens("reward"), label_type("best_of_4")), "best_of_4", batch_size=6, lr=1e-3,
-                                  rollout_batch_size=6, normalize_samples=12, world=world, run=RunParams(micro_batch=8))  # two labels of four responses
+                                  rollout_batch_size=6, normalize_samples=12, world=world, run=RunParams(micro_batch=8, sharding=sharding))  # two labels
     queries = tensor(goldens("reward")["queries"])
     trainer.queries.batch = lambda size: queries
     return trainer
@@ -126,15 +126,15 @@ def test_prefix_and_suffix_are_encoded_alone():
 KL_TARGET = 0.55  # nats; close to this step's KL, so that the controller's clipping hides no difference between ranks
 
 
-def run_both(goldens, world: World) -> dict[str, torch.Tensor]:
+def run_both(goldens, world: World, sharding: str = "ddp") -> dict[str, torch.Tensor]:
     """One PPO step, one normalisation and one reward step: everything that steers or results."""
-    ppo, reward = small_ppo(goldens, world), small_reward(goldens, world)
+    ppo, reward = small_ppo(goldens, world, sharding=sharding), small_reward(goldens, world, sharding)
     ppo.kl_controller.params.target = KL_TARGET
     metrics, rollout = ppo.step(0)
     norms = reward.normalize("before", 0.0, 1.0)
     stats = reward.step(0, torch.tensor([3, 0, 5, 1, 4, 2]))
-    result = {f"policy.{name}": p.detach() for name, p in ppo.policy.named_parameters()}
-    result |= {f"reward.{name}": p.detach() for name, p in reward.model.named_parameters()}
+    result = {f"policy.{name}": distributed.whole(p.detach()) for name, p in ppo.policy.named_parameters()}
+    result |= {f"reward.{name}": distributed.whole(p.detach()) for name, p in reward.model.named_parameters()}
     result |= {f"rollout.{name}": value for name, value in rollout._asdict().items()}
     numbers = {"kl_coef_after": ppo.kl_controller.value, **metrics, **norms, **stats}
     return result | {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}

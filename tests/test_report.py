@@ -23,7 +23,7 @@ EVIL = "<script>alert('x')</script> & \"quoted\" \x00"
 POLICY = ("objective/kl", "objective/kl_coef", "objective/entropy", "objective/score", "objective/score_total", "ppo/loss/policy", "ppo/loss/value",
           "ppo/loss/total", "ppo/policy/entropy", "ppo/policy/approxkl", "ppo/policy/clipfrac", "ppo/returns/mean", "ppo/returns/var",
           "ppo/val/vpred", "ppo/val/error", "ppo/val/clipfrac", "ppo/val/mean", "ppo/val/var", "ppo/val/var_explained", "ppo/ratio/std_before",
-          "lr", "elapsed/fps", "elapsed/time", "elapsed/updates", "elapsed/episodes", "memory/peak")
+          "lr", "elapsed/fps", "elapsed/time", "elapsed/updates", "elapsed/episodes", "cache/hits")
 
 
 def make_run(folder, stage, rows, result=None, samples=(), parameters=None):
@@ -80,7 +80,7 @@ def policy_page(tmp_path_factory):
 
 def test_figures_of_a_policy_run(tmp_path):
     figures = write_figures(policy_run(tmp_path / "run"), tmp_path / "out")
-    assert list(figures) == ["score", "kl", "entropy", "losses", "clipping", "value", "value_errors", "checks", "pace", "other_memory"]
+    assert list(figures) == ["score", "kl", "entropy", "losses", "clipping", "value", "value_errors", "checks", "pace", "other_cache"]
     for path in figures.values():
         width, height = png_size(path.read_bytes())
         assert 900 <= width <= 1100 and 500 <= height <= 1100 and 8_000 < path.stat().st_size < 400_000

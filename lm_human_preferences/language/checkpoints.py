@@ -88,6 +88,14 @@ def _write_safetensors(path: Path, shapes: dict[str, torch.Size], read: Callable
             bar.update(tensor.nbytes)
 
 
+def load_config(folder: Path) -> GPT2Config:
+    """The architecture of a model folder. UserError if it is no GPT-2's or damaged."""
+    path = Path(folder) / "config.json"
+    config = _from_hugging_face(path)
+    _check_digest(path)
+    return config
+
+
 def load_model(folder: Path) -> GPT2:
     """The transformer in a model folder, float32 on the CPU.
 
@@ -96,8 +104,7 @@ def load_model(folder: Path) -> GPT2:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"there is no model folder {folder}")
-    config = _from_hugging_face(folder / "config.json")
-    _check_digest(folder / "config.json")
+    config = load_config(folder)
     tensors = _load_tensors(folder / "model.safetensors")
     with torch.device("meta"):
         model = GPT2(config)
