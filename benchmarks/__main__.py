@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     add("--cases", default=",".join(KINDS), metavar="A,B", help="; ".join(f"{name}: {text}" for name, text in KINDS.items()) + " (default: all)")
     add("--models", metavar="A,B", help=f"of {', '.join(SHAPES)} (default: tiny; with --full tiny, 124M and, on a GPU, 774M)")
     add("--tasks", metavar="A,B", help="style: query 64, response 24; summary: query 500, response 75 (default: style; with --full both)")
-    add("--batch", type=int, metavar="N", help="rows, or choices of a reward step (default on a CPU: style 16, summary 4, choices 8 and 2; on a GPU: 512, 32)")
+    add("--batch", type=int, metavar="N",
+        help="rows, or choices of a reward step (default on a CPU: style 16, summary 4, choices 8 and 2; on a GPU: 512, 32)")
     add("--padding", type=float, default=0.0, metavar="SHARE", help="mean share of padding in the queries, below 0.5 (default 0)")
     add("--scaling", metavar="MODEL", help="measure also updates of this model over batches and response lengths, and draw them (with --full: tiny)")
     add("--alone", action="store_true", help=f"ours only, without {', '.join(RIVALS.values())}")
@@ -105,7 +106,8 @@ def main(words: list[str] | None = None) -> None:
     if args.page:
         check_page(args.page)
     say = lambda text: print(text, file=sys.stderr, flush=True)
-    results = {part: [measure(case, args.repeats, args.warmup, part != "compared", say) for case in cases] for part, cases in wanted._asdict().items()}
+    results = {part: [measure(case, args.repeats, args.warmup, part != "compared", say) for case in cases]
+               for part, cases in wanted._asdict().items()}
     cases = results["compared"] + results["alone"]
     result = {"machine": describe(device, args, cases + results["scaling"]), "cases": cases, "scaling": results["scaling"]}
     text = tables(result)

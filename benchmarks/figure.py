@@ -33,8 +33,8 @@ def draw(rows: list[dict], path: Path) -> None:
     responses = [(row["case"]["response_length"], row["seconds"]) for row in rows[len(BATCHES):]]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 3.4), layout="constrained")
-        for axis, points, label in zip(figure.subplots(1, 2), (batches, responses),
-                                       (f"episodes in a batch (responses of {USUAL_RESPONSE} tokens)", f"tokens in a response ({USUAL_BATCH} episodes)"), strict=True):
+        labels = (f"episodes in a batch (responses of {USUAL_RESPONSE} tokens)", f"tokens in a response ({USUAL_BATCH} episodes)")
+        for axis, points, label in zip(figure.subplots(1, 2), (batches, responses), labels, strict=True):
             x, y = map(list, zip(*points, strict=True))
             slope, start, distance = fit(x, y)
             ends = np.array([0, max(x)])
@@ -45,6 +45,7 @@ def draw(rows: list[dict], path: Path) -> None:
             axis.set_xlabel(label)
             axis.set_ylabel("seconds for a PPO update")
             axis.legend(loc="upper left")
-        figure.suptitle(f"Cost of an update ({rows[0]['case']['model']} model, queries of 64 tokens)", fontsize=12, fontweight="bold", x=0.01, ha="left")
+        title = f"Cost of an update ({rows[0]['case']['model']} model, queries of 64 tokens)"
+        figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
         with atomic_file(path) as temporary:
             figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})

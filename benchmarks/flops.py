@@ -1,9 +1,10 @@
 """Floating-point operations that a model needs: two for each multiply-add of its matrix products, nothing else.
 
 A token's way through a block takes 12 C^2 multiply-adds: 3 C^2 for query, key and value, C^2 for attention's projection, 8 C^2 for the MLP. Its
-attention takes 2 C for each token that it sees, itself included (scores and weighted sum): a causal mask halves the square. In the last block, tokens whose output nobody
-asks for need only their key and value, 2 C^2. A row of vocabulary logits takes C V. A backward pass takes twice its forward pass. Padding
-counts as nothing, and so does what an implementation computes twice. Embedding, layer norms, softmax, GELU, heads and the optimizer are no matrix products.
+attention takes 2 C for each token that it sees, itself included (scores and weighted sum): a causal mask halves the square. In the last block,
+tokens whose output nobody asks for need only their key and value, 2 C^2. A row of vocabulary logits takes C V. A backward pass takes twice its
+forward pass. Padding counts as nothing, and so does what an implementation computes twice. Embedding, layer norms, softmax, GELU, heads and the
+optimizer are no matrix products.
 """
 
 from lm_human_preferences.language.gpt2 import GPT2Config

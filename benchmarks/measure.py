@@ -22,8 +22,9 @@ class Worker:
 
     def __init__(self, case: Case):
         self.case, self.errors = case, tempfile.TemporaryFile()
-        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.worker", json.dumps(dataclasses.asdict(case))], cwd=ROOT, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env={"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"} | os.environ)
+        command = [sys.executable, "-m", "benchmarks.worker", json.dumps(dataclasses.asdict(case))]
+        environment = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"} | os.environ  # the first to the others' good, too
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
 
     def __enter__(self) -> "Worker":
         return self

@@ -104,10 +104,11 @@ def _trl(case: Case, precision: Precision):
         bf16=precision.bfloat16, gradient_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True,
         use_cpu=precision.device.type == "cpu", seed=SEED)
     torch.manual_seed(SEED)
-    score = dict(num_labels=1, pad_token_id=c.n_vocab)
+    language_model = lambda: GPT2LMHeadModel(_model_config(case))
+    scorer = lambda: GPT2ForSequenceClassification(_model_config(case, num_labels=1, pad_token_id=c.n_vocab))
     trainer = PPOTrainer(
-        args=args, processing_class=_tokens_only(c.n_vocab), model=GPT2LMHeadModel(_model_config(case)), ref_model=GPT2LMHeadModel(_model_config(case)),
-        reward_model=GPT2ForSequenceClassification(_model_config(case, **score)), value_model=GPT2ForSequenceClassification(_model_config(case, **score)),
+        args=args, processing_class=_tokens_only(c.n_vocab), model=language_model(), ref_model=language_model(), reward_model=scorer(),
+        value_model=scorer(),
         train_dataset=Dataset.from_dict({"input_ids": rows}), eval_dataset=Dataset.from_dict({"input_ids": rows}),
         data_collator=lambda batch: {"input_ids": torch.tensor([[c.n_vocab] * (width - len(r["input_ids"])) + r["input_ids"] for r in batch])})
     return trainer.train

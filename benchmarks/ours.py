@@ -42,7 +42,8 @@ class Subject:
 
 def make(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     """The case's models and data, ready to work."""
-    return {"rollout": _rollout, "scoring": _scoring, "update": _update, "reward": _reward, "supervised": _supervised}[case.kind](case, precision, clock)
+    makers = {"rollout": _rollout, "scoring": _scoring, "update": _update, "reward": _reward, "supervised": _supervised}
+    return makers[case.kind](case, precision, clock)
 
 
 # --- policy training ---
@@ -160,8 +161,10 @@ def _reward(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     labels = choices(case)
     model = RewardModel(GPT2(config).initialise(generator_for(SEED, "benchmark/reward")))
     model.head.initialise(generator_for(SEED, "benchmark/head"))
-    policy = Policy(GPT2(config).initialise(generator_for(SEED, "benchmark/policy")), QueryFormatter([], []), task.policy.temperature)  # for normalising
-    params = RewardTrainingParams(task=task, labels=LabelParams(num_train=1000 * case.batch), batch_size=case.batch, lr=1e-6, run=RunParams(seed=SEED))
+    language_model = GPT2(config).initialise(generator_for(SEED, "benchmark/policy"))  # for normalisations: it is there, but has no part in a step
+    policy = Policy(language_model, QueryFormatter([], []), task.policy.temperature)
+    params = RewardTrainingParams(task=task, labels=LabelParams(num_train=1000 * case.batch), batch_size=case.batch, lr=1e-6,
+                                  run=RunParams(seed=SEED))
     trainer = RewardTrainer(model, policy, None, labels, None, params, precision)
     clock.watch(trainer.optimizer, "step", "optimizer")
     everything = torch.arange(case.batch)
@@ -179,7 +182,8 @@ def _supervised(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     document = np.random.default_rng(SEED).integers(0, config.n_vocab - 1, case.batch * T + 1)
     write_token_file(Path(folder.name), "train", [document])
     rows = Rows(TokenFile(Path(folder.name), "train"), packed=True, block=T, padding_token=config.padding_token)
-    trainer = train_sft.SFTTrainer(GPT2(config).initialise(generator_for(SEED, "benchmark/policy")), {"train": rows, "valid": rows}, params, precision)
+    model = GPT2(config).initialise(generator_for(SEED, "benchmark/policy"))
+    trainer = train_sft.SFTTrainer(model, {"train": rows, "valid": rows}, params, precision)
     clock.watch(trainer.optimizer, "step", "optimizer")
 
     def work(folder=folder):  # the folder lives as long as the work

@@ -16,24 +16,26 @@ def tables(result: dict) -> str:
     if cases:
         parts += [table(["case", "seconds", "rows/s", "tokens/s", "GFLOP", "GFLOP/s", "of peak", "peak memory"], [_row(case) for case in cases])]
         parts += [table(["time in", *_phase_names(cases)], rows) for rows in [_phase_rows(cases)] if rows]
-        parts += [table(["case", "instead", "seconds", "ours", "times faster", "its peak memory", "ours"], rows) for rows in [_other_rows(cases)] if rows]
+        head = ["case", "instead", "seconds", "ours", "times faster", "its peak memory", "ours"]
+        parts += [table(head, rows) for rows in [_other_rows(cases)] if rows]
     if result["scaling"]:
-        parts += [table([f"update of {result['scaling'][0]['case']['model']}", "batch", "response", "seconds"], [
-            [row["case"]["task"], str(row["case"]["batch"]), str(row["case"]["response_length"]), seconds(row["seconds"])] for row in result["scaling"]])]
+        rows = [[row["case"]["task"], str(row["case"]["batch"]), str(row["case"]["response_length"]), seconds(row["seconds"])] for row in result["scaling"]]
+        parts += [table([f"update of {result['scaling'][0]['case']['model']}", "batch", "response", "seconds"], rows)]
     return "\n\n".join(parts)
 
 
 def machine(facts: dict) -> str:
     """Where it was measured, in one line, and the peaks that shares refer to."""
     peaks = facts["peaks"]
-    return (f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}; measured peaks: {peaks['float32'] / 1e12:.3g} TFLOP/s in float32, "
-            f"{peaks['bfloat16'] / 1e12:.3g} in bfloat16, copy {peaks['copy'] / 1e9:.3g} GB/s. Medians of {facts['repeats']} rounds after {facts['warmup']}.")
+    return (f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}; measured peaks: {peaks['float32'] / 1e12:.3g} TFLOP/s in "
+            f"float32, {peaks['bfloat16'] / 1e12:.3g} in bfloat16, copy {peaks['copy'] / 1e9:.3g} GB/s. Medians of {facts['repeats']} rounds after "
+            f"{facts['warmup']}.")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table in columns of equal width: the first on the left, numbers on the right."""
     widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-    align = lambda line: "| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) + " |"
+    align = lambda line: "| " + " | ".join([line[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True)]) + " |"
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return "\n".join([align(head), rule, *map(align, rows)])
 
@@ -52,8 +54,8 @@ def _memory(size: float) -> str:
 
 
 def _row(row: dict) -> list[str]:
-    return [name(row["case"]), seconds(row["seconds"]), f"{row['rows_per_second']:.3g}", f"{row['tokens_per_second']:,.0f}", f"{row['flops'] / 1e9:,.0f}",
-            f"{row['flops_per_second'] / 1e9:,.0f}", f"{row['share_of_peak']:.0%}", _memory(row["memory"])]
+    return [name(row["case"]), seconds(row["seconds"]), f"{row['rows_per_second']:.3g}", f"{row['tokens_per_second']:,.0f}",
+            f"{row['flops'] / 1e9:,.0f}", f"{row['flops_per_second'] / 1e9:,.0f}", f"{row['share_of_peak']:.0%}", _memory(row["memory"])]
 
 
 def _phase_names(cases: Iterable[dict]) -> list[str]:

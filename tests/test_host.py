@@ -26,7 +26,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def run(code: str, **environment) -> str:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "THP_", "MALLOC_", "GLIBC_"))}
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=kept | environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, env=kept | environment, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted on Linux")

@@ -82,5 +82,8 @@ class _TokenLogprobs(torch.autograd.Function):
                     grad_logits = logits.sub_(normaliser[rows, None]).exp_().mul_(-grad[rows, None])
                 grad_logits.scatter_add_(1, labels[rows, None], grad[rows, None])
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
-                grad_embedding = torch.mm(grad_logits.t(), hidden[rows]) if grad_embedding is None else grad_embedding.addmm_(grad_logits.t(), hidden[rows])
+                if grad_embedding is None:
+                    grad_embedding = torch.mm(grad_logits.t(), hidden[rows])
+                else:
+                    grad_embedding.addmm_(grad_logits.t(), hidden[rows])
         return grad_hidden, grad_embedding.to(embedding.dtype), None, None, None, None

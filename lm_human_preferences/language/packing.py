@@ -59,7 +59,7 @@ def all_differ(places: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Layout:
-    """A batch's real tokens as a list, and how to find one's way back. What is on the host decides about shapes, and so nothing waits for the device."""
+    """A batch's real tokens as a list, and how to find one's way back. What decides about shapes is on the host: nothing waits for the device."""
 
     packing: Packing
     tokens: torch.Tensor  # int64 [N]
@@ -115,8 +115,8 @@ class Branches:
 def lay_out_choices(queries: torch.Tensor, responses: torch.Tensor, padding_token: int) -> tuple[Layout, Branches, torch.Tensor]:
     """One list of B queries int64 [B, Q] and their K responses each, int64 [B, K, R]; padding anywhere but in a query's first column.
 
-    Returns its layout (a row of the rectangle is a query and its responses; `last` is the queries'), the attention in it, and int64 [B, K] on the host:
-    where in the list each response's last token is, -1 if it has none.
+    Returns its layout (a row of the rectangle is a query and its responses; `last` is the queries'), the attention in it, and int64 [B, K] on
+    the host: where in the list each response's last token is, -1 if it has none.
     """
     (B, K, R), device = responses.shape, queries.device
     before, after = lay_out(queries, padding_token), lay_out(responses.reshape(B * K, R), padding_token)
