@@ -25,7 +25,8 @@ from lm_human_preferences.errors import Interrupted, RanksLost, UserError
 WAIT = 600.0  # seconds that a rank waits for the others where no parameter says how long
 # What gloo, nccl and the store say when another process or the link to it is gone. What else they say is a mistake of the program.
 _GONE = re.compile(r"Connection closed by peer|Connection reset by peer|Connection refused|Connection timed out|Broken pipe|No route to host|"
-                   r"Network is unreachable|[Tt]imed out (?:waiting|after)|[Tt]imeout|Connection was likely closed|ncclRemoteError|ncclSystemError")
+                   r"Network is unreachable|[Tt]imed out (?:waiting|after)|[Tt]imeout|Connection was likely closed|ncclRemoteError|ncclSystemError|"
+                   r"communicator was aborted")
 
 _UNREACHED = "between machines GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) must name the network interface that leads to the others"
 

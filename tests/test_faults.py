@@ -37,7 +37,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def train(stage: str, name: str, words: list[str]) -> None:
     """A run of the stage in this process."""
-    getattr(command_line.Commands(EXPERIMENTS), stage)("movies", name, **{flag[2:]: str(value) for flag, value in zip(words[::2], words[1::2], strict=True)})
+    options = {flag[2:]: str(value) for flag, value in zip(words[::2], words[1::2], strict=True)}
+    getattr(command_line.Commands(EXPERIMENTS), stage)("movies", name, **options)
 
 
 def words_of(folder: Path, stage: str, **changes) -> list[str]:
@@ -92,8 +93,9 @@ def flipped(share: float) -> Callable[[Path], None]:
     return damage
 
 
-DAMAGES = {"truncated": lambda path: os.truncate(path, path.stat().st_size * 2 // 3), "cut by one byte": lambda path: os.truncate(path, path.stat().st_size - 1),
-           "empty": lambda path: os.truncate(path, 0), "missing": Path.unlink,
+DAMAGES = {"truncated": lambda path: os.truncate(path, path.stat().st_size * 2 // 3),
+           "cut by one byte": lambda path: os.truncate(path, path.stat().st_size - 1), "empty": lambda path: os.truncate(path, 0),
+           "missing": Path.unlink,
            **{f"a bit at {share:.0%}": flipped(share) for share in (0.0, 0.03, 0.1, 0.5, 0.9, 1.0)}}
 
 
@@ -205,7 +207,8 @@ def test_a_diverging_run_says_so_in_one_line(world):
 def test_errors_of_the_disk_are_one_line_and_leave_nothing(tmp_path):
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         for opened in (atomic_file, atomic_folder):
-            with pytest.raises(UserError, match=f"cannot write {tmp_path}/x: {os.strerror(number)}; make room"), opened(tmp_path / "x"):
+            says = f"cannot write {tmp_path}/x: {os.strerror(number)}; make room"
+            with pytest.raises(UserError, match=says), opened(tmp_path / "x"):
                 raise OSError(number, "as the system says it")
     with pytest.raises(ConnectionResetError), disk_errors(tmp_path / "x"):  # what is read while a file is written is not the disk's fault
         raise ConnectionResetError(errno.ECONNRESET, "reset")
@@ -221,7 +224,7 @@ def test_a_row_that_does_not_fit_is_not_half_written(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "make room" in done.stdout, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(len(rows))) and len(rows) == 9 and (tmp_path / "rows.jsonl").read_bytes().endswith(b"\n")
+    assert [row["step"] for row in rows] == list(range(9)) and (tmp_path / "rows.jsonl").read_bytes().endswith(b"\n")
     after = JsonLines(tmp_path / "rows.jsonl", 9)
     after.write([{"step": 9}])
     after.close()
@@ -229,7 +232,8 @@ def test_a_row_that_does_not_fit_is_not_half_written(tmp_path):
 
 
 def small_disk_works(folder: Path) -> bool:
-    return subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", str(folder)], capture_output=True).returncode == 0
+    mount = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", str(folder)]
+    return subprocess.run(mount, capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize("kilobytes", [60, 130, 250, 376, 400])
@@ -333,7 +337,8 @@ def test_what_one_rank_finds_wrong_is_not_hidden(tmp_path):
                       "def main():\n    raise UserError('the same' if sys.argv[1] == 'same' else 'this is rank ' + os.environ['RANK'])\n"
                       "try:\n    main()\nfinally:\n    time.sleep(3)  # torchrun ends the other rank as soon as one has ended\n")
     for which, expected in (("same", ["error: the same"]), ("own", ["error: this is rank 0", "error: this is rank 1"])):
-        done = subprocess.run([*TORCHRUN, str(script), which], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+        done = subprocess.run([*TORCHRUN, str(script), which], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+                              timeout=120)
         assert sorted(errors_in(done.stderr)) == expected
 
 
@@ -342,7 +347,8 @@ def test_errors_of_the_program_keep_their_traceback_on_ranks(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text("import torch\nimport torch.distributed as dist\nfrom lm_human_preferences import distributed\n"
                       "with distributed.world('cpu', 30) as world:\n    dist.all_reduce(torch.ones(4 + 4 * world.rank))\n    world.barrier()\n    {}['genuine']\n")
-    done = subprocess.run([*TORCHRUN, str(script)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*TORCHRUN, str(script)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+                          timeout=120)
     assert done.returncode == 1 and "[rank" in done.stderr and "Traceback" in done.stderr
 
 
@@ -355,12 +361,12 @@ def test_which_errors_say_that_ranks_are_lost(message, gone):
     assert distributed.lost(RuntimeError(message)) == gone
 
 
-def test_waiting_in_vain_for_other_ranks_is_a_line(tmp_path):
+def test_waiting_in_vain_for_other_ranks_is_a_line():
     """One of two machines never comes: the first gives up after --run.timeout."""
-    done = subprocess.run([sys.executable, "-c", "from lm_human_preferences import distributed\nfrom lm_human_preferences.errors import exit_on_user_error\n"
-                           "@exit_on_user_error\ndef main():\n    with distributed.world('cpu', 3): pass\nmain()"], cwd=ROOT, capture_output=True, text=True,
-                          timeout=120, env=os.environ | dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
-                                                             MASTER_PORT="0"))
+    code = ("from lm_human_preferences import distributed\nfrom lm_human_preferences.errors import exit_on_user_error\n"
+            "@exit_on_user_error\ndef main():\n    with distributed.world('cpu', 3): pass\nmain()")
+    alone = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | alone)
     [line] = errors_in(done.stderr)
     assert done.returncode == 3 and "rank 0 of 2 does not reach the others: no answer within 3 seconds (--run.timeout); between machines GLOO" in line
 
@@ -402,8 +408,8 @@ def test_sigterm_does_not_silence_an_error_on_its_way(tmp_path):
 
 def test_kills_at_random_moments_change_nothing():
     """Two kills of the program that tests many (python tests/survive.py --help)."""
-    done = subprocess.run([sys.executable, str(ROOT / "tests/survive.py"), "--stage", "train_policy", "--kills", "2", "--seed", "3"], capture_output=True,
-                          text=True, timeout=500)
+    words = [str(ROOT / "tests/survive.py"), "--stage", "train_policy", "--kills", "2", "--seed", "3"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0 and "2 of 2 survived" in done.stdout, done.stdout + done.stderr
 
 
@@ -412,7 +418,8 @@ def test_resume_goes_on_where_reward_training_stopped(world):
     words = words_of(world, "train_policy")
     words = [word for flag, value in zip(words[::2], words[1::2], strict=True) if flag != "--rewards.trained_model" for word in (flag, value)]
     reward = dict(zip(reward_flags(world)[::2], reward_flags(world)[1::2], strict=True))
-    words += [word for flag, value in reward.items() if not flag.startswith(("--task.", "--run.")) for word in (f"--rewards.train_new_model.{flag[2:]}", value)]
+    words += [word for flag, value in reward.items() if not flag.startswith(("--task.", "--run."))
+              for word in (f"--rewards.train_new_model.{flag[2:]}", value)]
     words += ["--rewards.train_new_model.run.save_interval", "1"]
     resume = ["--run.resume", "on"]
     for more, reward_steps, policy_steps in ([], [1, 2], []), (resume, [], [1]):

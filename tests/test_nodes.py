@@ -37,8 +37,8 @@ class Nodes:
     def make(self) -> str:
         """Why that does not work, empty if it does."""
         a, b = self.names
-        steps = [("netns", "add", a), ("netns", "add", b), ("link", "add", self.interfaces[0], "netns", a, "type", "veth", "peer", "name", self.interfaces[1],
-                                                           "netns", b)]
+        steps = [("netns", "add", a), ("netns", "add", b),
+                 ("link", "add", self.interfaces[0], "netns", a, "type", "veth", "peer", "name", self.interfaces[1], "netns", b)]
         for name, interface, address in zip(self.names, self.interfaces, self.addresses, strict=True):
             steps += [("-n", name, "addr", "add", f"{address}/24", "dev", interface), ("-n", name, "link", "set", "lo", "up"),
                       ("-n", name, "link", "set", interface, "up")]
@@ -63,8 +63,8 @@ class Nodes:
 
     def start(self, kind: str, side: int, identity: str, words: list, errors: Path) -> subprocess.Popen:
         """torchrun on one side with one rank; its standard error goes to a file. Gloo is told the interface."""
-        command = ["ip", "netns", "exec", self.names[side], sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1",
-                   *self.rendezvous(kind, side, identity), "launch.py", *map(str, words)]
+        command = ["ip", "netns", "exec", self.names[side], sys.executable, "-m", "torch.distributed.run", "--nnodes", "2",
+                   "--nproc_per_node", "1", *self.rendezvous(kind, side, identity), "launch.py", *map(str, words)]
         with open(errors, "w") as file:
             return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file,
                                     env=os.environ | {"GLOO_SOCKET_IFNAME": self.interfaces[side], "OMP_NUM_THREADS": "1"})
@@ -89,7 +89,7 @@ def tree(pid: int) -> list[int]:
 
 
 def run_on_both(nodes: Nodes, kind: str, name: str, words: list, folder: Path, cut_when=None) -> tuple[list[int | None], list[str], float]:
-    """Exit statuses (None: torchrun had to be killed) and errors of both sides, and the seconds from the cut until both ranks have said their line."""
+    """Exit statuses (None: torchrun had to be killed) and errors of both sides; seconds from the cut until both ranks have said their line."""
     files, seconds = [folder / f"{name}_{side}.err" for side in (0, 1)], 0.0
     sides = [nodes.start(kind, side, name, words, files[side]) for side in (0, 1)]
     try:

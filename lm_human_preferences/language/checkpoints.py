@@ -193,14 +193,16 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
 def _digests(folder: Path) -> dict[str, str]:
     """File -> its SHA-256, of the files that a model folder was written with; empty for a folder without such a list."""
     try:
-        return dict(reversed(line.split()) for line in (folder / _DIGESTS).read_text(encoding="utf-8").splitlines()) if (folder / _DIGESTS).exists() else {}
+        lines = (folder / _DIGESTS).read_text(encoding="utf-8").splitlines() if (folder / _DIGESTS).exists() else []
+        return dict(reversed(line.split()) for line in lines)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / _DIGESTS} is damaged: {error}; fetch the folder again") from None
 
 
 def _check_digest(path: Path) -> None:
     if _digests(path.parent).get(path.name, "") not in ("", sha256(path)):
-        raise UserError(f"{path} is damaged or was changed: its SHA-256 is not the one in {_DIGESTS}; fetch it again, or delete {_DIGESTS} if you changed it")
+        raise UserError(f"{path} is damaged or was changed: its SHA-256 is not the one in {_DIGESTS}; fetch it again, or delete {_DIGESTS} "
+                        "if you changed it")
 
 
 def _to_hugging_face(config: GPT2Config, dtype: torch.dtype) -> dict:
