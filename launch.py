@@ -1,5 +1,6 @@
 """The command line: read it, pick the experiment, start the run. `python launch.py --help` tells the rest."""
 
+import functools
 import sys
 
 import fire
@@ -8,12 +9,12 @@ from lm_human_preferences import host
 
 host.settle()  # before the imports that load PyTorch
 
-from lm_human_preferences import command_line
+from lm_human_preferences import command_line, distributed
 from lm_human_preferences.errors import exit_on_user_error
 from params import EXPERIMENTS
 
 
-@exit_on_user_error
+@functools.partial(exit_on_user_error, is_first=distributed.is_first_to_say)
 def main() -> None:
     arguments = command_line.prepare(sys.argv[1:], EXPERIMENTS)
     if arguments is not None:

@@ -10,49 +10,39 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lm_human_preferences import host
+
+host.settle()  # as launch.py does, before the imports that load PyTorch
+
 import torch
 
+from benchmarks.cases import BATCHES, TASKS, Case
+from benchmarks.ours import policy_trainer
 from lm_human_preferences.distributed import generator_for
 from lm_human_preferences.errors import exit_on_user_error
 from lm_human_preferences.language import logprobs
-from lm_human_preferences.language.encoding import get_encoding
-from lm_human_preferences.language.gpt2 import GPT2, SHAPES, GPT2Config
+from lm_human_preferences.language.gpt2 import GPT2, SHAPES
 from lm_human_preferences.memory import GIB, policy_training_memory
 from lm_human_preferences.optim import allocate_state
-from lm_human_preferences.policy import Policy
-from lm_human_preferences.ppo import PPOParams
 from lm_human_preferences.precision import choose_precision
-from lm_human_preferences.queries import QueryStream
-from lm_human_preferences.reward_model import RewardModel
 from lm_human_preferences.runs import RunParams
-from lm_human_preferences.tasks import QueryFormatter
-from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer, RewardsParams, Rollout
-from params import EXPERIMENTS
+from lm_human_preferences.train_policy import PPOTrainer, Rollout
 
 MEASURES = ["none", "logits in chunks", "frozen models in bfloat16", "micro-batches", "activations recomputed"]  # each with those before it
 
 
 def build(args: argparse.Namespace) -> PPOTrainer:
     """A trainer with random weights in memory whose micro-batches are the case's."""
-    task, config = EXPERIMENTS["train_policy"][args.task]().task, GPT2Config(**SHAPES[args.model])
-    encoding = get_encoding("gpt2")
-    level = MEASURES.index(args.measure)
+    case, level = Case("update", args.model, args.task, args.batch), MEASURES.index(args.measure)
     if level < 1:
-        logprobs.CHUNK_ROWS.update(dict.fromkeys(logprobs.CHUNK_ROWS, args.batch * task.response_length))
+        everything = args.batch * case.task_params().response_length
+        logprobs.CHUNK_ROWS.update(dict.fromkeys(logprobs.CHUNK_ROWS, everything))
+        logprobs.KEPT_BYTES.update(dict.fromkeys(logprobs.KEPT_BYTES, 4 * case.config().n_vocab * everything))
     if level < 2:
         GPT2.round_projections = lambda self: None
-    rows = args.micro_batch if level >= 3 else args.batch
-    run = RunParams(micro_batch=rows, micro_batch_rollout=args.micro_batch_rollout if level >= 3 else args.batch, micro_batch_scoring=rows,
-                    recompute_activations="on" if level >= 4 else "off", device=args.device, precision=args.precision)
-    params = PolicyTrainingParams(task=task, rewards=RewardsParams(), run=run, ppo=PPOParams(
-        total_episodes=1000 * args.batch, batch_size=args.batch, noptepochs=1, lr=1e-6, whiten_rewards=False))
-    weights = lambda: GPT2(config).initialise(generator_for(1, "benchmark"))
-    formatter, temperature = QueryFormatter.of(task, encoding), task.policy.temperature
-    reward_model = RewardModel(weights())
-    documents = [torch.randint(config.n_vocab - 1, (task.query_length,), generator=generator_for(1, "documents")).numpy()]
-    queries = QueryStream(documents, length=task.query_length, padding_token=config.padding_token)
-    return PPOTrainer(Policy(weights(), formatter, temperature), Policy(weights(), formatter, temperature), reward_model, queries, params,
-                      choose_precision(args.device, args.precision), encoding)
+    rows, rollout = (args.micro_batch, args.micro_batch_rollout) if level >= 3 else (args.batch, args.batch)
+    run = RunParams(micro_batch=rows, micro_batch_rollout=rollout, micro_batch_scoring=rows, recompute_activations="on" if level >= 4 else "off")
+    return policy_trainer(case, choose_precision(args.device, args.precision), run, epochs=1)
 
 
 def reset_peak(device: torch.device) -> None:
@@ -112,8 +102,8 @@ def table(title: str, found: dict[str, dict[str, int]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="124M", choices=list(SHAPES))
-    parser.add_argument("--task", default="cnndm", choices=list(EXPERIMENTS["train_policy"]), help="its lengths, prefix and suffix")
-    parser.add_argument("--batch", type=int, default=32, help="episodes of a step")
+    parser.add_argument("--task", default="summary", choices=list(TASKS), help="its lengths, prefix and suffix")
+    parser.add_argument("--batch", type=int, default=BATCHES["cuda"]["summary"], help="episodes of a step")
     parser.add_argument("--micro_batch", type=int, default=8, help="rows trained on and scored at once from `micro-batches` onward")
     parser.add_argument("--micro_batch_rollout", type=int, default=32, help="rows sampled at once from `micro-batches` onward")
     parser.add_argument("--measures", nargs="+", default=MEASURES, choices=MEASURES)

@@ -55,7 +55,8 @@ def query_documents(case: Case, query_length: int) -> list[np.ndarray]:
     return [random.integers(0, case.config().n_vocab - 1, max(1, round(share * query_length))).astype(np.uint16) for share in shares]
 
 
-def _trainer(case: Case, precision: Precision) -> PPOTrainer:
+def policy_trainer(case: Case, precision: Precision, run: RunParams | None = None, epochs: int = 4) -> PPOTrainer:
+    """A trainer of the case's shape; `run` None: micro-batches as a run would choose them."""
     task, config, encoding = case.task_params(), case.config(), get_encoding("gpt2")
     weights = lambda name: GPT2(config).initialise(generator_for(SEED, f"benchmark/{name}"))
     formatter = QueryFormatter.of(task, encoding)
@@ -64,8 +65,8 @@ def _trainer(case: Case, precision: Precision) -> PPOTrainer:
     reference.load_state_dict(policy.state_dict())
     reward_model = RewardModel(weights("reward"))
     reward_model.head.initialise(generator_for(SEED, "benchmark/head"))
-    params = PolicyTrainingParams(task=task, rewards=RewardsParams(), run=RunParams(seed=SEED), ppo=PPOParams(
-        total_episodes=1000 * case.batch, batch_size=case.batch, lr=1e-6, whiten_rewards=case.task == "style"))
+    params = PolicyTrainingParams(task=task, rewards=RewardsParams(), run=run or RunParams(seed=SEED), ppo=PPOParams(
+        total_episodes=1000 * case.batch, batch_size=case.batch, noptepochs=epochs, lr=1e-6, whiten_rewards=case.task == "style"))
     queries = QueryStream(query_documents(case, task.query_length), length=task.query_length, padding_token=config.padding_token)
     temperature = task.policy.temperature
     return PPOTrainer(Policy(policy, formatter, temperature), Policy(reference, formatter, temperature), reward_model, queries, params, precision,
@@ -82,7 +83,7 @@ def _lengths(tokens: torch.Tensor, padding_token: int) -> list[int]:
 
 
 def _rollout(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
-    trainer, config = _trainer(case, precision), case.config()
+    trainer, config = policy_trainer(case, precision), case.config()
     queries, uniforms = _batch(trainer, precision)
     contexts, R = _lengths(trainer.policy.formatter(queries), config.padding_token), uniforms.shape[1]
 
@@ -95,7 +96,7 @@ def _rollout(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
 
 
 def _scoring(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
-    trainer, config = _trainer(case, precision), case.config()
+    trainer, config = policy_trainer(case, precision), case.config()
     rollout = trainer.sample(0)
     clock.watch(trainer.reference, "analyze", "reference")
     clock.watch(trainer, "scorer", "reward")
@@ -124,7 +125,7 @@ def _scoring_flops(trainer: PPOTrainer, rollout: Rollout) -> int:
 
 
 def _update(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
-    trainer, last = _trainer(case, precision), {}
+    trainer, last = policy_trainer(case, precision), {}
     clock.watch(trainer.policy, "respond", "rollout")
     clock.watch(trainer.reference, "analyze", "reference")
     clock.watch(trainer, "scorer", "reward")

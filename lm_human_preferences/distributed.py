@@ -7,14 +7,28 @@ Without `torchrun` all of this is the identity.
 import contextlib
 import hashlib
 import os
+import re
+import secrets
+import socket
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from lm_human_preferences.errors import UserError
+from lm_human_preferences.errors import Interrupted, RanksLost, UserError
+
+WAIT = 600.0  # seconds that a rank waits for the others where no parameter says how long
+# What gloo, nccl and the store say when another process or the link to it is gone. What else they say is a mistake of the program.
+_GONE = re.compile(r"Connection closed by peer|Connection reset by peer|Connection refused|Connection timed out|Broken pipe|No route to host|"
+                   r"Network is unreachable|[Tt]imed out (?:waiting|after)|[Tt]imeout|Connection was likely closed|ncclRemoteError|ncclSystemError|"
+                   r"communicator was aborted")
+
+_UNREACHED = "between machines GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) must name the network interface that leads to the others"
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,7 @@ class World:
     local_rank: int = 0
     local_size: int = 1  # ranks on this machine
     device_type: str = "cpu"  # where this rank's tensors for messages must lie
+    launch: tuple[str, ...] = ()  # one identity for each `torchrun` process that started ranks of this world; restarted ranks find the same
 
     @property
     def is_main(self) -> bool:
@@ -91,6 +106,10 @@ class World:
         dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
         return int(smallest)
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank; the same answer on every rank."""
+        return self.least(int(not flag)) == 0
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -118,19 +137,111 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def world(device_type: str) -> Iterator[World]:
-    """Join the process group that `torchrun` announces (nccl on GPUs, gloo on CPUs); a world of one without it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def world(device_type: str, timeout: float = WAIT) -> Iterator[World]:
+    """Join the process group that `torchrun` announces (nccl on GPUs, gloo on CPUs); a world of one without it.
+
+    timeout: seconds that a rank waits for the others, at the start and at each message. Raises RanksLost where they or the link to them are
+    gone, whichever line inside the block notices. After an error the group is left to the end of the process: to close it in good order would
+    wait for ranks that know nothing of the error.
+    """
+    if "WORLD_SIZE" not in os.environ:
         yield World()
         return
-    local_rank = int(os.environ["LOCAL_RANK"])
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    here = World(rank, size, local_rank, local_size, device_type)
     if device_type == "cuda":
-        torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        torch.cuda.set_device(here.local_rank)
+    met = False
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank, int(os.environ["LOCAL_WORLD_SIZE"]), device_type)
-    finally:
+        if here.size > 1:
+            dist.init_process_group("nccl" if device_type == "cuda" else "gloo", store=_meeting_place(here, timeout), rank=here.rank,
+                                    world_size=here.size, timeout=timedelta(seconds=timeout))
+        here, met = replace(here, launch=_launch(here)), True
+        yield here
+    except RuntimeError as error:
+        gone = lost(error)
+        if gone is None:
+            raise
+        waited = re.match("timed out|timeout", gone, re.IGNORECASE)
+        ranks_lost = RanksLost(f"rank {here.rank} of {here.size} {'lost' if met else 'does not reach'} the others: "
+                               + (f"no answer within {timeout:g} seconds (--run.timeout)" if waited else gone))
+        for note in getattr(error, "__notes__", [] if met else [_UNREACHED]):
+            ranks_lost.add_note(note)
+        raise ranks_lost from None
+    except Interrupted:  # on all ranks
+        _close(here)
+        raise
+    _close(here)
+
+
+def _meeting_place(world: World, timeout: float) -> dist.Store | None:
+    """A part of `torchrun`'s store that nobody has written to yet; None, for PyTorch's own way, where there is no such store.
+
+    `torchrun` keeps one store through all restarts, and PyTorch would take the addresses that dead ranks left in it for those of the new ones. So
+    each rank leaves a number of its own there, and rank 0 answers each number that it finds with the place it has chosen; the dead ones' in vain.
+    Raises RuntimeError where the others do not come within `timeout` seconds.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    until, mine = time.monotonic() + timeout, secrets.token_hex(8)
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout))
+
+    def wait() -> None:
+        if time.monotonic() > until:
+            raise dist.DistStoreError(f"timed out waiting for {world.size} ranks")
+        time.sleep(0.02)
+
+    if not world.is_main:
+        store.set(f"here/{world.rank}", mine)
+        while not store.check([f"place/{mine}"]):
+            wait()
+        place = store.get(f"place/{mine}").decode()
+        store.add(f"{place}/heard", 1)
+        return dist.PrefixStore(place, store)
+    place, answered = f"ranks/{mine}", set()
+    while store.add(f"{place}/heard", 0) < world.size - 1:
+        for key in (f"here/{rank}" for rank in range(1, world.size)):
+            number = store.get(key).decode() if store.check([key]) else None
+            if number is not None and number not in answered:
+                store.set(f"place/{number}", place)
+                answered.add(number)
+        wait()
+    return dist.PrefixStore(place, store)
+
+
+def lost(error: RuntimeError) -> str | None:
+    """What `error` says is gone, if it says that other ranks or the link to them are gone; None for any other error."""
+    gone = _GONE.search(str(error)) if isinstance(error, dist.DistError) or "gloo" in str(error) else None
+    return gone and gone[0]
+
+
+def _close(world: World) -> None:
+    if world.size > 1:
         dist.destroy_process_group()
+
+
+def _launch(world: World) -> tuple[str, ...]:
+    """The identities of the `torchrun` processes above all ranks, sorted: what a restarted rank has in common with the one it replaces."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ()
+    parent = os.getppid()
+    stat = Path(f"/proc/{parent}/stat")
+    started = stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""  # in clock ticks: a number used again is another process
+    digest = hashlib.sha256(f"{os.environ['TORCHELASTIC_RUN_ID']}/{socket.gethostname()}/{parent}/{started}".encode()).digest()
+    everyone = world.gather(torch.tensor([int.from_bytes(digest[:8], "little") >> 1]))
+    return tuple(f"{number:016x}" for number in sorted(set(everyone.tolist())))
+
+
+def is_first_to_say(line: str) -> bool:
+    """Whether no other rank of this node has said `line` yet; yes where nobody can tell. `torchrun`'s store remembers."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+        return True
+    key = "/".join(("said", os.environ["GROUP_RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"], hashlib.sha256(line.encode()).hexdigest()))
+    try:
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5))
+        return store.add(key, 1) == 1
+    except RuntimeError:
+        return True
 
 
 def generator_for(seed: int, purpose: str, step: int = 0) -> torch.Generator:

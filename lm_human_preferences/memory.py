@@ -37,13 +37,17 @@ class Pass:
     per_row: int
     rows: int
     step: int = 1  # rows come in multiples of this
+    gradients: int = 0  # of the weights, if they come and go: those of earlier micro-batches, which a single one does not have
 
     def bytes(self, rows: int) -> int:
-        return self.fixed + rows * self.per_row
+        """In a single micro-batch gradients only grow while the rows' activations go."""
+        return self.fixed + (max(rows * self.per_row, self.gradients) if rows >= self.rows else rows * self.per_row + self.gradients)
 
     def fitting(self, free: int, most: int) -> int:
         """The largest micro-batch within `free` bytes and `most` rows that cuts the rows evenly; 0 if not even the smallest fits."""
-        fit = min(int((free - self.fixed) // self.per_row), most, self.rows) // self.step * self.step
+        if self.rows <= most and self.bytes(self.rows) <= free:
+            return self.rows
+        fit = min(int((free - self.fixed - self.gradients) // self.per_row), most, self.rows - 1) // self.step * self.step
         if fit < self.step:
             return 0
         even = -(-self.rows // -(-self.rows // fit))
@@ -128,16 +132,15 @@ def scoring_pass(config: GPT2Config, tokens: int, rows: int, bfloat16: bool, dev
 
 
 def training_pass(config: GPT2Config, tokens: int, rows: int, bfloat16: bool, device: str, gradients: int, recompute: bool, step: int = 1,
-                  logits: bool = True) -> Pass:
-    """Forward and backward over rows of `tokens`: activations, logits in chunks and what is kept of them, two gradients of the whole embedding (from
-    its two uses)."""
-    C, L = config.n_embd, config.n_layer
+                  scored: int | None = None) -> Pass:
+    """Forward and backward over rows of `tokens`, of which `scored` have logits (None: all): activations, logits in chunks, what is kept of them and
+    their gradient of the whole embedding."""
+    C, L, scored = config.n_embd, config.n_layer, tokens if scored is None else scored
     block = _activations(config, bfloat16) + 8 * C * _bytes_a_number(bfloat16)  # and its gradients where the MLP is widest
     per_token = (L * 4 * C + block) if recompute else (L - 1) * _activations(config, bfloat16) + block
     copies = 2 * count_parameters(config)["blocks"] // (L if recompute else 1) if bfloat16 else 0  # the projections as autocast rounds them
-    embedding, kept = 4 * config.n_vocab * C, min(KEPT_BYTES[device], 4 * config.n_vocab * rows * tokens)
-    vocabulary = _logits(config, device, 2) + kept + 2 * embedding if logits else embedding
-    return Pass(gradients + vocabulary + copies, tokens * (per_token + 4 * 4 * C), rows, step)
+    embedding, kept = 4 * config.n_vocab * C, min(KEPT_BYTES[device], 4 * config.n_vocab * rows * scored)
+    return Pass((_logits(config, device, 2) + kept if scored else 0) + embedding + copies, tokens * (per_token + 4 * 4 * C), rows, step, gradients)
 
 
 def _held(config: GPT2Config, frozen: dict[str, GPT2Config], bfloat16: bool, device: str, ranks: int, sharding: str) -> dict[str, int]:
@@ -174,22 +177,21 @@ def policy_training_memory(params: Any, config: GPT2Config, precision: Precision
     context, R = task.query_length + prefix, task.response_length
     rows, minibatch = -(-params.ppo.batch_size // ranks), -(-params.ppo.batch_size // params.ppo.nminibatches // ranks)
     gradients = _in_training(config, ranks, params.run.sharding)
-    train = [training_pass(config, context + R, minibatch, bf16, device, gradients, recompute) for recompute in (False, True)]
+    train = [training_pass(config, context + R, minibatch, bf16, device, gradients, recompute, scored=R) for recompute in (False, True)]
     return StageMemory(_held(config, {"reference": config, "reward model": reward or config}, bf16, device, ranks, params.run.sharding),
                        rollout_pass(config, context, R, rows, bf16, _gathered(config, bf16, ranks, params.run.sharding)),
                        scoring_pass(config, context + R, rows, bf16, device), *train)
 
 
 def reward_training_memory(params: Any, config: GPT2Config, responses: int, precision: Precision, ranks: int, prefix: int = 0) -> StageMemory:
-    """Reward training. params: RewardTrainingParams; responses: of a label. Rows are responses with their query."""
+    """Reward training. params: RewardTrainingParams; responses: of a label, which share their query. Rows are responses."""
     task, device, bf16 = params.task, precision.device.type, precision.bfloat16
-    context, R = task.query_length + prefix, task.response_length
-    rows, labels = -(-params.rollout_batch_size // ranks), -(-params.batch_size // ranks)
-    gradients = _in_training(config, ranks, params.run.sharding)
-    train = [training_pass(config, task.query_length + R, labels * responses, bf16, device, gradients, recompute, responses, logits=False) for recompute in (False, True)]
+    Q, R, gradients = task.query_length, task.response_length, _in_training(config, ranks, params.run.sharding)
+    rows, labelled, shared = -(-params.rollout_batch_size // ranks), -(-params.batch_size // ranks) * responses, -(-Q // responses) + R
+    train = [training_pass(config, shared, labelled, bf16, device, gradients, recompute, responses, scored=0) for recompute in (False, True)]
     return StageMemory(_held(config, {"language model": config}, bf16, device, ranks, params.run.sharding),
-                       rollout_pass(config, context, R, rows, bf16, _gathered(config, bf16, ranks, params.run.sharding, frozen=True)),
-                       scoring_pass(config, task.query_length + R, max(rows, labels * responses), bf16, device, logits=False), *train)
+                       rollout_pass(config, Q + prefix, R, rows, bf16, _gathered(config, bf16, ranks, params.run.sharding, frozen=True)),
+                       scoring_pass(config, Q + R, max(rows, labelled), bf16, device, logits=False), *train)
 
 
 def supervised_training_memory(params: Any, config: GPT2Config, tokens: int, precision: Precision, ranks: int) -> StageMemory:

@@ -115,4 +115,5 @@ def _table(memory: StageMemory, run: Any, budget: int, device: str) -> list[str]
 
 def _words(which: Pass, rows: int) -> str:
     parts = -(-which.rows // rows)
-    return f"{rows} rows at once" + (f", {parts} times" if parts > 1 else "") + f": {which.fixed / GIB:.2f} + {rows} x {which.per_row / GIB:.3f}"
+    fixed = which.fixed + (which.gradients if parts > 1 else 0)
+    return f"{rows} rows at once" + (f", {parts} times" if parts > 1 else "") + f": {fixed / GIB:.2f} + {rows} x {which.per_row / GIB:.3f}"

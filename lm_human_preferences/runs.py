@@ -9,22 +9,24 @@
 """
 
 import platform
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lm_human_preferences.configuration import from_dict, param
-from lm_human_preferences.distributed import World
-from lm_human_preferences.errors import UserError
-from lm_human_preferences.files import make_folder, read_json, write_json
+from lm_human_preferences.distributed import WAIT, World
+from lm_human_preferences.errors import Interrupted, Terminated, UserError
+from lm_human_preferences.files import make_folder, read_json, remove_folder, remove_leftovers, write_json
 from lm_human_preferences.parallel import SHARDINGS
 from lm_human_preferences.tasks import TaskParams
 from lm_human_preferences.training_checkpoints import Checkpoints
 
+LONGEST_WAIT = 1e6  # seconds
 _PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
 
 
@@ -49,6 +51,7 @@ class RunParams:
                                                "memory; off; auto: when memory would else not hold eight rows")
     sharding: str = param("ddp", "with torchrun: ddp, each rank has the whole model; fsdp, parameters, gradients and optimizer are split over the ranks")
     threads: int = param(0, "CPU threads; 0 leaves the choice to PyTorch")
+    timeout: float = param(WAIT, "seconds that a rank waits for the others before it takes them for lost; longer than the longest checkpoint")
 
 
 def check_run_params(params: RunParams) -> None:
@@ -61,6 +64,8 @@ def check_run_params(params: RunParams) -> None:
     for name in ("micro_batch", "micro_batch_rollout", "micro_batch_scoring", "log_interval"):
         if getattr(params, name) is not None and getattr(params, name) < 1:
             raise UserError(f"--run.{name} {getattr(params, name)}: must be at least 1")
+    if not 1 <= params.timeout <= LONGEST_WAIT:
+        raise UserError(f"--run.timeout {params.timeout:g}: must lie between 1 and {LONGEST_WAIT:g} seconds")
     if params.recompute_activations not in ("auto", "on", "off"):
         raise UserError(f"--run.recompute_activations {params.recompute_activations}: must be auto, on or off")
     if params.sharding not in SHARDINGS:
@@ -103,21 +108,30 @@ class Run:
             raise UserError(problem)
 
     def _problem_in_opening(self, description: dict[str, Any]) -> str | None:
-        existing = self.folder / "config.json"
+        existing, description = self.folder / "config.json", {**description, "launch": list(self.world.launch)}
         try:
             if self.params.resume:
-                if not existing.exists():
-                    raise UserError(f"--run.resume: there is no run {self.folder}; leave it out to start one")
-                check_same_configuration(read_json(existing), description)
+                self._reopen(existing, description)
             else:
                 self.check_free()
                 if self.folder.exists():
-                    shutil.rmtree(self.folder)
+                    remove_folder(self.folder)
                 make_folder(self.folder)
                 write_json(existing, description)
         except UserError as error:
             return str(error)
         return None
+
+    def _reopen(self, existing: Path, description: dict[str, Any]) -> None:
+        if existing.exists():
+            check_same_configuration(_stored(existing), description)
+        elif self.checkpoints.all():
+            print(f"{existing} is gone; written anew from this command", file=sys.stderr)
+            write_json(existing, description)
+        else:
+            raise UserError(f"--run.resume: there is no run {self.folder}; leave it out to start one")
+        remove_leftovers(self.folder)
+        remove_leftovers(self.checkpoints.folder)
 
     def check_free(self) -> None:
         """UserError if something stands where a new run is to be made and it may not be replaced."""
@@ -127,6 +141,50 @@ class Run:
             raise UserError(f"{self.folder} exists already; give another name, --run.resume to continue it or --run.overwrite to replace it")
         if not (self.folder / "config.json").exists():
             raise UserError(f"{self.folder} is not empty and holds no run; delete it yourself or give another name")
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Whatever ends an open run inside the block is noted what of it is on disk and how to go on."""
+        try:
+            yield
+        except Interrupted:  # says so itself
+            raise
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            error.add_note(self._how_to_go_on())
+            raise
+
+    def _how_to_go_on(self) -> str:
+        saved = self.checkpoints.all()
+        if not saved:
+            return f"no checkpoint of {self.folder} was saved yet: the same command with --run.resume begins again"
+        return f"the newest checkpoint of {self.folder} is that of step {int(saved[-1].name):,}: the same command with --run.resume goes on from it"
+
+
+def go_on_after_restart(params: RunParams, folder: Path, world: World) -> None:
+    """Where `torchrun` restarts a launch that had opened the run in `folder`, it goes on as with --run.resume, whatever the command line says."""
+    if params.resume or not world.from_main(bool(set(world.launch) & set(_launch_of(folder)))):
+        return
+    params.resume, params.overwrite = True, False
+    if world.is_main:
+        print(f"restarted by torchrun: {folder} goes on from its newest whole checkpoint, from its beginning if there is none", flush=True)
+
+
+def _launch_of(folder: Path) -> list[str]:
+    """Which `torchrun` processes opened the run in `folder`; none if nobody can tell."""
+    try:
+        return read_json(folder / "config.json")["launch"]
+    except (UserError, KeyError, TypeError):
+        return []
+
+
+def _stored(config: Path) -> dict[str, Any]:
+    """A run's `config.json`. UserError if it is damaged."""
+    try:
+        stored = read_json(config)
+        _leaves(stored["parameters"])
+        return stored
+    except (UserError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{config} is damaged; delete it, and --run.resume writes it anew from the command that you give") from None
 
 
 def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | None]:

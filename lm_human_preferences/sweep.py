@@ -33,7 +33,7 @@ from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import dataset_split
 from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import check_same_configuration, describe_run
+from lm_human_preferences.runs import check_same_configuration, describe_run, go_on_after_restart
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, penalise, readable
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 
@@ -84,8 +84,9 @@ def sweep(params: SweepParams, coefficients: list[float], task: str, experiment:
     folder, precision = Path(params.run.save_dir) / experiment, choose_precision(params.run.device, params.run.precision)
     if params.run.threads:
         torch.set_num_threads(params.run.threads)
-    with distributed.world(precision.device.type) as world:
-        description = describe_run("sweep", task, experiment, to_dict(params))
+    with distributed.world(precision.device.type, params.run.timeout) as world:
+        go_on_after_restart(params.run, folder, world)
+        description = describe_run("sweep", task, experiment, to_dict(params)) | {"launch": list(world.launch)}
         description["parameters"]["rewards"]["kl_coef"] = coefficients
         check_folder(folder, description, params)
         measuring = Measuring.prepare(params, precision, world)
@@ -189,6 +190,8 @@ def train_policies(params: SweepParams, members: list[Member], task: str, precis
         except Interrupted:
             raise
         except Exception as error:  # the others may still succeed
+            if isinstance(error, RuntimeError) and distributed.lost(error):
+                raise
             if not isinstance(error, UserError):
                 traceback.print_exc()
             failed[member.name] = (str(error).strip().splitlines() or [type(error).__name__])[0]

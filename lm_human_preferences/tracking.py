@@ -15,7 +15,7 @@ from typing import Any
 
 from lm_human_preferences.configuration import param
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.files import atomic_file, make_folder
+from lm_human_preferences.files import atomic_file, disk_errors, make_folder
 
 
 @dataclass
@@ -102,27 +102,36 @@ class JsonLines:
             _keep_before(path, resume_at)
 
     def write(self, rows: Iterable[dict]) -> None:
+        """Append the rows, all or none of them; UserError where the disk is full."""
         text = "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         if not text:
             return
-        try:
-            if self.file is None:
-                # half a surrogate pair cannot be UTF-8; as a backslash and its number it is JSON's own escape
-                self.file = open(self.path, "a", encoding="utf-8", errors="backslashreplace", newline="\n")
-            self.file.write(text)
-            self.file.flush()
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}; make room, then --run.resume") from None
+        # half a surrogate pair cannot be UTF-8; as a backslash and its number it is JSON's own escape
+        data = memoryview(text.encode("utf-8", "backslashreplace"))
+        if self.file is None:
+            try:
+                self.file = open(self.path, "ab", buffering=0)  # nothing is held back that closing the file would try to write again
+            except OSError as error:
+                raise UserError(f"cannot write {self.path}: {error.strerror or error}; make it writable or make room") from None
+        with disk_errors(self.path):
+            end = os.fstat(self.file.fileno()).st_size
+            try:
+                while data:
+                    data = data[self.file.write(data):]
+            except OSError:
+                self.file.truncate(end)
+                raise
 
     def sync(self) -> None:
         if self.file is not None:
-            os.fsync(self.file.fileno())
+            with disk_errors(self.path):
+                os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        if self.file is not None:
-            self.sync()
-            self.file.close()
-            self.file = None
+        file, self.file = self.file, None
+        if file is not None:
+            with file, disk_errors(self.path):
+                os.fsync(file.fileno())
 
 
 class _Files:

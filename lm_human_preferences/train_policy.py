@@ -32,12 +32,13 @@ from lm_human_preferences.ppo import (AdaptiveKLController, AdaptiveKLParams, Fi
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run
+from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart
 from lm_human_preferences.scoring import Scorer
 from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 from lm_human_preferences.train_reward import RewardTrainingParams
+from lm_human_preferences.training_checkpoints import check_finite
 
 
 @dataclass
@@ -104,8 +105,9 @@ def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
     precision = choose_precision(params.run.device, params.run.precision)
     if params.run.threads:
         torch.set_num_threads(params.run.threads)
-    with distributed.world(precision.device.type) as world:
+    with distributed.world(precision.device.type, params.run.timeout) as world:
         train_reward_model_first(params, precision, world, task, experiment)
+        go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
         return PPOTrainer.prepare(params, precision, world).run(task, experiment)
 
 
@@ -118,14 +120,18 @@ def train_reward_model_first(params: PolicyTrainingParams, precision: Precision,
         return
     nested, name = params.rewards.train_new_model, f"{experiment}_reward"
     for field in ("seed", "save_dir", "device", "precision", "overwrite", "resume", "sharding", "micro_batch", "micro_batch_rollout",
-                  "micro_batch_scoring", "recompute_activations", "threads"):
+                  "micro_batch_scoring", "recompute_activations", "threads", "timeout"):
         setattr(nested.run, field, getattr(params.run, field))
     nested.tracking = params.tracking
-    Run(Path(params.run.save_dir) / experiment, params.run, world).check_free()
-    folder = Path(params.run.save_dir) / name
-    if not (params.run.resume and (folder / "reward_model").is_dir()):
-        nested.run.resume = params.run.resume and (folder / "config.json").exists()
+    own, folder = Path(params.run.save_dir) / experiment, Path(params.run.save_dir) / name
+    go_on_after_restart(params.run, own, world)
+    go_on_after_restart(nested.run, folder, world)
+    Run(own, params.run, world).check_free()
+    begun, reward_begun, finished = world.from_main([path.exists() for path in (own / "config.json", folder / "config.json", folder / "reward_model")])
+    if not (nested.run.resume and finished):
+        nested.run.resume = nested.run.resume and reward_begun
         train_reward.RewardTrainer.prepare(nested, precision, world).run(task, name)
+    params.run.resume = params.run.resume and (begun or not reward_begun)  # else it stopped before the policy's run began
     params.rewards.trained_model, params.rewards.train_new_model = str(folder / "reward_model"), None
 
 
@@ -186,9 +192,14 @@ class PPOTrainer:
                    query_stream(task, encoding, params.run.seed, "policy"), params, precision, encoding, world)
 
     def run(self, task: str, experiment: str) -> Path:
+        """The stage from its first step, or where it stopped, to its result; returns the `policy/` folder."""
+        run = Run(Path(self.params.run.save_dir) / experiment, self.params.run, self.world)
+        run.open(describe_run("train_policy", task, experiment, to_dict(self.params)))
+        with run.explained():
+            return self._run(run, task, experiment)
+
+    def _run(self, run: Run, task: str, experiment: str) -> Path:
         p, main = self.params, self.world.is_main
-        run = Run(Path(p.run.save_dir) / experiment, p.run, self.world)
-        run.open(describe_run("train_policy", task, experiment, to_dict(p)))
         first = self._resume(run) if p.run.resume else 0
         if self.precision.device.type == "cuda" and not self.trained.sharded:
             self.sizes = try_micro_batches(self.sizes, p.run, self.attempts(), self.optimizer, self.world)
@@ -209,7 +220,7 @@ class PPOTrainer:
                 tracker.log(step, metrics)
                 if not all(math.isfinite(value) for value in metrics.values()):
                     bad = next(name for name, value in metrics.items() if not math.isfinite(value))
-                    raise UserError(f"step {step}: {bad} is {metrics[bad]}; start again with a lower --ppo.lr than {p.ppo.lr}")
+                    raise UserError(f"step {step}: {bad} is {metrics[bad]}; if that comes again, start anew with a lower --ppo.lr than {p.ppo.lr}")
                 self._show(tracker, bar, step, metrics, rollout)
                 if step + 1 == self.total_steps:
                     break
@@ -220,6 +231,7 @@ class PPOTrainer:
                 if asked:
                     raise stop.interrupted(step + 1, self.total_steps)
         folder = run.folder / "policy"
+        check_finite(dict(self.policy.named_parameters()), "policy", self.world)
         self.policy.save(folder, note={"stage": "train_policy", "task": task, "steps": self.total_steps}, world=self.world)
         if p.evaluation.samples:
             with gathered(self.reference, self.policy):

@@ -29,10 +29,11 @@ from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run
+from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart
 from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
+from lm_human_preferences.training_checkpoints import check_finite
 
 
 @dataclass
@@ -86,7 +87,8 @@ def train(params: RewardTrainingParams, task: str, experiment: str) -> Path:
     precision = choose_precision(params.run.device, params.run.precision)
     if params.run.threads:
         torch.set_num_threads(params.run.threads)
-    with distributed.world(precision.device.type) as world:
+    with distributed.world(precision.device.type, params.run.timeout) as world:
+        go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
         return RewardTrainer.prepare(params, precision, world).run(task, experiment)
 
 
@@ -126,8 +128,13 @@ class RewardTrainer:
         return self.params.labels.num_train // self.params.batch_size
 
     def run(self, task: str, experiment: str) -> Path:
+        """The stage from its first step, or where it stopped, to its result; returns the `reward_model/` folder."""
         run = Run(Path(self.params.run.save_dir) / experiment, self.params.run, self.world)
         run.open(describe_run("train_reward", task, experiment, to_dict(self.params)))
+        with run.explained():
+            return self._run(run, task, experiment)
+
+    def _run(self, run: Run, task: str, experiment: str) -> Path:
         first = self._resume(run) if self.params.run.resume else 0
         if self.precision.device.type == "cuda" and not self.trained.sharded:
             self.sizes = try_micro_batches(self.sizes, self.params.run, self.attempts(), self.optimizer, self.world)
@@ -142,6 +149,7 @@ class RewardTrainer:
             result = self.evaluate()
             tracker.log(self.steps, metrics | {f"validation/{name}": value for name, value in result.items() if name != "choices"})
         folder = run.folder / "reward_model"
+        check_finite(dict(self.model.named_parameters()), "reward model", self.world)
         self.model.save(folder, note={"stage": "train_reward", "task": task, **result}, world=self.world)
         if self.world.is_main:
             write_json(run.folder / "result.json", result)
@@ -188,7 +196,7 @@ class RewardTrainer:
                 tracker.log(step, metrics | {"labels_per_second": self.params.batch_size / (time.perf_counter() - started),
                                              "memory/peak": peak_memory(self.precision.device)})
                 if not math.isfinite(stats["loss"]):
-                    raise UserError(f"step {step}: the loss is {stats['loss']}; start again with a lower --lr than {self.params.lr}")
+                    raise UserError(f"step {step}: the loss is {stats['loss']}; if that comes again, start anew with a lower --lr than {self.params.lr}")
                 metrics = {}
                 bar.update()
                 bar.set_postfix_str(f"loss {stats['loss']:.3f}")

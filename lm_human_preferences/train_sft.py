@@ -32,7 +32,7 @@ from lm_human_preferences.parallel import Parallel
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import DATASETS_FOLDER
 from lm_human_preferences.rows import ROWS, Rows, make_rows
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run
+from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart
 from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import TaskParams, padding_share
 from lm_human_preferences.tracking import NullTracker, TrackingParams, check_tracking
@@ -177,7 +177,8 @@ def train(params: SFTParams, task: str, experiment: str) -> Path:
     precision = choose_precision(params.run.device, params.run.precision)
     if params.run.threads:
         torch.set_num_threads(params.run.threads)
-    with distributed.world(precision.device.type) as world:
+    with distributed.world(precision.device.type, params.run.timeout) as world:
+        go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
         return SFTTrainer.prepare(params, precision, world).run(task, experiment)
 
 
@@ -208,9 +209,14 @@ class SFTTrainer:
         return cls(model, rows, params, precision, world)
 
     def run(self, task: str, experiment: str) -> Path:
+        """The stage from its first step, or where it stopped, to its result; returns the `lm/` folder."""
+        run = Run(Path(self.params.run.save_dir) / experiment, self.params.run, self.world)
+        run.open(describe_run("train_sft", task, experiment, to_dict(self.params)))
+        with run.explained():
+            return self._run(run, task, experiment)
+
+    def _run(self, run: Run, task: str, experiment: str) -> Path:
         p, main = self.params, self.world.is_main
-        run = Run(Path(p.run.save_dir) / experiment, p.run, self.world)
-        run.open(describe_run("train_sft", task, experiment, to_dict(p)))
         first = self._resume(run) if p.run.resume else 0
         if self.precision.device.type == "cuda" and not self.trained.sharded:
             self.sizes = try_micro_batches(self.sizes, p.run, self.attempts(), self.optimizer, self.world)
@@ -227,7 +233,7 @@ class SFTTrainer:
                 metrics["tokens_per_second"] = p.optimizer.batch_size * self.rows["train"].block / (time.perf_counter() - started)
                 if not math.isfinite(metrics["train/loss"]):
                     tracker.log(step, metrics)
-                    raise UserError(f"step {step}: the loss is {metrics['train/loss']}; start again with a lower --optimizer.lr than {p.optimizer.lr}")
+                    raise UserError(f"step {step}: the loss is {metrics['train/loss']}; if that comes again, start anew with a lower --optimizer.lr than {p.optimizer.lr}")
                 last = step + 1 == self.total
                 if (step + 1) % p.validation.interval == 0 or last:
                     metrics |= self._validate(step, task, result)
@@ -295,6 +301,9 @@ class SFTTrainer:
     def _validate(self, step: int, task: str, folder: Path) -> dict[str, float]:
         """Validation loss and perplexity; the best weights so far become the result."""
         valid = validate(self.loss, self.rows["valid"], self.params.validation.rows, self.precision, self.sizes.scoring, self.world)
+        if not math.isfinite(valid):
+            raise UserError(f"step {step}: the validation loss is {valid}; if that comes again, start anew with a lower --optimizer.lr than "
+                            f"{self.params.optimizer.lr}")
         self.waited = 0 if valid < self.best else self.waited + 1
         if valid < self.best:
             self.best = valid

@@ -1,10 +1,11 @@
 """Checkpoints of a run in training: whole or absent, sharded when the run is, readable by any number of ranks.
 
-    checkpoints/00000040/state.json                            loop state, and the SHA-256 of each file beside it
+    checkpoints/00000040/state.json                            loop state, and the SHA-256 of each file beside it and of all this
     checkpoints/00000040/state-00000-of-00002.safetensors      rank 0's tensors: whole ones, and its rows of the sharded ones
     checkpoints/00000040/state-00001-of-00002.safetensors      the other rank's rows; a run that is not sharded has the first file alone
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lm_human_preferences.distributed import World, is_sharded, local_part
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.files import make_folder, publish_folder, read_json, sha256
+from lm_human_preferences.files import PARTIAL, disk_errors, make_folder, publish_folder, read_json, remove_folder, sha256
+from lm_human_preferences.language.checkpoints import all_finite
 
 _FIRST_ROWS = "first_rows"  # a file's metadata: tensor -> number of its first row there, as JSON
 
@@ -37,10 +39,12 @@ class Checkpoints:
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write `<step>` whole or not at all and drop the oldest beyond `keep`. All ranks call it together with the same names.
 
-        Raises UserError when it cannot be written, or if sharded ranks do not write to the same disk; earlier checkpoints stay.
+        Raises UserError when a tensor holds a NaN, when it cannot be written, or if sharded ranks do not write to the same disk; earlier checkpoints
+        stay.
         """
+        check_finite(tensors, f"checkpoint of step {step}", self.world)
         sharded = any(is_sharded(value) for value in tensors.values())
-        temporary = self.folder / f".{step:08d}.partial"
+        path, temporary = self.folder / f"{step:08d}", self.folder / f".{step:08d}{PARTIAL}"
         try:
             if self.world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -49,26 +53,23 @@ class Checkpoints:
                 self.world.barrier()
             elif not self.world.is_main:
                 return
-            files = self._write(temporary, tensors, sharded)
+            with disk_errors(path):
+                files = self._write(temporary, tensors, sharded)
             if self.world.is_main:
                 missing = [name for name in files if not (temporary / name).is_file()]
                 if missing:
                     raise UserError(f"{temporary} lacks {missing[0]}: with --run.sharding fsdp all machines must write to one shared --run.save_dir")
-                (temporary / "state.json").write_text(json.dumps({"step": step, "files": files, **state}, indent=2), encoding="utf-8")
-                publish_folder(temporary, self.folder / f"{step:08d}")
+                with disk_errors(path):
+                    description = {"step": step, "files": files, **state}
+                    (temporary / "state.json").write_text(json.dumps({"sha256": _digest(description), **description}, indent=2), encoding="utf-8")
+                    publish_folder(temporary, path)
                 for old in self.all()[:-self.keep]:
-                    shutil.rmtree(old)
+                    remove_folder(old)
             if sharded:
                 self.world.barrier()
-        except (OSError, SafetensorError) as error:
+        except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise UserError(f"cannot save the checkpoint of step {step} in {self.folder}: {error}; {self.last_good()}, make room and go on "
-                            "from there with --run.resume") from None
-
-    def last_good(self) -> str:
-        """Which step lies safely on the disk, in words."""
-        steps = [int(folder.name) for folder in self.all()]
-        return f"step {steps[-1]} is saved" if steps else "nothing is saved yet"
+            raise
 
     def _write(self, folder: Path, tensors: dict[str, torch.Tensor], sharded: bool) -> dict[str, str]:
         """Write this rank's file; the names and digests of all files, on every rank."""
@@ -113,6 +114,8 @@ class Checkpoints:
         for folder in reversed(self.all()):
             try:
                 state = read_json(folder / "state.json")
+                if state.pop("sha256") != _digest(state):
+                    raise ValueError("the digest of state.json does not match")
                 for name, digest in state["files"].items():
                     if not (folder / name).is_file():
                         raise ValueError(f"{name} is missing")
@@ -130,6 +133,20 @@ class Checkpoints:
         """After the result is written the checkpoints are of no more use."""
         if self.world.is_main:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def check_finite(tensors: dict[str, torch.Tensor], what: str, world: World) -> None:
+    """UserError, on every rank, if a tensor holds a NaN or an infinity on any: before it takes the place of anything good."""
+    parts = ((name, local_part(value.detach(), world)[0]) for name, value in tensors.items())
+    bad = next((name for name, part in parts if part.is_floating_point() and part.numel() and not all_finite(part)), None)
+    if world.any(bad is not None):
+        raise UserError(f"{bad or 'a weight on another rank'} holds a NaN or an infinity, so no {what} is written; if that comes again, start anew "
+                        "with a lower learning rate")
+
+
+def _digest(description: dict[str, Any]) -> str:
+    """SHA-256 of plain values, whatever their order and layout in a file."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 class _Reader:

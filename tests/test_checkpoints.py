@@ -104,6 +104,7 @@ def test_configurations_that_do_not_fit(tmp_path, model, change, says):
     save_model(tmp_path / "model", model)
     path = tmp_path / "model/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    (tmp_path / "model/SHA256SUMS").unlink()  # as a folder from elsewhere; with it any change is told
     with pytest.raises(UserError, match=says):
         load_model(tmp_path / "model")
 

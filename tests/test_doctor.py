@@ -69,7 +69,7 @@ def run(folder, stage: str, name: str, words: list[str], **changes) -> Diagnosis
     try:
         getattr(command_line.Commands(EXPERIMENTS), stage)("movies", name, **options)
     except UserError as error:
-        assert "start again with a lower" in str(error)
+        assert "start anew with a lower" in str(error)
     diagnosis = examine(folder / "runs" / name)
     known = set(_all_names(PARAMS[stage])) | set(_all_names(RewardTrainingParams))
     for finding in diagnosis.findings:

@@ -29,6 +29,12 @@ def test_what_fits_cuts_the_rows_evenly(free, most, rows, step, expected):
     assert Pass(fixed=100, per_row=10, rows=rows, step=step).fitting(free, most) == expected
 
 
+def test_gradients_add_to_activations_from_the_second_micro_batch_on():
+    alone = Pass(fixed=100, per_row=10, rows=32, gradients=200)
+    assert (alone.bytes(32), alone.bytes(16), alone.bytes(8)) == (420, 460, 380) and Pass(100, 10, 10, gradients=200).bytes(10) == 300
+    assert alone.fitting(420, 64) == 32 and alone.fitting(419, 64) == 11 and alone.fitting(419, 16) == 11
+
+
 def stage(per_row: int = 100, recomputing: int = 10) -> StageMemory:
     return StageMemory({"weights": 1000}, Pass(0, 20, 32), Pass(0, 5, 32), Pass(100, per_row, 32), Pass(100, recomputing, 32))
 

@@ -1,7 +1,7 @@
 """Model folders: `config.json` + `model.safetensors` in Hugging Face's GPT-2 layout, and heads beside them.
 
 `transformers.GPT2LMHeadModel.from_pretrained(folder)` works on a model folder as it is. Scalar heads (and the reward's gain and bias)
-lie in `heads.safetensors`, which `transformers` does not look at. `SHA256SUMS` (`sha256sum -c` reads it) tells damaged weights from whole
+lie in `heads.safetensors`, which `transformers` does not look at. `SHA256SUMS` (`sha256sum -c` reads it) tells damaged files from whole
 ones; a folder without it, from elsewhere, loads too.
 """
 
@@ -60,10 +60,9 @@ def _new_folder(folder: Path, config: GPT2Config, dtype: torch.dtype, heads: dic
         yield temporary
         if heads:
             save_file({name: value.detach().float().cpu().contiguous() for name, value in heads.items()}, temporary / "heads.safetensors")
-        weights = sorted(temporary.glob("*.safetensors"))
-        (temporary / _DIGESTS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in weights), encoding="utf-8")
         description = _to_hugging_face(config, dtype) | ({"lm_human_preferences": note} if note else {})
         (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        (temporary / _DIGESTS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir())), encoding="utf-8")
 
 
 def _write_safetensors(path: Path, shapes: dict[str, torch.Size], read: Callable[[str], torch.Tensor], dtype: torch.dtype) -> None:
@@ -90,8 +89,11 @@ def _write_safetensors(path: Path, shapes: dict[str, torch.Size], read: Callable
 
 
 def load_config(folder: Path) -> GPT2Config:
-    """The architecture of a model folder. UserError if it is no GPT-2's."""
-    return _from_hugging_face(Path(folder) / "config.json")
+    """The architecture of a model folder. UserError if it is no GPT-2's or damaged."""
+    path = Path(folder) / "config.json"
+    config = _from_hugging_face(path)
+    _check_digest(path)
+    return config
 
 
 def load_model(folder: Path) -> GPT2:
@@ -160,7 +162,7 @@ def _check_shapes(path: Path, expected: dict[str, torch.Size], found: dict[str, 
 def load_heads(folder: Path) -> dict[str, torch.Tensor]:
     """The heads beside a model, empty if it has none. Raises UserError if they are damaged or hold a NaN."""
     path = Path(folder) / "heads.safetensors"
-    heads = _load_tensors(path) if path.exists() else {}
+    heads = _load_tensors(path) if path.exists() or path.name in _digests(path.parent) else {}
     for name, value in heads.items():
         _check_finite(path, name, value)
     return heads
@@ -182,12 +184,25 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is missing")
     try:
         tensors = load_file(path)
-        digests = dict(reversed(line.split()) for line in (path.parent / _DIGESTS).read_text().splitlines()) if (path.parent / _DIGESTS).exists() else {}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    if digests.get(path.name, "") not in ("", sha256(path)):
-        raise UserError(f"{path} is damaged or was changed: its SHA-256 is not the one in {_DIGESTS}; fetch it again, or delete {_DIGESTS} if you changed it")
+    _check_digest(path)
     return tensors
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """File -> its SHA-256, of the files that a model folder was written with; empty for a folder without such a list."""
+    try:
+        lines = (folder / _DIGESTS).read_text(encoding="utf-8").splitlines() if (folder / _DIGESTS).exists() else []
+        return dict(reversed(line.split()) for line in lines)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / _DIGESTS} is damaged: {error}; fetch the folder again") from None
+
+
+def _check_digest(path: Path) -> None:
+    if _digests(path.parent).get(path.name, "") not in ("", sha256(path)):
+        raise UserError(f"{path} is damaged or was changed: its SHA-256 is not the one in {_DIGESTS}; fetch it again, or delete {_DIGESTS} "
+                        "if you changed it")
 
 
 def _to_hugging_face(config: GPT2Config, dtype: torch.dtype) -> dict:
