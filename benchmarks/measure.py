@@ -15,6 +15,7 @@ from benchmarks.cases import RIVALS, Case
 from lm_human_preferences.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+_LEAVING = 10  # seconds that a process may take to remove its files and end
 
 
 class Worker:
@@ -33,9 +34,11 @@ class Worker:
     def __exit__(self, *_) -> None:
         self.process.stdin.close()
         self.process.stdout.close()
-        if self.process.poll() is None:
+        try:
+            self.process.wait(_LEAVING)
+        except subprocess.TimeoutExpired:  # in the middle of a repetition that nobody wants any more
             self.process.kill()
-        self.process.wait()
+            self.process.wait()
         self.errors.close()
 
     def wait_until_ready(self) -> None:

@@ -97,8 +97,9 @@ def _trl(case: Case, precision: Precision):
     task, c = case.task_params(), case.config()
     rows = _contexts(case)
     width = max(map(len, rows))
+    folder = tempfile.TemporaryDirectory()
     args = PPOConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=case.batch, gradient_accumulation_steps=1, num_mini_batches=1,
+        output_dir=folder.name, per_device_train_batch_size=case.batch, gradient_accumulation_steps=1, num_mini_batches=1,
         local_rollout_forward_batch_size=case.batch, total_episodes=case.batch, num_ppo_epochs=4, num_sample_generations=0,
         response_length=task.response_length, temperature=task.policy.temperature, learning_rate=1e-6, lr_scheduler_type="constant",
         bf16=precision.bfloat16, gradient_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True,
@@ -111,7 +112,11 @@ def _trl(case: Case, precision: Precision):
         value_model=scorer(),
         train_dataset=Dataset.from_dict({"input_ids": rows}), eval_dataset=Dataset.from_dict({"input_ids": rows}),
         data_collator=lambda batch: {"input_ids": torch.tensor([[c.n_vocab] * (width - len(r["input_ids"])) + r["input_ids"] for r in batch])})
-    return trainer.train
+
+    def work(folder=folder):  # the folder lives as long as the work
+        trainer.train()
+
+    return work
 
 
 def _tokens_only(n_vocab: int):

@@ -2,7 +2,7 @@
 
 The rooms, floor by floor; each imports only from its own floor or below:
 
-1. `language` (GPT-2, encoding, sampling, model folders), `distributed`, `precision`, `optim`
+1. `host`, `language` (GPT-2, encoding, sampling, model folders), `distributed`, `precision`, `optim`
 2. `tasks`, `queries`, `labels`, `ppo`
 3. `policy`, `reward_model`, `runs`, `tracking`
 4. `train_sft`, `train_reward`, `train_policy`, `report`, `sample`

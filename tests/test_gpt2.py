@@ -48,16 +48,18 @@ def test_last_states(goldens, policy, case):
 
 
 def choices(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Five queries and three responses to each: whole, padded anywhere, and in one row without any token (twice)."""
+    """Five queries and three responses to each: whole (0), padded anywhere and in one row without any token, twice (1), none with any token (2)."""
     generator = torch.Generator().manual_seed(seed)
     queries, responses = torch.randint(97, (5, 7), generator=generator), torch.randint(97, (5, 3, 6), generator=generator)
     if seed:
         queries[1, 3:], queries[2, 1], responses[2, 1, 4:], responses[4, 0, 0] = PADDING, PADDING, PADDING, PADDING
         responses[3, 0], responses[3, 2] = PADDING, PADDING
+    if seed == 2:
+        responses[:] = PADDING
     return queries, responses
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_choices_share_their_querys_pass(policy, seed, recompute):
     """Hidden states and gradients are those of each response behind its own copy of the query."""

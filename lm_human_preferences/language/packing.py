@@ -120,7 +120,7 @@ def lay_out_choices(queries: torch.Tensor, responses: torch.Tensor, padding_toke
     """
     (B, K, R), device = responses.shape, queries.device
     before, after = lay_out(queries, padding_token), lay_out(responses.reshape(B * K, R), padding_token)
-    nq, nr = before.packing.width, after.packing.width
+    nq, nr = before.packing.width, max(1, after.packing.width)  # a column each, though no response had any token
     width, row = nq + K * nr, after.rows // K
     branches = Branches(before.lengths, nq, K, nr, device)
     slots, order = torch.cat([before.rows * width + before.positions, row * width + nq + after.rows % K * nr + after.positions]).sort()
