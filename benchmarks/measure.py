@@ -67,22 +67,31 @@ class Worker:
 
 
 def measure(case: Case, repeats: int, warmup: int, alone: bool, say: Callable[[str], None] = lambda text: None) -> dict:
-    """Medians over `repeats` rounds after `warmup` ones; in each round the device's peaks, ours and, unless `alone`, what stands against it."""
+    """Medians over `repeats` rounds after `warmup` ones; in each round the device's peaks, ours and, unless `alone`, what stands against it.
+
+    What stands against ours may break, for lack of memory say: then that is part of the result. Raises RuntimeError if ours does.
+    """
     subjects = ["peaks", "ours"] + ([RIVALS[case.kind]] if case.kind in RIVALS and not alone else [])
+    answers: dict[str, list[dict]] = {subject: [] for subject in subjects}
+    failed: dict[str, str] = {}
     with ExitStack() as stack:
-        workers = {}
-        for subject in subjects:
-            workers[subject] = stack.enter_context(Worker(case.of(subject)))
-            workers[subject].wait_until_ready()
-        answers: dict[str, list[dict]] = {subject: [] for subject in subjects}
-        for number in range(warmup + repeats):
-            for subject, worker in workers.items():
-                answer = worker.repeat()
+        workers = {subject: stack.enter_context(Worker(case.of(subject))) for subject in subjects}
+        for number in range(-1, warmup + repeats):
+            for subject in list(answers):
+                try:
+                    answer = workers[subject].repeat() if number >= 0 else workers[subject].wait_until_ready()
+                except RuntimeError as error:
+                    if subject in ("peaks", "ours"):
+                        raise
+                    failed[subject] = str(error).splitlines()[0]
+                    say(str(error))
+                    del answers[subject]
+                    continue
                 if number >= warmup:
                     answers[subject].append(answer)
                     if "seconds" in answer:
                         say(f"{case.name}, {subject}: {answer['seconds']:.3g} s")
-    return summarise(case, answers)
+    return summarise(case, answers) | {"failed": failed}
 
 
 def summarise(case: Case, answers: dict[str, list[dict]]) -> dict:

@@ -72,7 +72,9 @@ def _phase_rows(cases: list[dict]) -> list[list[str]]:
 
 def _other_rows(cases: list[dict]) -> list[list[str]]:
     return [[name(row["case"]), other, seconds(theirs["seconds"]), seconds(row["seconds"]), f"{theirs['ratio']:.2f}", f"{theirs['cpu_ratio']:.2f}",
-             _memory(theirs["memory"]), _memory(row["memory"])] for row in cases for other, theirs in row["others"].items()]
+             _memory(theirs["memory"]), _memory(row["memory"])] for row in cases for other, theirs in row["others"].items()
+            ] + [[name(row["case"]), other, "failed", seconds(row["seconds"]), "", "", "", _memory(row["memory"])]
+                 for row in cases for other in row["failed"]]
 
 
 def check_page(page: Path) -> None:

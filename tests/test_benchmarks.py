@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as command, clock, figure, tables, worker
-from benchmarks.cases import KINDS, Case, cases_of, check_case
+from benchmarks.cases import KINDS, RIVALS, Case, cases_of, check_case
 from benchmarks.flops import choice_flops, forward_flops, response_flops
 from benchmarks.measure import Worker, measure, summarise
 from lm_human_preferences.errors import UserError
@@ -121,6 +121,16 @@ def test_a_worker_that_breaks_shows_why():
         refused.wait_until_ready()
 
 
+def test_what_stands_against_ours_may_break(monkeypatch):
+    monkeypatch.setitem(RIVALS, "scoring", "nothing")
+    said = []
+    case = Case("scoring", "tiny", "style", 1, response_length=1, device="cpu", precision="float32", threads=1)
+    result = measure(case, 1, 0, False, said.append)
+    assert result["failed"] == {"nothing": f"{case.name} by nothing ended with status 1:"} and result["seconds"] > 0 and "KeyError" in said[0]
+    machine = {"device": "a machine", "threads": 1, "torch": "2", "peaks": result["peaks"], "repeats": 1, "warmup": 0}
+    assert re.search(r"nothing \| +failed \|", tables.tables({"machine": machine, "cases": [result], "scaling": []}))
+
+
 def answer(seconds, **more):
     return {"seconds": seconds, "cpu_seconds": 1.5 * seconds, "phases": {"other": seconds}, "rows": 4, "tokens": 8, "flops": 100.0,
             "memory": 3 * 2**30, "precision": "float32"} | more
@@ -130,7 +140,7 @@ def results():
     peaks = {"float32": 100.0, "bfloat16": 200.0, "copy": 1e9}
     rounds = {"peaks": [peaks, peaks | {"float32": 50.0}, peaks], "ours": [answer(2.0), answer(4.0), answer(5.0)],
               "trl": [{"seconds": s, "cpu_seconds": s, "memory": 2**32} for s in (20.0, 60.0, 40.0)]}
-    return summarise(Case("update", "tiny", "style", 4), rounds)
+    return summarise(Case("update", "tiny", "style", 4), rounds) | {"failed": {}}
 
 
 def test_medians_and_ratios_are_taken_round_by_round():
@@ -143,7 +153,8 @@ def test_medians_and_ratios_are_taken_round_by_round():
 def test_tables_go_between_the_marks_of_a_page(tmp_path):
     machine = {"device": "a machine", "threads": 2, "torch": "2", "peaks": results()["peaks"], "repeats": 3, "warmup": 1}
     text = tables.tables({"machine": machine, "cases": [results()], "scaling": []})
-    assert re.search(r"update, tiny, style, 4 rows +\| +4 \| +6 \|.*\| +50% \| +3.00 GiB \|", text) and re.search(r"trl \| +40 \| +4 \| +10.00 \| +6.67 \|", text)
+    assert re.search(r"update, tiny, style, 4 rows +\| +4 \| +6 \|.*\| +50% \| +3.00 GiB \|", text)
+    assert re.search(r"trl \| +40 \| +4 \| +10.00 \| +6.67 \|", text)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
     for _ in range(2):
