@@ -153,12 +153,15 @@ def _held(config: GPT2Config, frozen: dict[str, GPT2Config], bfloat16: bool, dev
     return held | {"program": _PROGRAM[device]}
 
 
-def _in_training(config: GPT2Config, ranks: int, sharding: str) -> int:
-    """Gradients where they are not held all the time. Sharded, they are whole while micro-batches add up, and two blocks and the embeddings are gathered."""
-    if ranks > 1 and sharding == "ddp":
-        return 0
-    sizes = count_parameters(config)
-    return weights(config) + (4 * (sizes["embeddings"] + 2 * sizes["blocks"] // config.n_layer) if ranks > 1 else 0)
+def _training_passes(config: GPT2Config, ranks: int, sharding: str, tokens: int, rows: int, bfloat16: bool, device: str, step: int = 1,
+                     scored: int | None = None) -> list[Pass]:
+    """Training with activations kept, and with activations recomputed. DDP's gradients are held all the time; sharded ones are whole while micro-batches
+    add up, and embeddings and two blocks are gathered."""
+    sizes, sharded = count_parameters(config), ranks > 1 and sharding == "fsdp"
+    gradients = weights(config) if ranks == 1 or sharded else 0
+    gathered = 4 * (sizes["embeddings"] + 2 * sizes["blocks"] // config.n_layer) if sharded else 0
+    passes = [training_pass(config, tokens, rows, bfloat16, device, gradients, recompute, step, scored) for recompute in (False, True)]
+    return [replace(kind, fixed=kind.fixed + gathered) for kind in passes]
 
 
 def _gathered(config: GPT2Config, bfloat16: bool, ranks: int, sharding: str, frozen: bool = False) -> int:
@@ -176,8 +179,7 @@ def policy_training_memory(params: Any, config: GPT2Config, precision: Precision
     task, device, bf16 = params.task, precision.device.type, precision.bfloat16
     context, R = task.query_length + prefix, task.response_length
     rows, minibatch = -(-params.ppo.batch_size // ranks), -(-params.ppo.batch_size // params.ppo.nminibatches // ranks)
-    gradients = _in_training(config, ranks, params.run.sharding)
-    train = [training_pass(config, context + R, minibatch, bf16, device, gradients, recompute, scored=R) for recompute in (False, True)]
+    train = _training_passes(config, ranks, params.run.sharding, context + R, minibatch, bf16, device, scored=R)
     return StageMemory(_held(config, {"reference": config, "reward model": reward or config}, bf16, device, ranks, params.run.sharding),
                        rollout_pass(config, context, R, rows, bf16, _gathered(config, bf16, ranks, params.run.sharding)),
                        scoring_pass(config, context + R, rows, bf16, device), *train)
@@ -186,9 +188,9 @@ def policy_training_memory(params: Any, config: GPT2Config, precision: Precision
 def reward_training_memory(params: Any, config: GPT2Config, responses: int, precision: Precision, ranks: int, prefix: int = 0) -> StageMemory:
     """Reward training. params: RewardTrainingParams; responses: of a label, which share their query. Rows are responses."""
     task, device, bf16 = params.task, precision.device.type, precision.bfloat16
-    Q, R, gradients = task.query_length, task.response_length, _in_training(config, ranks, params.run.sharding)
+    Q, R = task.query_length, task.response_length
     rows, labelled, shared = -(-params.rollout_batch_size // ranks), -(-params.batch_size // ranks) * responses, -(-Q // responses) + R
-    train = [training_pass(config, shared, labelled, bf16, device, gradients, recompute, responses, scored=0) for recompute in (False, True)]
+    train = _training_passes(config, ranks, params.run.sharding, shared, labelled, bf16, device, responses, scored=0)
     return StageMemory(_held(config, {"language model": config}, bf16, device, ranks, params.run.sharding),
                        rollout_pass(config, Q + prefix, R, rows, bf16, _gathered(config, bf16, ranks, params.run.sharding, frozen=True)),
                        scoring_pass(config, Q + R, max(rows, labelled), bf16, device, logits=False), *train)
@@ -197,8 +199,7 @@ def reward_training_memory(params: Any, config: GPT2Config, responses: int, prec
 def supervised_training_memory(params: Any, config: GPT2Config, tokens: int, precision: Precision, ranks: int) -> StageMemory:
     """Supervised training on rows of `tokens`. params: SFTParams."""
     device, bf16, rows = precision.device.type, precision.bfloat16, -(-params.optimizer.batch_size // ranks)
-    gradients = _in_training(config, ranks, params.run.sharding)
-    train = [training_pass(config, tokens, rows, bf16, device, gradients, recompute) for recompute in (False, True)]
+    train = _training_passes(config, ranks, params.run.sharding, tokens, rows, bf16, device)
     return StageMemory(_held(config, {}, bf16, device, ranks, params.run.sharding), None, scoring_pass(config, tokens, _MOST_ROWS[device], bf16, device), *train)
 
 
