@@ -13,6 +13,7 @@ from typing import Any
 import fire
 
 from lm_human_preferences.configuration import apply_overrides, flatten, to_dict
+from lm_human_preferences.distributed import is_first_to_say
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.language.gpt2 import SHAPES
 from lm_human_preferences.queries import DATASETS_FOLDER, preparation_command
@@ -200,8 +201,10 @@ class Commands:
             return
         inherited = flatten(entry())
         changed = {name: value for name, (value, _) in flatten(params).items() if name not in inherited or inherited[name][0] != value}
-        print(f"{stage} {task}: {len(flatten(params)) - len(changed)} parameters as the task has them"
-              + (", changed: " + ", ".join(f"{name} = {value}" for name, value in changed.items()) if changed else ""))
+        said = (f"{stage} {task}: {len(flatten(params)) - len(changed)} parameters as the task has them"
+                + (", changed: " + ", ".join(f"{name} = {value}" for name, value in changed.items()) if changed else ""))
+        if is_first_to_say(said):
+            print(said)
         check_present(params, task)
         train(params, task, experiment)
 

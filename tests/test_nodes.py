@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import survive
 from small import ROOT, flags, launch, make_world, metrics, policy_flags, reward_flags
 
-PORT, TIMEOUT = 29500, 8.0
+PORT, TIMEOUT = 29500, 15.0
 
 
 def ip(*words: str) -> subprocess.CompletedProcess:
