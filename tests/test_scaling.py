@@ -136,11 +136,11 @@ def save_some(folder: Path, steps: int = 3) -> Checkpoints:
 
 def test_checkpoints_keep_the_newest_and_read_back(tmp_path):
     checkpoints = save_some(tmp_path / "c")
-    assert [path.name for path in checkpoints.all()] == ["00000002", "00000003"] and checkpoints.last_good() == "step 3 is saved"
+    assert [path.name for path in checkpoints.all()] == ["00000002", "00000003"]
     target = {"w": torch.zeros(4, 3), "scalar": torch.tensor(0.0)}
     state = checkpoints.load(target)
     assert state["step"] == 3 and state["note"] == 30 and (target["w"] == 3).all() and target["scalar"] == 3
-    assert Checkpoints(tmp_path / "none", 2, World()).load(target) is None and Checkpoints(tmp_path / "none", 2, World()).last_good() == "nothing is saved yet"
+    assert Checkpoints(tmp_path / "none", 2, World()).load(target) is None
 
 
 @pytest.mark.parametrize("target, says", [({"v": torch.zeros(4, 3)}, "has no v"), ({"w": torch.zeros(4, 2)}, r"w is \[4, 3\], the model's \[4, 2\]"),
@@ -164,6 +164,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(tmp_path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lm_human_preferences.training_checkpoints.save_file", full)
-    with pytest.raises(UserError, match="cannot save the checkpoint of step 4 .*No space left.*step 3 is saved.*--run.resume"):
+    with pytest.raises(UserError, match="cannot write .*00000004: No space left on device; make room"):
         checkpoints.save(4, {"w": torch.zeros(4, 3)}, {})
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["00000002", "00000003"]
