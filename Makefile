@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= passive
 help:
 	@echo "make demo   environment, data, reward training and policy training on task movies, report (16 to 27 minutes on 2 cores)"
 	@echo "make test   environment and the whole test suite"
-	@echo "make bench  environment, then how fast everything is beside other software: the tables of docs/performance.md (about an hour on 2 cores)"
+	@echo "make bench  environment, then how fast everything is beside other software: the tables of docs/performance.md (long)"
 	@echo "make clean  remove the environment (runs and data sets stay)"
 
 # --- environment ---

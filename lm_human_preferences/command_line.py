@@ -30,7 +30,8 @@ OTHERS = {"sample": "write continuations with a trained model",
           "doctor": "look for what is wrong with a run, finished or not; exit status 1 if something is",
           "labels": "look into a label file, or write it in the other form", "tasks": "list the tasks, or print one in full"}
 USAGE = {"sample": "EXPERIMENT", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "reward_quality": "EXPERIMENT",
-         "sweep": "TASK EXPERIMENT --rewards.kl_coef C,C,... --seeds N", "report": "EXPERIMENT", "plan": "TASK --model 774M --devices 8 --memory 80", "doctor": "EXPERIMENT",
+         "sweep": "TASK EXPERIMENT --rewards.kl_coef C,C,... --seeds N", "report": "EXPERIMENT",
+         "plan": "TASK --model 774M --devices 8 --device cuda --memory 80", "doctor": "EXPERIMENT",
          "labels": "inspect SOURCE | convert SOURCE OUTPUT", "tasks": "[TASK]"}
 NOT_EVALUATED = ("task.penalty_reward_value", "task.policy.initial_model")  # parameters of a task that have no part in `evaluate`
 

@@ -25,7 +25,7 @@ from lm_human_preferences.runs import RunParams
 GIB = 2 ** 30
 _PROGRAM = {"cpu": 350 * 2 ** 20, "cuda": 600 * 2 ** 20}  # Python, PyTorch and its libraries; the CUDA context
 SHARE = 0.85  # of the memory that is free: predictions err, and other programs come and go
-_MOST_ROWS = {"cpu": 64, "cuda": 512}  # more at once is not faster
+_MOST_ROWS = {"cpu": 64, "cuda": 512}  # the most that is chosen by itself
 _FEW_ROWS = 8  # below so many in training, recomputing activations is worth its price
 
 
@@ -63,6 +63,7 @@ class StageMemory:
     scoring: Pass  # passes without gradient
     training: Pass
     recomputing: Pass  # training with activations recomputed
+
     def peak(self, sizes: "MicroBatches") -> int:
         """Most bytes at once with these micro-batches."""
         training = self.recomputing if sizes.recompute else self.training
