@@ -17,10 +17,12 @@ import torch
 torch.set_num_threads(1)
 for _ in range(2):
     torch.ones(2 ** 24)  # 64 MiB
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+faults = []
 for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2 ** 24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
 
 
@@ -33,9 +35,11 @@ def run(code: str, **environment) -> str:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted on Linux")
 def test_freed_memory_is_used_again():
     """So it costs no page faults, which it does without `settle` and where the user has settings of their own."""
+    # the fewest where there should be none: a machine that is short of memory moves pages about, which counts as well
     assert int(run(FAULTS.format(settle="host.settle()"))) < 20
-    assert int(run(FAULTS.format(settle=""))) > 5000
-    assert int(run(FAULTS.format(settle="host.settle()"), MALLOC_ARENA_MAX="2", THP_MEM_ALLOC_ENABLE="0")) > 5000  # the user's own settings stay
+    assert int(run(FAULTS.format(settle=""))) > 1000
+    # the user's own settings stay
+    assert int(run(FAULTS.format(settle="host.settle()"), MALLOC_ARENA_MAX="2", THP_MEM_ALLOC_ENABLE="0")) > 1000
 
 
 def test_what_the_user_has_set_stays():
