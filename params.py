@@ -135,9 +135,10 @@ def movies_policy() -> PolicyTrainingParams:
 
 def corpus_sft() -> SFTParams:
     """The small model from scratch, on a folder of text prepared by datasets/corpus.py."""
-    return SFTParams(data=DataParams(dataset="corpus", rows="packed", block=128), model=ModelParams(n_ctx=128),
-                     optimizer=SFTOptimizerParams(batch_size=16, lr=2e-3, warmup=100, sampled_vocabulary=4096),
-                     validation=ValidationParams(interval=250, rows=128), run=RunParams(save_interval=500))
+    return SFTParams(data=DataParams(dataset="corpus", rows="packed", block=128), model=ModelParams(n_ctx=128, n_layer=4),
+                     optimizer=SFTOptimizerParams(method="muon", batch_size=32, lr=2e-3, muon_lr=6e-3, schedule="wsd", final_lr_fraction=0.0, warmup=100,
+                                                  sampled_vocabulary=4096),
+                     validation=ValidationParams(interval=250, rows=128), run=RunParams(save_interval=250))
 
 
 def movies_sft() -> SFTParams:

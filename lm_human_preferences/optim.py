@@ -1,9 +1,13 @@
-"""Adam as TensorFlow computes it, AdamW for language-model training, and learning-rate schedules."""
+"""Adam as TensorFlow computes it, AdamW and Muon for language-model training, and learning-rate schedules."""
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+
+METHODS = ("adamw", "muon")
+SCHEDULES = ("cosine", "wsd")
 
 
 class TensorFlowAdam(torch.optim.Adam):
@@ -29,18 +33,44 @@ class TensorFlowAdam(torch.optim.Adam):
         super().step()
 
 
-def allocate_state(optimizer: torch.optim.Optimizer) -> None:
-    """Make the state that Adam and AdamW make at their first step: so that a checkpoint can be read into it, and memory is taken before it is measured."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p not in optimizer.state:
-                optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), "exp_avg": torch.zeros_like(p),
-                                      "exp_avg_sq": torch.zeros_like(p)}
+class Together:
+    """Several optimizers, each with parameters of its own, that step as one."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer):
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> dict[torch.Tensor, dict[str, torch.Tensor]]:
+        return {p: state for optimizer in self.optimizers for p, state in optimizer.state.items()}
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=set_to_none)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def allocate_state(optimizer: torch.optim.Optimizer | Together) -> None:
+    """Make the state that Adam, AdamW and Muon make at their first step: so that a checkpoint can be read into it, and memory is taken before it is measured."""
+    for part in optimizer.optimizers if isinstance(optimizer, Together) else [optimizer]:
+        for p in (p for group in part.param_groups for p in group["params"] if p not in part.state):
+            if isinstance(part, torch.optim.Muon):
+                part.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+            else:
+                part.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), "exp_avg": torch.zeros_like(p),
+                                 "exp_avg_sq": torch.zeros_like(p)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer | Together, module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The optimizer's state as named tensors, the ones it works on: `optimizer.<slot>.<parameter>`."""
-    return {f"optimizer.{slot}.{name}": value for name, p in module.named_parameters() for slot, value in optimizer.state.get(p, {}).items()}
+    state = optimizer.state
+    return {f"optimizer.{slot}.{name}": value for name, p in module.named_parameters() for slot, value in state.get(p, {}).items()}
 
 
 def adamw(parameters: Iterable[torch.nn.Parameter], betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
@@ -51,14 +81,32 @@ def adamw(parameters: Iterable[torch.nn.Parameter], betas: tuple[float, float], 
                              lr=0.0, betas=betas, eps=1e-8, fused=True)
 
 
+def muon_and_adamw(parameters: Iterable[tuple[str, torch.nn.Parameter]], betas: tuple[float, float], weight_decay: float) -> Together:
+    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) on the blocks' matrices, AdamW on embeddings and vectors.
+
+    Muon's steps have the size of AdamW's at the same rate (Liu et al. 2025, arXiv 2502.16982), and decay is on the blocks' matrices alone.
+    """
+    matrices, others = [], []
+    for name, p in parameters:
+        (matrices if p.ndim == 2 and ".h." in f".{name}" else others).append(p)
+    return Together(torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), adamw(others, betas, 0.0))
+
+
 def linear_decay(lr: float, step: int, total: int) -> float:
     """lr * (1 - step / total) for the step counted from 0: the first update has the full rate, the last lr / total."""
     return lr * (1 - step / total)
 
 
-def warmup_cosine(lr: float, step: int, total: int, warmup: int, final_fraction: float) -> float:
-    """Linear warm-up over `warmup` steps, then a half cosine down to lr * final_fraction at the last of `total` steps."""
+def warmup_cosine(step: int, total: int, warmup: int, final: float) -> float:
+    """Share of the peak rate: linear warm-up over `warmup` steps, then a half cosine down to `final` at the last of `total` steps."""
     if step < warmup:
-        return lr * (step + 1) / warmup
+        return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - 1 - warmup))
-    return lr * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_stable_decay(step: int, total: int, warmup: int, final: float, decay: float) -> float:
+    """Share of the peak rate: linear warm-up over `warmup` steps, the peak, and over the last `decay` of all steps a straight line that reaches
+    `final` at the last."""
+    remaining = (total - 1 - step) / max(1.0, decay * total)
+    return min((step + 1) / max(1, warmup), 1.0, final + (1 - final) * remaining)

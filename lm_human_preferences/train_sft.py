@@ -26,8 +26,9 @@ from lm_human_preferences.language.dropout import RowDropout, row_seeds
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config, count_parameters
 from lm_human_preferences.language.logprobs import token_logprobs
+from lm_human_preferences.language.sampled_vocabulary import SampledVocabulary
 from lm_human_preferences.memory import MicroBatches, choose_micro_batches, peak_memory, remembered, supervised_training_memory, try_micro_batches
-from lm_human_preferences.optim import adamw, allocate_state, optimizer_tensors, warmup_cosine
+from lm_human_preferences.optim import METHODS, SCHEDULES, adamw, allocate_state, muon_and_adamw, optimizer_tensors, warmup_cosine, warmup_stable_decay
 from lm_human_preferences.parallel import Parallel
 from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.queries import DATASETS_FOLDER
@@ -62,18 +63,23 @@ class DataParams:
 
 @dataclass
 class SFTOptimizerParams:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    method: str = param("adamw", "adamw; or muon, for the blocks' matrices, with adamw for embeddings and vectors: a better model after as many tokens, "
+                                 "for steps of some 8,000 tokens or more")
     epochs: float = param(1.0, "passes over the training split")
     batch_size: int = param(32, "rows in an optimizer step, over all ranks")
     lr: float = param(1e-3, "peak learning rate")
+    muon_lr: float = param(6e-3, "peak learning rate of muon's matrices")
+    schedule: str = param("cosine", "after the warm-up: cosine falls from then on; wsd stays at the peak and falls in a straight line at the end")
+    decay: float = param(0.3, "wsd: the share of all steps in which the rate falls")
     warmup: int = param(20, "steps of linear warm-up")
-    final_lr_fraction: float = param(0.1, "the last step's share of the peak rate (cosine decay)")
-    weight_decay: float = param(0.1, "decay of matrices")
+    final_lr_fraction: float = param(0.1, "the last step's share of the peak rate")
+    weight_decay: float = param(0.1, "decay of matrices; with muon of the blocks' alone")
     beta2: float = param(0.99, "decay rate of the second moment")
     clip_norm: float = param(1.0, "largest norm of the gradient; 0 does not clip")
     dropout: float = param(0.0, "dropout of embeddings and of what attention and MLP add")
-    sampled_vocabulary: int = param(0, "estimate the softmax's normaliser from about so many tokens of the vocabulary; 0 uses all of them")
+    sampled_vocabulary: int = param(0, "estimate the softmax's normaliser from about so many tokens of the vocabulary; 0 uses all of it")
 
 
 @dataclass
@@ -111,46 +117,21 @@ def check(params: SFTParams) -> None:
     if (d.rows == "references") != (params.task is not None):
         raise UserError("--data.rows references learns the references of a task: --task on gives it one" if params.task is None else
                         f"--data.rows {d.rows} has no use for a task: --task off, or --data.rows references")
-    if o.epochs <= 0 or o.lr <= 0:
-        raise UserError(f"--optimizer.epochs {o.epochs} and --optimizer.lr {o.lr} must be positive")
+    for name, value in (("epochs", o.epochs), ("lr", o.lr), ("muon_lr", o.muon_lr)):
+        if not value > 0:
+            raise UserError(f"--optimizer.{name} {value}: must be positive")
+    for name, value, known in (("method", o.method, METHODS), ("schedule", o.schedule, SCHEDULES)):
+        if value not in known:
+            raise UserError(f"--optimizer.{name} {value}: must be {' or '.join(known)}")
+    for name, value in (("decay", o.decay), ("final_lr_fraction", o.final_lr_fraction)):
+        if not 0 <= value <= 1:
+            raise UserError(f"--optimizer.{name} {value}: must lie between 0 and 1")
+    if o.sampled_vocabulary < 0:
+        raise UserError(f"--optimizer.sampled_vocabulary {o.sampled_vocabulary}: must not be negative")
     if not 0 <= o.dropout < 1:
         raise UserError(f"--optimizer.dropout {o.dropout}: must lie in [0, 1)")
     if params.model.initial is None and params.model.n_embd % params.model.n_head:
         raise UserError(f"--model.n_embd {params.model.n_embd} is no multiple of --model.n_head {params.model.n_head}")
-
-
-class SampledVocabulary:
-    """An unbiased estimate of the softmax's normaliser from a random part of the vocabulary (Poisson sampling, Horvitz-Thompson weights).
-
-    Token v takes part with probability p(v) = min(1, 0.05 + c * count(v)^0.75) and then counts 1 / p(v)-fold, so frequent tokens are always
-    in and the sum's expectation is exact. The 0.05 matters: tokens that are hardly ever drawn would never learn to be improbable.
-    It saves most of a small model's work in training; validation always uses the whole vocabulary.
-    """
-
-    def __init__(self, tokens: np.ndarray, n_vocab: int, size: int, seed: int):
-        self.seed = seed
-        weights, floor = np.bincount(tokens, minlength=n_vocab).astype(np.float64) ** 0.75, min(0.05, size / n_vocab)
-        low, high = 0.0, float(n_vocab)
-        for _ in range(200):
-            middle = (low + high) / 2
-            low, high = (middle, high) if np.minimum(1, floor + middle * weights).sum() < size else (low, middle)
-        self.probability = torch.from_numpy(np.minimum(1, floor + high * weights))
-        self.position = torch.full((n_vocab,), -1)
-
-    def losses(self, model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
-        """Estimated negative log-likelihoods [N] of `labels` [N] given hidden states [N, C]; the tokens that take part are drawn for each step."""
-        generator = generator_for(self.seed, "sft/vocabulary", step)
-        drawn = torch.rand(len(self.probability), generator=generator, dtype=torch.float64) < self.probability
-        candidates = drawn.nonzero()[:, 0]
-        self.position[candidates] = torch.arange(len(candidates))
-        place = self.position[labels.cpu()].to(labels.device)
-        self.position[candidates] = -1
-        device, hidden = hidden.device, hidden.float()
-        logits = hidden @ model.wte.weight[candidates.to(device)].t() - self.probability[candidates].log().float().to(device)  # [N, K]
-        rows = (place >= 0).nonzero()[:, 0]
-        logits = logits.index_put((rows, place[rows]), torch.tensor(-torch.inf, device=device))  # the label itself is added exactly
-        label_logits = (hidden * model.wte.weight[labels]).sum(-1)
-        return torch.logaddexp(torch.logsumexp(logits, dim=-1), label_logits) - label_logits
 
 
 class NextTokenLoss(nn.Module):
@@ -195,8 +176,12 @@ class SFTTrainer:
         model.recompute_activations(self.sizes.recompute)
         self.loss = NextTokenLoss(model)
         self.trained = Parallel(self.loss, world, precision, params.run.sharding)
-        self.optimizer = adamw(self.loss.parameters(), (0.9, o.beta2), o.weight_decay)
-        self.sampled = SampledVocabulary(rows["train"].learnt, model.config.n_vocab, o.sampled_vocabulary, params.run.seed) if o.sampled_vocabulary else None
+        betas = (0.9, o.beta2)
+        self.optimizer = (muon_and_adamw(self.loss.named_parameters(), betas, o.weight_decay) if o.method == "muon" else
+                          adamw(self.loss.parameters(), betas, o.weight_decay))
+        self.sampled = None
+        if 0 < o.sampled_vocabulary < model.config.n_vocab:
+            self.sampled = SampledVocabulary(rows["train"].learnt, model.config.n_vocab, o.sampled_vocabulary, params.run.seed)
         self.total = max(1, math.ceil(o.epochs * len(rows["train"]) / o.batch_size))
         self.best, self.waited = math.inf, 0  # validation loss; validations since
 
@@ -258,7 +243,7 @@ class SFTTrainer:
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global batch: its mean loss in nats per token before the update, the share of padding in it, the learning rate."""
         o, seed = self.params.optimizer, self.params.run.seed
-        lr = warmup_cosine(o.lr, step, self.total, o.warmup, o.final_lr_fraction)
+        rate = learning_rate(o, step, self.total)
         inputs, labels = self.rows["train"].batch(batch_rows(seed, len(self.rows["train"]), o.batch_size, step))
         padding = self.rows["train"].padding
         n_tokens, share = int((labels != padding).sum()), padding_share(inputs, padding)
@@ -277,10 +262,10 @@ class SFTTrainer:
         if o.clip_norm:
             nn.utils.clip_grad_norm_(self.loss.parameters(), o.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = rate * (o.muon_lr if "ns_steps" in group else o.lr)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"train/loss": float(total), "train/padding": share, "lr": lr}
+        return {"train/loss": float(total), "train/padding": share, "lr": rate * o.lr}
 
     def attempts(self) -> dict[str, Callable[[int], None]]:
         """Passes over so many rows that take as much memory as any in training; they change nothing."""
@@ -331,6 +316,13 @@ def _initial_model(params: SFTParams) -> GPT2:
     if params.model.initial is not None:
         return load_model(Path(params.model.initial))
     return GPT2(config_from_scratch(params.model)).initialise(generator_for(params.run.seed, "sft/weights"))
+
+
+def learning_rate(o: SFTOptimizerParams, step: int, total: int) -> float:
+    """The share of the peak rates that step `step` of `total` has."""
+    if o.schedule == "cosine":
+        return warmup_cosine(step, total, o.warmup, o.final_lr_fraction)
+    return warmup_stable_decay(step, total, o.warmup, o.final_lr_fraction, o.decay)
 
 
 def config_from_scratch(m: ModelParams) -> GPT2Config:

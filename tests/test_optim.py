@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from lm_human_preferences.distributed import World
-from lm_human_preferences.optim import TensorFlowAdam, adamw, allocate_state, linear_decay, optimizer_tensors, warmup_cosine
+from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.optim import TensorFlowAdam, adamw, allocate_state, linear_decay, muon_and_adamw, optimizer_tensors, warmup_cosine, warmup_stable_decay
 from lm_human_preferences.training_checkpoints import Checkpoints
+from small import CONFIG
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-7])
@@ -67,12 +69,68 @@ def test_only_matrices_decay():
         torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if name == "0.weight" else 1.0))
 
 
+def test_muon_takes_the_blocks_matrices_alone():
+    model = GPT2(CONFIG).initialise(torch.Generator().manual_seed(0))
+    optimizer = muon_and_adamw(model.named_parameters(), (0.9, 0.99), weight_decay=0.1)
+    muon, adam = optimizer.optimizers
+    names = {p: name for name, p in model.named_parameters()}
+    of_muon = {names[p] for group in muon.param_groups for p in group["params"]}
+    assert of_muon == {name for name in names.values() if name.startswith("h.") and name.endswith("weight") and "ln_" not in name} and len(of_muon) == 4 * CONFIG.n_layer
+    assert of_muon | {names[p] for group in adam.param_groups for p in group["params"]} == set(names.values())
+    assert all(group["weight_decay"] == (0.1 if group in muon.param_groups else 0) for group in optimizer.param_groups)
+
+
+def test_muons_step_is_orthogonal_and_as_long_as_adams():
+    """All singular values of a step are alike, and its entries' root mean square is about 0.2 of the rate, AdamW's in training (arXiv 2502.16982)."""
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.ModuleDict({"h": torch.nn.ModuleList([torch.nn.Linear(64, 192, bias=False)])})
+    weight = model["h"][0].weight
+    before, optimizer = weight.detach().clone(), muon_and_adamw(list(model.named_parameters()), (0.9, 0.99), weight_decay=0.0).optimizers[0]
+    optimizer.param_groups[0]["lr"] = 0.01
+    weight.grad = torch.randn(192, 64, generator=generator) @ torch.diag(torch.logspace(0, -2, 64))
+    optimizer.step()
+    step = (before - weight.detach()) / 0.01
+    values = torch.linalg.svdvals(step) / (0.2 * 192 ** 0.5)
+    assert 0.6 < values.min() and values.max() < 1.3, values
+    assert torch.linalg.svdvals(weight.grad).max() > 50 * torch.linalg.svdvals(weight.grad).min()
+    assert (step * weight.grad).sum() > 0  # downhill
+
+
+@pytest.mark.parametrize("make", [lambda m: adamw(m.parameters(), (0.9, 0.99), 0.1), lambda m: muon_and_adamw(m.named_parameters(), (0.9, 0.99), 0.1)], ids=["adamw", "muon"])
+def test_training_goes_on_bitwise_after_its_state_is_restored(tmp_path, make):
+    tokens = torch.randint(26, (4, 8), generator=torch.Generator().manual_seed(1))
+
+    def steps(model, optimizer, count):
+        for _ in range(count):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01
+            model(tokens).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    model = GPT2(CONFIG).initialise(torch.Generator().manual_seed(0))
+    optimizer = make(model)
+    steps(model, optimizer, 2)
+    Checkpoints(tmp_path, 1, World()).save(2, dict(model.named_parameters()) | optimizer_tensors(optimizer, model), {})
+    resumed = GPT2(CONFIG).initialise(torch.Generator().manual_seed(5))
+    restored = make(resumed)
+    allocate_state(restored)
+    Checkpoints(tmp_path, 1, World()).load(dict(resumed.named_parameters()) | optimizer_tensors(restored, resumed))
+    for pair in ((model, optimizer), (resumed, restored)):
+        steps(*pair, 2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
+
+
 def test_schedules():
     assert [linear_decay(8.0, step, 4) for step in range(4)] == [8.0, 6.0, 4.0, 2.0]
-    rates = [warmup_cosine(1.0, step, total=13, warmup=4, final_fraction=0.1) for step in range(13)]
+    rates = [warmup_cosine(step, total=13, warmup=4, final=0.1) for step in range(13)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     np.testing.assert_allclose([rates[4], rates[8], rates[12]], [1.0, 0.55, 0.1])
     assert all(a > b for a, b in zip(rates[4:], rates[5:]))
-    np.testing.assert_allclose([warmup_cosine(2.0, step, 3, 0, 0.0) for step in range(3)], [2.0, 1.0, 0.0], atol=1e-15)
-    assert [warmup_cosine(2.0, step, 2, 4, 0.1) for step in range(2)] == [0.5, 1.0]  # it may end before the warm-up does
-    assert warmup_cosine(2.0, 0, 1, 0, 0.1) == 2.0
+    np.testing.assert_allclose([warmup_cosine(step, 3, 0, 0.0) for step in range(3)], [1.0, 0.5, 0.0], atol=1e-15)
+    assert [warmup_cosine(step, 2, 4, 0.1) for step in range(2)] == [0.25, 0.5]  # it may end before the warm-up does
+    assert warmup_cosine(0, 1, 0, 0.1) == 1.0
+    rates = [warmup_stable_decay(step, total=10, warmup=2, final=0.0, decay=0.4) for step in range(10)]
+    np.testing.assert_allclose(rates, [0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0], atol=1e-15)
+    np.testing.assert_allclose([warmup_stable_decay(step, 5, 0, 0.1, 1.0) for step in range(5)], [0.82, 0.64, 0.46, 0.28, 0.1])
+    assert [warmup_stable_decay(step, 4, 0, 0.5, 0.0) for step in range(4)] == [1, 1, 1, 0.5]

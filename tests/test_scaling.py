@@ -69,6 +69,15 @@ def test_dropout_does_not_depend_on_ranks_and_micro_batches(world):
     assert abs(metrics(without)[0]["train/loss"] - metrics(alone)[0]["train/loss"]) > 1e-4  # it did drop
 
 
+def test_sharded_muon(world):
+    """It orthogonalises whole matrices although each rank holds rows of them. It works in bfloat16, hence the distance."""
+    words = ["--optimizer.method", "muon", "--optimizer.schedule", "wsd"]
+    found = distance("train_sft", run("train_sft", "muon_ranks", world, 2, "--run.sharding", "fsdp", *words), run("train_sft", "muon_alone", world, 1, *words))
+    assert found["loss"] < 2e-4 and found["weights"] < 5e-3
+    adam = run("train_sft", "adam_alone", world, 1)
+    assert distance("train_sft", world / "runs/muon_alone", adam)["weights"] > 2e-2  # it is another method
+
+
 def test_row_dropout():
     seeds, ones = row_seeds(6, generator_for(1, "test")), torch.ones(6, 40, 500)
     dropped = RowDropout(0.25, seeds, 40)(ones, site=3)

@@ -29,7 +29,7 @@ def token_logprobs(model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, temp
     return logprobs.view(labels.shape), entropy.view(labels.shape)
 
 
-def _slices(start: int, end: int, size: int) -> list[slice]:
+def slices(start: int, end: int, size: int) -> list[slice]:
     return [slice(first, min(first + size, end)) for first in range(start, end, size)]
 
 
@@ -45,9 +45,9 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs, entropy, largest, total = hidden.new_empty(N), hidden.new_zeros(N), hidden.new_empty(N), hidden.new_empty(N)
         exponentials = hidden.new_empty(kept, len(embedding))
         memory = hidden.new_empty(min(N, CHUNK_ROWS[device]), len(embedding))
-        for chunk in _slices(0, kept, CHUNK_ROWS[device]) + _slices(kept, N, CHUNK_ROWS[device]):
+        for chunk in slices(0, kept, CHUNK_ROWS[device]) + slices(kept, N, CHUNK_ROWS[device]):
             logits = vocabulary_projection(hidden[chunk], embedding, out=memory[:chunk.stop - chunk.start])
-            for rows in _slices(chunk.start, chunk.stop, BLOCK_ROWS[device]):
+            for rows in slices(chunk.start, chunk.stop, BLOCK_ROWS[device]):
                 x = logits[rows.start - chunk.start:rows.stop - chunk.start]  # [n, V]
                 if temperature != 1:
                     x.div_(temperature)
@@ -74,7 +74,7 @@ class _TokenLogprobs(torch.autograd.Function):
         kept, N, grad = 0 if exponentials is None else ctx.kept, len(labels), grad.float() / ctx.temperature
         grad_hidden, weight, grad_embedding = torch.empty_like(hidden), embedding.float(), None
         with with_matmul_precision(ctx.matmul_precision):
-            for rows in ([slice(0, kept)] if kept else []) + _slices(kept, N, CHUNK_ROWS[hidden.device.type]):
+            for rows in ([slice(0, kept)] if kept else []) + slices(kept, N, CHUNK_ROWS[hidden.device.type]):
                 if rows.stop <= kept:
                     grad_logits = exponentials.mul_((-grad / total)[rows, None])  # -probability * grad
                 else:
