@@ -8,6 +8,7 @@
         policy/ | reward_model/ | lm/             the result, a model folder
 """
 
+import os
 import platform
 import subprocess
 import sys
@@ -18,11 +19,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lm_human_preferences.configuration import from_dict, param
 from lm_human_preferences.distributed import WAIT, World
 from lm_human_preferences.errors import Interrupted, Terminated, UserError
 from lm_human_preferences.files import make_folder, read_json, remove_folder, remove_leftovers, write_json
 from lm_human_preferences.parallel import SHARDINGS
+from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.tasks import TaskParams
 from lm_human_preferences.training_checkpoints import Checkpoints
 
@@ -51,6 +55,8 @@ class RunParams:
                                                "memory; off; auto: when memory would else not hold eight rows")
     sharding: str = param("ddp", "with torchrun: ddp, each rank has the whole model; fsdp, parameters, gradients and optimizer are split over the ranks")
     threads: int = param(0, "CPU threads; 0 leaves the choice to PyTorch")
+    deterministic: bool = param(False, "on a GPU: only operations that give the same bits every time, so that the same command gives the same result; slower. "
+                                       "On a CPU it does anyway")
     timeout: float = param(WAIT, "seconds that a rank waits for the others before it takes them for lost; longer than the longest checkpoint")
 
 
@@ -70,6 +76,18 @@ def check_run_params(params: RunParams) -> None:
         raise UserError(f"--run.recompute_activations {params.recompute_activations}: must be auto, on or off")
     if params.sharding not in SHARDINGS:
         raise UserError(f"--run.sharding {params.sharding}: must be {' or '.join(SHARDINGS)}")
+
+
+def start_computing(params: RunParams) -> Precision:
+    """The device and precision of a run; sets its number of threads, and what PyTorch may compute with. UserError for a device that is not there."""
+    precision = choose_precision(params.device, params.precision)
+    if params.threads:
+        torch.set_num_threads(params.threads)
+    if params.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read when CUDA is first used
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    return precision
 
 
 def check_name(experiment: str) -> None:

@@ -30,10 +30,10 @@ from lm_human_preferences.frontier import best_of_n_kl, best_of_n_weights, betas
 from lm_human_preferences.judges import SPECS, Judge, Rewards
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.policy import Policy
-from lm_human_preferences.precision import Precision, choose_precision
+from lm_human_preferences.precision import Precision
 from lm_human_preferences.queries import dataset_split
 from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import check_same_configuration, describe_run, go_on_after_restart
+from lm_human_preferences.runs import check_same_configuration, describe_run, go_on_after_restart, start_computing
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, penalise, readable
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 
@@ -81,9 +81,7 @@ class Scores(NamedTuple):
 def sweep(params: SweepParams, coefficients: list[float], task: str, experiment: str) -> Path:
     """Train what is not trained yet, measure everything and draw it; returns the sweep's folder. UserError before any training if it cannot work."""
     members = check(params, coefficients)
-    folder, precision = Path(params.run.save_dir) / experiment, choose_precision(params.run.device, params.run.precision)
-    if params.run.threads:
-        torch.set_num_threads(params.run.threads)
+    folder, precision = Path(params.run.save_dir) / experiment, start_computing(params.run)
     with distributed.world(precision.device.type, params.run.timeout) as world:
         go_on_after_restart(params.run, folder, world)
         description = describe_run("sweep", task, experiment, to_dict(params)) | {"launch": list(world.launch)}

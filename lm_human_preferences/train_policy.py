@@ -29,10 +29,10 @@ from lm_human_preferences.parallel import Parallel, gathered, place_frozen
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.ppo import (AdaptiveKLController, AdaptiveKLParams, FixedKLController, Losses, PPOParams, check_ppo, compute_rewards,
                                       minibatch_stats, minibatch_targets, ppo_losses)
-from lm_human_preferences.precision import Precision, choose_precision
+from lm_human_preferences.precision import Precision
 from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart
+from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart, start_computing
 from lm_human_preferences.scoring import Scorer
 from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
@@ -102,9 +102,7 @@ def check(params: PolicyTrainingParams) -> None:
 def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
     """Run the stage, after reward training if asked; returns the `policy/` folder. UserError before anything is written if it cannot work."""
     check(params)
-    precision = choose_precision(params.run.device, params.run.precision)
-    if params.run.threads:
-        torch.set_num_threads(params.run.threads)
+    precision = start_computing(params.run)
     with distributed.world(precision.device.type, params.run.timeout) as world:
         train_reward_model_first(params, precision, world, task, experiment)
         go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
@@ -120,7 +118,7 @@ def train_reward_model_first(params: PolicyTrainingParams, precision: Precision,
         return
     nested, name = params.rewards.train_new_model, f"{experiment}_reward"
     for field in ("seed", "save_dir", "device", "precision", "overwrite", "resume", "sharding", "micro_batch", "micro_batch_rollout",
-                  "micro_batch_scoring", "recompute_activations", "threads", "timeout"):
+                  "micro_batch_scoring", "recompute_activations", "threads", "deterministic", "timeout"):
         setattr(nested.run, field, getattr(params.run, field))
     nested.tracking = params.tracking
     own, folder = Path(params.run.save_dir) / experiment, Path(params.run.save_dir) / name

@@ -26,10 +26,10 @@ from lm_human_preferences.memory import choose_micro_batches, peak_memory, remem
 from lm_human_preferences.optim import TensorFlowAdam, allocate_state, linear_decay, optimizer_tensors
 from lm_human_preferences.parallel import Parallel, gathered, place_frozen
 from lm_human_preferences.policy import Policy
-from lm_human_preferences.precision import Precision, choose_precision
+from lm_human_preferences.precision import Precision
 from lm_human_preferences.queries import QueryStream, query_stream
 from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart
+from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart, start_computing
 from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
@@ -84,9 +84,7 @@ def read_labels(params: RewardTrainingParams, kind: LabelType, encoding: Encodin
 def train(params: RewardTrainingParams, task: str, experiment: str) -> Path:
     """Run the stage; returns the `reward_model/` folder. Raises UserError before anything is written if something cannot work."""
     check(params)
-    precision = choose_precision(params.run.device, params.run.precision)
-    if params.run.threads:
-        torch.set_num_threads(params.run.threads)
+    precision = start_computing(params.run)
     with distributed.world(precision.device.type, params.run.timeout) as world:
         go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
         return RewardTrainer.prepare(params, precision, world).run(task, experiment)

@@ -30,10 +30,10 @@ from lm_human_preferences.language.sampled_vocabulary import SampledVocabulary
 from lm_human_preferences.memory import MicroBatches, choose_micro_batches, peak_memory, remembered, supervised_training_memory, try_micro_batches
 from lm_human_preferences.optim import METHODS, SCHEDULES, adamw, allocate_state, muon_and_adamw, optimizer_tensors, warmup_cosine, warmup_stable_decay
 from lm_human_preferences.parallel import Parallel
-from lm_human_preferences.precision import Precision, choose_precision
+from lm_human_preferences.precision import Precision
 from lm_human_preferences.queries import DATASETS_FOLDER
 from lm_human_preferences.rows import ROWS, Rows, make_rows
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart
+from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart, start_computing
 from lm_human_preferences.stopping import StopRequest
 from lm_human_preferences.tasks import TaskParams, padding_share
 from lm_human_preferences.tracking import NullTracker, TrackingParams, check_tracking
@@ -155,9 +155,7 @@ class NextTokenLoss(nn.Module):
 def train(params: SFTParams, task: str, experiment: str) -> Path:
     """Run the stage; returns the `lm/` model folder. Raises UserError before anything is written if something cannot work."""
     check(params)
-    precision = choose_precision(params.run.device, params.run.precision)
-    if params.run.threads:
-        torch.set_num_threads(params.run.threads)
+    precision = start_computing(params.run)
     with distributed.world(precision.device.type, params.run.timeout) as world:
         go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
         return SFTTrainer.prepare(params, precision, world).run(task, experiment)

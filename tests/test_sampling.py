@@ -116,6 +116,28 @@ def test_draws_follow_the_distribution():
     assert edges.tolist() == [0, 4]  # and never the excluded token
 
 
+@pytest.mark.parametrize("vocabulary", [1, 2, 5, 30, 1000])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_draws_invert_the_cumulative_distribution(vocabulary, deterministic):
+    """Against its definition in float64, except where the uniform lies within rounding of an edge; never a token without probability."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(2000, vocabulary, generator=generator) * 4
+    logits[:, 1:][torch.rand(2000, vocabulary - 1, generator=generator) < 0.3] = -1e10
+    uniforms = torch.rand(2000, generator=generator)
+    uniforms[:200] = 1 - 2**-24
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        tokens, logprobs = draw(logits, uniforms)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    upper = torch.softmax(logits.double(), 1).cumsum(1)
+    clear = (upper - uniforms[:, None]).abs().amin(1) > 1e-6
+    expected = (upper <= uniforms[:, None]).sum(1)
+    assert torch.equal(tokens[clear], expected[clear]) and (vocabulary == 1 or clear.float().mean() > 0.8)
+    assert (logprobs > -60).all()
+    torch.testing.assert_close(logprobs, torch.log_softmax(logits, 1).gather(1, tokens[:, None])[:, 0], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
 def test_a_token_a_row_is_a_chunk_of_one(padded):
