@@ -16,12 +16,13 @@ from lm_human_preferences.configuration import apply_overrides, flatten, to_dict
 from lm_human_preferences.distributed import is_first_to_say
 from lm_human_preferences.errors import UserError
 from lm_human_preferences.language.gpt2 import SHAPES
-from lm_human_preferences.queries import DATASETS_FOLDER, preparation_command
+from lm_human_preferences.queries import dataset_folder, preparation_command
 from lm_human_preferences.runs import check_name
 
 STAGES = {"train_sft": "train a language model on a data set", "train_reward": "train a reward model on human choices",
           "train_policy": "tune a language model against a reward model with PPO"}
 OTHERS = {"sample": "write continuations with a trained model",
+          "perplexity": "measure how well a language model predicts held-out text",
           "evaluate": "compare policies on held-out queries: judges, KL, lengths, variety, perplexity, win rates, with intervals",
           "reward_quality": "measure a reward model on held-out choices: calibration, length, agreement with people, learning curve",
           "sweep": "train policies over KL coefficients and seeds; draw proxy and gold score against KL, beside best-of-n and the optimal policies",
@@ -29,7 +30,7 @@ OTHERS = {"sample": "write continuations with a trained model",
           "plan": "predict each stage's memory on one or many devices and say what fits",
           "doctor": "look for what is wrong with a run, finished or not; exit status 1 if something is",
           "labels": "look into a label file, or write it in the other form", "tasks": "list the tasks, or print one in full"}
-USAGE = {"sample": "EXPERIMENT", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "reward_quality": "EXPERIMENT",
+USAGE = {"sample": "EXPERIMENT", "perplexity": "MODEL DATASET [DATASET ...]", "evaluate": "TASK --policies NAME=PATH,NAME=PATH", "reward_quality": "EXPERIMENT",
          "sweep": "TASK EXPERIMENT --rewards.kl_coef C,C,... --seeds N", "report": "EXPERIMENT",
          "plan": "TASK --model 774M --devices 8 --device cuda --memory 80", "doctor": "EXPERIMENT",
          "labels": "inspect SOURCE | convert SOURCE OUTPUT", "tasks": "[TASK]"}
@@ -109,6 +110,13 @@ class Commands:
         params = apply_overrides(SampleParams(), options)
         task = find_entry("train_policy", params.task, self._experiments)().task if params.task else None
         write_samples(_one_word(words, "sample", "EXPERIMENT"), params, task)
+
+    @fire.decorators.SetParseFn(str)
+    def perplexity(self, *words: str, **options: str) -> None:
+        from lm_human_preferences.perplexity import PerplexityParams, measure
+        if len(words) < 2:
+            raise UserError(f"perplexity takes a model and a data set: python launch.py perplexity {USAGE['perplexity']}")
+        print("\n".join(measure(words[0], words[1:], apply_overrides(PerplexityParams(), options))))
 
     @fire.decorators.SetParseFn(str)
     def evaluate(self, *words: str, **options: str) -> None:
@@ -218,7 +226,7 @@ def check_present(params: Any, task: str) -> None:
     if model is not None and not Path(model).is_dir():
         missing.append(f"the model {model}{how_to_get_model(Path(model))}")
     dataset = (spec.query_dataset if spec else params.data.dataset).partition(":")[0]
-    if not Path(dataset).is_dir() and not (DATASETS_FOLDER / dataset).is_dir():
+    if not dataset_folder(dataset).is_dir():
         missing.append(f"the data set datasets/{dataset} ({preparation_command(dataset)})")
     reward = params if hasattr(params, "labels") else getattr(getattr(params, "rewards", None), "train_new_model", None)
     rewards = getattr(params, "rewards", None)
@@ -292,6 +300,9 @@ def command_help(command: str, arguments: list[str], experiments: Experiments) -
         if command == "sample":
             from lm_human_preferences.sample import SampleParams
             lines += parameter_lines(SampleParams())
+        if command == "perplexity":
+            from lm_human_preferences.perplexity import PerplexityParams
+            lines += ["MODEL is a run or a model folder, DATASET a folder or the name of one in datasets/.", *parameter_lines(PerplexityParams())]
         if command == "evaluate":
             lines += evaluation_help(arguments, experiments)
         if command == "sweep":

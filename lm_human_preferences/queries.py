@@ -61,6 +61,11 @@ class TokenFile:
         return self.tokens[self.offsets[i]:self.offsets[i + 1]]
 
 
+def dataset_folder(dataset: str | Path) -> Path:
+    """The folder of a data set given by path or by its name in datasets/."""
+    return Path(dataset) if Path(dataset).is_dir() else DATASETS_FOLDER / dataset
+
+
 def preparation_command(name: str) -> str:
     """How a user gets the data set `name`: its script, or the one for texts of their own."""
     return f"python datasets/{name}.py" if (DATASETS_FOLDER / f"{name}.py").exists() else f"python datasets/corpus.py --input FOLDER --name {name}"
@@ -187,7 +192,7 @@ class QueryStream:
 def dataset_split(task: TaskParams, split: str) -> tuple[Path, str]:
     """Folder and name of the token file that a split of the task's queries is."""
     folder, _, prefix = task.query_dataset.partition(":")
-    return Path(folder) if Path(folder).is_dir() else DATASETS_FOLDER / folder, f"{prefix}{split}"
+    return dataset_folder(folder), f"{prefix}{split}"
 
 
 def query_stream(task: TaskParams, encoding: Encoding, seed: int, purpose: str, split: str = "train") -> QueryStream:

@@ -31,7 +31,7 @@ from lm_human_preferences.memory import MicroBatches, choose_micro_batches, peak
 from lm_human_preferences.optim import METHODS, SCHEDULES, adamw, allocate_state, muon_and_adamw, optimizer_tensors, warmup_cosine, warmup_stable_decay
 from lm_human_preferences.parallel import Parallel
 from lm_human_preferences.precision import Precision
-from lm_human_preferences.queries import DATASETS_FOLDER
+from lm_human_preferences.queries import dataset_folder
 from lm_human_preferences.rows import ROWS, Rows, make_rows
 from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart, start_computing
 from lm_human_preferences.stopping import StopRequest
@@ -187,7 +187,7 @@ class SFTTrainer:
     def prepare(cls, params: SFTParams, precision: Precision, world: World) -> "SFTTrainer":
         """Read or draw the model, read the rows; UserError if one of them does not fit."""
         model, data = _initial_model(params), params.data
-        folder = Path(data.dataset) if Path(data.dataset).is_dir() else DATASETS_FOLDER / data.dataset
+        folder = dataset_folder(data.dataset)
         rows = {split: make_rows(folder, split, data.rows, data.block, model.config, params.task) for split in ("train", "valid")}
         return cls(model, rows, params, precision, world)
 
@@ -338,16 +338,21 @@ def batch_rows(seed: int, n_rows: int, batch_size: int, step: int) -> np.ndarray
 
 
 @torch.no_grad()
-def validate(model: NextTokenLoss, rows: Rows, limit: int, precision: Precision, micro_batch: int, world: World = World()) -> float:
-    """Mean loss in nats per token over the first `limit` rows (all if 0), with the whole vocabulary; the ranks share the work."""
+def validate(model: NextTokenLoss, rows: Rows, limit: int, precision: Precision, micro_batch: int, world: World = World(), describe: str | None = None) -> float:
+    """Mean loss in nats per token over the first `limit` rows (all if 0), with the whole vocabulary; the ranks share the work.
+
+    describe: what a progress bar is to be called; none shows none.
+    """
     count = min(limit or len(rows), len(rows))
-    sums = []
-    for part in world.share_of(torch.arange(count)).split(micro_batch):
-        inputs, labels = rows.batch(part.numpy())
-        with precision.autocast():
-            losses = model(inputs.to(precision.device), labels.to(precision.device)).double().cpu()
-        real = labels != rows.padding
-        of_row = torch.arange(len(part))[:, None].expand_as(labels)[real]
-        sums.append(torch.stack([torch.zeros(len(part), dtype=torch.float64).index_add_(0, of_row, losses), real.sum(1).double()], dim=1))
+    sums, mine = [], world.share_of(torch.arange(count))
+    with tqdm(total=len(mine), desc=describe, unit="row", disable=describe is None) as bar:
+        for part in mine.split(micro_batch):
+            inputs, labels = rows.batch(part.numpy())
+            with precision.autocast():
+                losses = model(inputs.to(precision.device), labels.to(precision.device)).double().cpu()
+            real = labels != rows.padding
+            of_row = torch.arange(len(part))[:, None].expand_as(labels)[real]
+            sums.append(torch.stack([torch.zeros(len(part), dtype=torch.float64).index_add_(0, of_row, losses), real.sum(1).double()], dim=1))
+            bar.update(len(part))
     total, n_tokens = world.gather(torch.cat(sums))[:count].sum(0).tolist()
     return total / n_tokens

@@ -57,6 +57,18 @@ def assert_same_weights(one, other, atol: float = 0.0):
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=atol, msg=name)
 
 
+def test_perplexity_is_that_of_validation(world):
+    said = launch("perplexity", "sft", world / "data", "--rows", "documents", "--block", "16", "--save_dir", world / "runs", "--device", "cpu", "--precision", "float32").stdout
+    expected = json.loads((world / "runs/sft/result.json").read_text())["valid_perplexity"]
+    assert f"valid: perplexity {expected:.1f} (" in said
+    part = launch("perplexity", world / "runs/sft/lm", world / "data", "--limit", "2", "--split", "train", "--micro_batch", "1").stdout.splitlines()
+    assert len(part) == 1 and "train: perplexity" in part[0] and "2 rows of 32 tokens" in part[0]
+    for words, expected in (([], "takes a model and a data set"), ([world / "data", "--rows", "references"], "--rows references: must be packed or documents"),
+                            ([world / "data", "--block", "64"], "longer than the model's context of 32"), ([world / "data", "--limit", "-1"], "--limit -1: must be at least 0")):
+        failed = launch("perplexity", world / "runs/sft/lm", *words, check=False)
+        assert failed.returncode == 2 and expected in failed.stderr and len(failed.stderr.splitlines()) == 1, failed.stderr
+
+
 def test_reward_training(world):
     run = world / "runs/reward"
     rows = metrics(run)
