@@ -373,9 +373,10 @@ def test_waiting_in_vain_for_other_ranks_is_a_line():
 
 # --- signals ---
 
-def test_a_signal_that_torchrun_forwards_counts_once(monkeypatch):
+def test_a_signal_that_torchrun_forwards_counts_once(monkeypatch, request):
     """A signal to all processes reaches a rank twice, from the sender and from torchrun; a second one later stops at once."""
-    clock = [100.0]
+    clock, before = [100.0], signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs in the background without one
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     with StopRequest(World(launch=("one",))) as stop:
         signal.raise_signal(signal.SIGINT)
