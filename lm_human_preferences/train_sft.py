@@ -65,8 +65,7 @@ class DataParams:
 class SFTOptimizerParams:
     """The optimizer and its schedule."""
 
-    method: str = param("adamw", "adamw; or muon, for the blocks' matrices, with adamw for embeddings and vectors: a better model after as many tokens, "
-                                 "for steps of some 8,000 tokens or more")
+    method: str = param("adamw", "adamw; or muon, for the blocks' matrices, with adamw for embeddings and vectors: a better model after as many tokens")
     epochs: float = param(1.0, "passes over the training split")
     batch_size: int = param(32, "rows in an optimizer step, over all ranks")
     lr: float = param(1e-3, "peak learning rate")

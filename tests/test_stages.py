@@ -69,6 +69,13 @@ def test_perplexity_is_that_of_validation(world):
         assert failed.returncode == 2 and expected in failed.stderr and len(failed.stderr.splitlines()) == 1, failed.stderr
 
 
+def test_deterministic_operations_change_no_more_than_rounding(world):
+    """Every operation of a policy run is allowed there; only the sums over probabilities are others on a CPU."""
+    launch("train_policy", "movies", "deterministic", *policy_flags(world, world / "runs/reward/reward_model"), "--run.deterministic", "on")
+    losses = [[row["ppo/loss/total"] for row in metrics(world / "runs" / name) if "ppo/loss/total" in row] for name in ("policy", "deterministic")]
+    assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-5)
+
+
 def test_reward_training(world):
     run = world / "runs/reward"
     rows = metrics(run)
