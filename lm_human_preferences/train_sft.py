@@ -28,7 +28,8 @@ from lm_human_preferences.language.gpt2 import GPT2, GPT2Config, count_parameter
 from lm_human_preferences.language.logprobs import token_logprobs
 from lm_human_preferences.language.sampled_vocabulary import SampledVocabulary
 from lm_human_preferences.memory import MicroBatches, choose_micro_batches, peak_memory, remembered, supervised_training_memory, try_micro_batches
-from lm_human_preferences.optim import METHODS, SCHEDULES, adamw, allocate_state, muon_and_adamw, optimizer_tensors, warmup_cosine, warmup_stable_decay
+from lm_human_preferences.optim import (METHODS, SCHEDULES, adamw, allocate_state, muon_and_adamw, optimizer_tensors, set_rates, warmup_cosine,
+                                        warmup_stable_decay)
 from lm_human_preferences.parallel import Parallel
 from lm_human_preferences.precision import Precision
 from lm_human_preferences.queries import dataset_folder
@@ -174,8 +175,10 @@ class SFTTrainer:
         self.loss = NextTokenLoss(model)
         self.trained = Parallel(self.loss, world, precision, params.run.sharding)
         betas = (0.9, o.beta2)
-        self.optimizer = (muon_and_adamw(self.loss.named_parameters(), betas, o.weight_decay) if o.method == "muon" else
-                          adamw(self.loss.parameters(), betas, o.weight_decay))
+        if o.method == "muon":
+            self.optimizer = muon_and_adamw(self.loss.named_parameters(), o.muon_lr, o.lr, betas, o.weight_decay, precision.bfloat16)
+        else:
+            self.optimizer = adamw(self.loss.parameters(), o.lr, betas, o.weight_decay)
         self.sampled = None
         if 0 < o.sampled_vocabulary < model.config.n_vocab:
             self.sampled = SampledVocabulary(rows["train"].learnt, model.config.n_vocab, o.sampled_vocabulary, params.run.seed)
@@ -258,8 +261,7 @@ class SFTTrainer:
         self.world.sum_([total])
         if o.clip_norm:
             nn.utils.clip_grad_norm_(self.loss.parameters(), o.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * (o.muon_lr if "ns_steps" in group else o.lr)
+        set_rates(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"train/loss": float(total), "train/padding": share, "lr": rate * o.lr}

@@ -8,7 +8,8 @@ import torch
 
 from lm_human_preferences.distributed import World
 from lm_human_preferences.language.gpt2 import GPT2
-from lm_human_preferences.optim import TensorFlowAdam, adamw, allocate_state, linear_decay, muon_and_adamw, optimizer_tensors, warmup_cosine, warmup_stable_decay
+from lm_human_preferences.optim import (Muon, TensorFlowAdam, adamw, allocate_state, linear_decay, muon_and_adamw, optimizer_tensors, set_rates,
+                                        warmup_cosine, warmup_stable_decay)
 from lm_human_preferences.training_checkpoints import Checkpoints
 from small import CONFIG
 
@@ -59,9 +60,8 @@ def test_adam_goes_on_bitwise_after_its_state_is_restored(tmp_path, way):
 def test_only_matrices_decay():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = adamw(model.parameters(), (0.9, 0.99), weight_decay=0.1)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.5
+    optimizer = adamw(model.parameters(), 1.0, (0.9, 0.99), weight_decay=0.1)
+    set_rates(optimizer, 0.5)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -71,13 +71,15 @@ def test_only_matrices_decay():
 
 def test_muon_takes_the_blocks_matrices_alone():
     model = GPT2(CONFIG).initialise(torch.Generator().manual_seed(0))
-    optimizer = muon_and_adamw(model.named_parameters(), (0.9, 0.99), weight_decay=0.1)
+    optimizer = muon_and_adamw(model.named_parameters(), 6e-3, 2e-3, (0.9, 0.99), weight_decay=0.1)
     muon, adam = optimizer.optimizers
     names = {p: name for name, p in model.named_parameters()}
     of_muon = {names[p] for group in muon.param_groups for p in group["params"]}
     assert of_muon == {name for name in names.values() if name.startswith("h.") and name.endswith("weight") and "ln_" not in name} and len(of_muon) == 4 * CONFIG.n_layer
     assert of_muon | {names[p] for group in adam.param_groups for p in group["params"]} == set(names.values())
     assert all(group["weight_decay"] == (0.1 if group in muon.param_groups else 0) for group in optimizer.param_groups)
+    set_rates(optimizer, 0.5)
+    assert {group["lr"] for group in muon.param_groups} == {3e-3} and {group["lr"] for group in adam.param_groups} == {1e-3}
 
 
 def test_muons_step_is_orthogonal_and_as_long_as_adams():
@@ -85,8 +87,7 @@ def test_muons_step_is_orthogonal_and_as_long_as_adams():
     generator = torch.Generator().manual_seed(0)
     model = torch.nn.ModuleDict({"h": torch.nn.ModuleList([torch.nn.Linear(64, 192, bias=False)])})
     weight = model["h"][0].weight
-    before, optimizer = weight.detach().clone(), muon_and_adamw(list(model.named_parameters()), (0.9, 0.99), weight_decay=0.0).optimizers[0]
-    optimizer.param_groups[0]["lr"] = 0.01
+    before, optimizer = weight.detach().clone(), Muon([weight], 0.01)
     weight.grad = torch.randn(192, 64, generator=generator) @ torch.diag(torch.logspace(0, -2, 64))
     optimizer.step()
     step = (before - weight.detach()) / 0.01
@@ -96,14 +97,28 @@ def test_muons_step_is_orthogonal_and_as_long_as_adams():
     assert (step * weight.grad).sum() > 0  # downhill
 
 
-@pytest.mark.parametrize("make", [lambda m: adamw(m.parameters(), (0.9, 0.99), 0.1), lambda m: muon_and_adamw(m.named_parameters(), (0.9, 0.99), 0.1)], ids=["adamw", "muon"])
+def test_muon_is_pytorchs():
+    """Several steps on matrices of several shapes, some of them alike, against PyTorch's implementation, which iterates in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(0.1 * torch.randn(shape, generator=generator)) for shape in ((32, 96), (32, 32), (128, 32), (32, 96))]
+    theirs, start = [torch.nn.Parameter(p.detach().clone()) for p in ours], [p.detach().clone() for p in ours]
+    optimizers = Muon(ours, 0.01, weight_decay=0.1), torch.optim.Muon(theirs, 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q, before in zip(ours, theirs, start):
+        assert (p - q).norm() < 0.03 * (q - before).norm()
+
+
+@pytest.mark.parametrize("make", [lambda m: adamw(m.parameters(), 0.01, (0.9, 0.99), 0.1), lambda m: muon_and_adamw(m.named_parameters(), 0.01, 0.01, (0.9, 0.99), 0.1)], ids=["adamw", "muon"])
 def test_training_goes_on_bitwise_after_its_state_is_restored(tmp_path, make):
     tokens = torch.randint(26, (4, 8), generator=torch.Generator().manual_seed(1))
 
     def steps(model, optimizer, count):
         for _ in range(count):
-            for group in optimizer.param_groups:
-                group["lr"] = 0.01
             model(tokens).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
