@@ -121,10 +121,11 @@ def _logits(config: GPT2Config, device: str, copies: int) -> int:
     return CHUNK_ROWS[device] * config.n_vocab * 4 * copies
 
 
-def rollout_pass(config: GPT2Config, context: int, response: int, rows: int, bfloat16: bool, gathered: int = 0) -> Pass:
-    """Sampling: keys and values of all tokens, the context's pass, and four tables as wide as the vocabulary; `gathered`: of a sharded model."""
+def rollout_pass(config: GPT2Config, context: int, response: int, rows: int, bfloat16: bool, whole: int = 0) -> Pass:
+    """Sampling: keys and values of all tokens, the context's pass, and four tables as wide as the vocabulary; `whole`: of a sharded model, or of one whose
+    projections are rounded for all tokens at once."""
     cache = 2 * config.n_layer * config.n_embd * (context + response) * _bytes_a_number(bfloat16)
-    return Pass(gathered, cache + context * _passing(config, bfloat16) + 4 * 4 * config.n_vocab, rows)
+    return Pass(whole, cache + context * _passing(config, bfloat16) + 4 * 4 * config.n_vocab, rows)
 
 
 def scoring_pass(config: GPT2Config, tokens: int, rows: int, bfloat16: bool, device: str, logits: bool = True) -> Pass:
@@ -181,8 +182,9 @@ def policy_training_memory(params: Any, config: GPT2Config, precision: Precision
     context, R = task.query_length + prefix, task.response_length
     rows, minibatch = -(-params.ppo.batch_size // ranks), -(-params.ppo.batch_size // params.ppo.nminibatches // ranks)
     train = _training_passes(config, ranks, params.run.sharding, context + R, minibatch, bf16, device, scored=R)
+    whole = _gathered(config, bf16, ranks, params.run.sharding) + (2 * count_parameters(config)["blocks"] if bf16 else 0)
     return StageMemory(_held(config, {"reference": config, "reward model": reward or config}, bf16, device, ranks, params.run.sharding),
-                       rollout_pass(config, context, R, rows, bf16, _gathered(config, bf16, ranks, params.run.sharding)),
+                       rollout_pass(config, context, R, rows, bf16, whole),
                        scoring_pass(config, context + R, rows, bf16, device), *train)
 
 

@@ -34,11 +34,23 @@ class Precision:
         if not self.bfloat16:
             yield
             return
-        with torch.autocast(self.device.type, torch.bfloat16), with_matmul_precision("medium"):
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False), with_matmul_precision("medium"):
             yield
 
     def describe(self) -> str:
         return f"{self.device.type}, {'bfloat16 autocast' if self.bfloat16 else 'float32'}"
+
+
+@contextlib.contextmanager
+def rounding_once() -> Iterator[None]:
+    """Inside autocast: what reads the same parameters again and again, as decoding does, rounds each of them once. The copies go when this block ends."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+        torch.clear_autocast_cache()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from conftest import TINY_CONFIG, load_original, tensor
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.sampling import draw, exclude, sample, take_top_k, take_top_p
 from lm_human_preferences.policy import Policy
+from lm_human_preferences.precision import Precision
 from lm_human_preferences.tasks import QueryFormatter
 
 PREFIX, SUFFIX, TEMPERATURE = [70, 10, 21], [73, 9, 50, 28], 0.7
@@ -175,3 +176,23 @@ def test_decoding_asks_nothing_of_the_device():
             sample(model, tokens, torch.full((3, length), 0.5), temperature=0.7, top_k=5, top_p=0.9)
         counts.append([asked.count(operation) for operation in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)])
     assert counts[0] == counts[1] and all(counts[0])
+
+
+def test_decoding_in_bfloat16_rounds_each_weight_once():
+    """However many tokens are drawn; and of the copies nothing is left for what comes after, whose gradients would be lost in them."""
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket is torch.ops.aten._to_copy and args[0].data_ptr() in matrices:
+                rounded.append(args[0].data_ptr())
+            return function(*args, **(kwargs or {}))
+
+    model, rounded = GPT2(TINY_CONFIG).initialise(torch.Generator().manual_seed(0)), []
+    matrices = {p.data_ptr(): p for name, p in model.named_parameters() if name.startswith("h.") and p.ndim == 2}
+    tokens = torch.randint(97, (3, 8), generator=torch.Generator().manual_seed(1))
+    with Precision(torch.device("cpu"), bfloat16=True).autocast():
+        with Watch():
+            sample(model, tokens, torch.full((3, 5), 0.5))
+        assert max(rounded.count(address) for address in matrices) <= 3  # the last block makes queries, keys and values of the contexts apart
+        assert sum(rounded.count(address) == 1 for address in matrices) >= len(matrices) - 1
+        model(tokens).float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in matrices.values())

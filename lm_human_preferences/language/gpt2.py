@@ -62,9 +62,11 @@ class Projection(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_in, n_out))
         self.bias = nn.Parameter(torch.empty(n_out))
 
-    def forward(self, x: torch.Tensor, outputs: slice = slice(None)) -> torch.Tensor:
-        """x [..., in] -> [..., out], or some of the outputs."""
-        return F.linear(x, self.weight[:, outputs].t(), self.bias[outputs])
+    def forward(self, x: torch.Tensor, outputs: slice | None = None) -> torch.Tensor:
+        """x [N, in] -> [N, out], or some of the outputs. All of them read the parameter itself, of which autocast can keep a copy; not so of a view."""
+        if outputs is None:
+            return torch.addmm(self.bias, x, self.weight)
+        return torch.addmm(self.bias[outputs], x, self.weight[:, outputs])
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.precision import rounding_once
 
 _EXCLUDED = -1e10  # what the original gives to logits outside top-k and top-p
 
@@ -23,6 +24,7 @@ class Sample(NamedTuple):
 
 
 @torch.no_grad()
+@rounding_once()
 def sample(model: GPT2, contexts: torch.Tensor, uniforms: torch.Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
            value_head: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Sample:
     """Draw a continuation of each context by inverting the cumulative distribution at the given uniforms.
