@@ -4,8 +4,6 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# Waiting threads should sleep: with other programs on the cores, spinning makes every matrix product several times slower.
-export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test bench clean help
 

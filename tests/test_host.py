@@ -27,7 +27,7 @@ print(min(faults))
 
 
 def run(code: str, **environment) -> str:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "THP_", "MALLOC_", "GLIBC_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "THP_", "MALLOC_", "GLIBC_"))}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=ROOT, env=kept | environment, capture_output=True, text=True, check=True, timeout=120).stdout
 
@@ -43,8 +43,8 @@ def test_freed_memory_is_used_again():
 
 
 def test_what_the_user_has_set_stays():
-    code = "from lm_human_preferences import host; host.settle(); import os; print(os.environ['OMP_WAIT_POLICY'])"
-    assert run(code) == "passive\n" and run(code, OMP_WAIT_POLICY="active") == "active\n"
+    code = "from lm_human_preferences import host; host.settle(); import os; print(*map(os.environ.get, host.WAITING))"
+    assert run(code) == "passive 10000\n" and run(code, OMP_WAIT_POLICY="active") == "active None\n" and run(code, GOMP_SPINCOUNT="7") == "None 7\n"
 
 
 def test_the_command_line_settles_before_pytorch_is_loaded():
