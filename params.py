@@ -82,9 +82,9 @@ def summary_reward_paper(name: str, model: str = GPT2_LARGE) -> RewardTrainingPa
 
 def movies_reward() -> RewardTrainingParams:
     """Choices among four sentences that open alike, by their mean human rating."""
-    return RewardTrainingParams(task=movies_task(), labels=LabelParams(type="best_of_4", num_train=9_600, source="datasets/movies/labels_train.json",
+    return RewardTrainingParams(task=movies_task(), labels=LabelParams(type="best_of_4", num_train=15_136, source="datasets/movies/labels_train.json",
                                                                        valid_source="datasets/movies/labels_test.json"),
-                                batch_size=32, lr=1e-3, rollout_batch_size=256, normalize_samples=512,
+                                batch_size=32, lr=5e-4, rollout_batch_size=256, normalize_samples=512,
                                 run=RunParams(save_interval=100, micro_batch=128))
 
 
@@ -126,8 +126,8 @@ def movies_policy() -> PolicyTrainingParams:
     """A demonstration's worth of episodes on a small model."""
     return PolicyTrainingParams(
         task=movies_task(),
-        rewards=RewardsParams(kl_coef=0.1, train_new_model=movies_reward()),
-        ppo=PPOParams(total_episodes=4_096, batch_size=64, lr=1.5e-4), evaluation=EvaluationParams(samples=128, split="test"),
+        rewards=RewardsParams(kl_coef=0.075, train_new_model=movies_reward()),
+        ppo=PPOParams(total_episodes=4_608, batch_size=64, lr=1.5e-4), evaluation=EvaluationParams(samples=128, split="test"),
         run=RunParams(save_interval=20))
 
 
