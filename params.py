@@ -126,8 +126,8 @@ def movies_policy() -> PolicyTrainingParams:
     """A demonstration's worth of episodes on a small model."""
     return PolicyTrainingParams(
         task=movies_task(),
-        rewards=RewardsParams(kl_coef=0.075, train_new_model=movies_reward()),
-        ppo=PPOParams(total_episodes=4_608, batch_size=64, lr=1.5e-4), evaluation=EvaluationParams(samples=128, split="test"),
+        rewards=RewardsParams(kl_coef=0.11, train_new_model=movies_reward()),
+        ppo=PPOParams(total_episodes=4_096, batch_size=64, lr=1.5e-4), evaluation=EvaluationParams(samples=128, split="test"),
         run=RunParams(save_interval=20))
 
 
