@@ -9,6 +9,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 _UNTRIMMED = 2 ** 30  # bytes that may lie free at the heap's end
 
 
+def waiting() -> dict[str, str]:
+    """How waiting threads are to behave, as environment variables: nothing where the user has said anything about it."""
+    return {} if any(name in os.environ for name in WAITING) else WAITING
+
+
 def settle() -> None:
     """Call it before anything imports PyTorch, which reads the environment while it is loaded. What the user has set stays.
 
@@ -17,8 +22,7 @@ def settle() -> None:
     a few MiB is else given back at once and paid for again, page by page, at the next one; and large tensors ask for huge pages.
     docs/performance.md has the measurements.
     """
-    if not any(name in os.environ for name in WAITING):
-        os.environ.update(WAITING)
+    os.environ.update(waiting())
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ) and "GLIBC_TUNABLES" not in os.environ:
         libc = ctypes.CDLL(None)
