@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--warmup", type=int, default=1, metavar="N", help="rounds before them that do not count (default 1)")
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--precision", default="auto", help="auto (default), float32 or bfloat16")
+    add("--captured", action="store_true", help="decoding as a CUDA graph, as with --run.captured_decoding on")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 (default) leaves the choice to PyTorch")
     add("--output", type=Path, metavar="FILE", help="also write everything as JSON")
     add("--page", type=Path, metavar="FILE", help=f"also put the tables between the marks of this page, {PAGE.relative_to(ROOT)} say")
@@ -64,7 +65,7 @@ def plan(args: argparse.Namespace, device: str) -> Plan:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
     models = args.models or ("tiny" + (",124M" + (",774M" if device == "cuda" else "") if args.full else ""))
     tasks = args.tasks or (",".join(TASKS) if args.full else "style")
-    settings = dict(precision=args.precision, threads=args.threads)
+    settings = dict(precision=args.precision, threads=args.threads, captured=args.captured)
     kinds, models, tasks = ([word for word in text.split(",") if word] for text in (args.cases, models, tasks))
     cases = cases_of(kinds, models, tasks, device, args.batch, args.padding, **settings)
     padded = []

@@ -35,11 +35,13 @@ class Case:
     device: str = "auto"
     precision: str = "auto"
     threads: int = 0
+    captured: bool = False  # decoding, as a CUDA graph
 
     @property
     def name(self) -> str:
         length = f", response {self.response_length}" if self.response_length else ""
-        return f"{self.kind} {self.model} {self.task} x{self.batch}{length}" + (f", {self.padding:.0%} padding" if self.padding else "")
+        return f"{self.kind} {self.model} {self.task} x{self.batch}{length}" + (f", {self.padding:.0%} padding" if self.padding else "") + (
+            ", captured" if self.captured else "")
 
     def of(self, subject: str) -> "Case":
         """The same work done by another implementation."""
@@ -65,14 +67,18 @@ def check_case(case: Case) -> None:
         raise UserError(f"--padding {case.padding}: must lie in 0 to below 0.5")
 
 
-def cases_of(kinds: list[str], models: list[str], tasks: list[str], device: str, batch: int | None, padding: float, **settings) -> list[Case]:
+def cases_of(kinds: list[str], models: list[str], tasks: list[str], device: str, batch: int | None, padding: float, captured: bool = False,
+             **settings) -> list[Case]:
     """All combinations, in the order to measure them. UserError for an unknown name."""
+    if captured and device != "cuda":
+        raise UserError(f"--captured: a CUDA graph needs a CUDA device, this is {device}; leave it out")
     cases = []
     for model in models:
         for task in tasks:
             for kind in kinds:
                 usual = CHOICES if kind == "reward" else BATCHES[device]
-                case = Case(kind, model, task, batch if batch is not None else usual.get(task, 1), padding=padding, device=device, **settings)
+                case = Case(kind, model, task, batch if batch is not None else usual.get(task, 1), padding=padding, device=device,
+                            captured=captured and kind in ("rollout", "update"), **settings)
                 check_case(case)
                 cases.append(case)
     return cases

@@ -65,7 +65,7 @@ def policy_trainer(case: Case, precision: Precision, run: RunParams | None = Non
     reference.load_state_dict(policy.state_dict())
     reward_model = RewardModel(weights("reward"))
     reward_model.head.initialise(generator_for(SEED, "benchmark/head"))
-    params = PolicyTrainingParams(task=task, rewards=RewardsParams(), run=run or RunParams(seed=SEED), ppo=PPOParams(
+    params = PolicyTrainingParams(task=task, rewards=RewardsParams(), run=run or RunParams(seed=SEED, captured_decoding=case.captured), ppo=PPOParams(
         total_episodes=1000 * case.batch, batch_size=case.batch, noptepochs=epochs, lr=1e-6, whiten_rewards=case.task == "style"))
     queries = QueryStream(query_documents(case, task.query_length), length=task.query_length, padding_token=config.padding_token)
     temperature = task.policy.temperature

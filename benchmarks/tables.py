@@ -44,7 +44,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def name(case: dict) -> str:
     padding = f", {case['padding']:.0%} padding" if case["padding"] else ""
-    return f"{case['kind']}, {case['model']}, {case['task']}, {case['batch']} {'choices' if case['kind'] == 'reward' else 'rows'}{padding}"
+    captured = ", captured" if case.get("captured") else ""
+    return f"{case['kind']}, {case['model']}, {case['task']}, {case['batch']} {'choices' if case['kind'] == 'reward' else 'rows'}{padding}{captured}"
 
 
 def seconds(value: float) -> str:

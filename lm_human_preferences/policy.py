@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 
 from lm_human_preferences.distributed import World
+from lm_human_preferences.language.captured import Captured
 from lm_human_preferences.language.checkpoints import load_heads, load_model, save_model
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.heads import ScalarHead
@@ -25,6 +26,8 @@ class Analysis(NamedTuple):
 
 class Policy(nn.Module):
     """A language model with a value head. `temperature` divides the logits in sampling and in analysis alike; values are not touched."""
+
+    captured: Captured | None = None  # graphs of its decoding, on a GPU where that is asked for
 
     def __init__(self, transformer: GPT2, formatter: QueryFormatter, temperature: float):
         super().__init__()
@@ -53,7 +56,7 @@ class Policy(nn.Module):
     def respond(self, queries: torch.Tensor, uniforms: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> Sample:
         """Sample responses to queries int64 [B, Q] at uniforms float32 [B, R]; see `language.sampling.sample`."""
         return sample(self.transformer, self.formatter(queries), uniforms, temperature=self.temperature, top_k=top_k, top_p=top_p,
-                      value_head=self.value_head)
+                      value_head=self.value_head, captured=self.captured)
 
     def analyze(self, queries: torch.Tensor, responses: torch.Tensor, entropies: bool = True, temperature: float | None = None) -> Analysis:
         """Log-probabilities, values and entropies of unpadded responses int64 [B, R] to queries int64 [B, Q], in one pass.

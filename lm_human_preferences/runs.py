@@ -51,6 +51,8 @@ class RunParams:
                                           "memory and rounding")
     micro_batch_rollout: int | None = param(None, "the same while responses are sampled")
     micro_batch_scoring: int | None = param(None, "the same in passes without gradient: reference, reward, validation")
+    captured_decoding: bool = param(False, "in policy training on a GPU: hand all of a rollout's decoding over at once, as a CUDA graph for each length "
+                                           "of query (16 at most); its cache then stays in memory")
     recompute_activations: str = param("auto", "on: each block's activations are computed again in the backward pass, a third more work for far less "
                                                "memory; off; auto: when memory would else not hold eight rows")
     sharding: str = param("ddp", "with torchrun: ddp, each rank has the whole model; fsdp, parameters, gradients and optimizer are split over the ranks")

@@ -21,6 +21,7 @@ from lm_human_preferences.errors import UserError
 from lm_human_preferences.evaluation import EvaluationParams, compare_policies, per_token_kl
 from lm_human_preferences.judges import FunctionJudge, Rewards, load_function, load_judge
 from lm_human_preferences.language.checkpoints import load_model
+from lm_human_preferences.language.captured import Captured, CUDAGraphs
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
 from lm_human_preferences.memory import choose_micro_batches, peak_memory, policy_training_memory, remembered, try_micro_batches
@@ -155,6 +156,15 @@ def _check_reward_model(reward: GPT2Config, policy: GPT2Config, task: TaskParams
                         f"{reward.n_ctx}; shorten --task.query_length or --task.response_length")
 
 
+def _decoding_graphs(precision: Precision, sharding: str) -> Captured:
+    """For rollouts of a policy whose weights stay where they are. UserError where there are no such graphs."""
+    if precision.device.type != "cuda":
+        raise UserError(f"--run.captured_decoding on: a CUDA graph needs a CUDA device, this run computes on {precision.device.type}; leave it off")
+    if sharding != "ddp":
+        raise UserError(f"--run.captured_decoding on: with --run.sharding {sharding} the weights lie elsewhere at each rollout; leave one of them off")
+    return Captured(CUDAGraphs())
+
+
 class PPOTrainer:
     """Holds what the stage works on; `run` and `step` read from top to bottom."""
 
@@ -166,6 +176,8 @@ class PPOTrainer:
                                         rewards.transformer.config if isinstance(rewards, RewardModel) else None)
         self.sizes = choose_micro_batches(params.run, memory, precision, world)
         policy.transformer.recompute_activations(self.sizes.recompute)
+        if params.run.captured_decoding:
+            policy.captured = _decoding_graphs(precision, params.run.sharding)
         self.policy, self.trained = policy, Parallel(policy, world, precision, params.run.sharding, methods=("analyze", "respond"))
         self.reference = place_frozen(reference, world, precision, params.run.sharding, methods=("analyze", "respond"))
         if isinstance(rewards, RewardModel):

@@ -177,7 +177,8 @@ def test_the_figure_shows_how_far_points_lie_from_a_line(tmp_path):
 @pytest.mark.parametrize("words, message", [
     ("--models gpt5", "--models gpt5: there are tiny, 124M"), ("--cases update,sing", "--cases sing: there are rollout"),
     ("--batch 0", "--batch 0: must be at least 1"), ("--padding 0.5", "--padding 0.5: must lie"), ("--repeats 0", "--repeats 0: must be at least 1"),
-    ("--scaling huge", "--scaling huge: there are"), ("--page nowhere.md", "--page nowhere.md: there is no such file"), ("--device tpu", "tpu")])
+    ("--scaling huge", "--scaling huge: there are"), ("--page nowhere.md", "--page nowhere.md: there is no such file"), ("--device tpu", "tpu"),
+    ("--captured --device cpu", "--captured: a CUDA graph needs a CUDA device, this is cpu")])
 def test_bad_words_are_one_line(words, message, capsys):
     with pytest.raises(SystemExit) as end:
         command.main(words.split())
@@ -190,6 +191,8 @@ def test_the_full_plan_has_both_tasks_padding_and_the_figure():
     assert {case.model for case in plan.compared} == {"tiny", "124M"} and {case.task for case in plan.compared} == {"style", "summary"}
     assert len(plan.compared) == 4 * len(KINDS) and all(case.padding == 0.3 and case.task == "summary" for case in plan.alone) and plan.scaling
     assert "774M" in {case.model for case in command.plan(args, "cuda").compared}
+    captured = command.plan(command.parser().parse_args(["--captured"]), "cuda")
+    assert {case.kind for case in captured.compared if case.captured} == {"rollout", "update"}
     alone = command.plan(command.parser().parse_args(["--alone"]), "cpu")
     assert not alone.compared and len(alone.alone) == len(KINDS) and not alone.scaling
 

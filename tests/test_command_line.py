@@ -78,11 +78,12 @@ def test_reward_training_refuses(world, change, says):
 @pytest.mark.parametrize("change, says", [
     (dict(task__response_length=60), "context is 64"),
     (dict(ppo__batch_size=18, ppo__nminibatches=4), "does not divide by --ppo.nminibatches 4"),
-    (dict(ppo__batch_size=16, ppo__nminibatches=4), "minibatches of at least 8"),
+    (dict(ppo__batch_size=16, ppo__nminibatches=4, ppo__whiten_rewards="on"), "minibatches of at least 8"),
     (dict(rewards__trained_model="nowhere"), "there is no model folder nowhere"),
     (dict(run__save_dir="/proc/nowhere"), "cannot write"),
     (dict(run__resume="on"), "there is no run"),
     (dict(run__resume="on", run__overwrite="on"), "exclude each other"),
+    (dict(run__captured_decoding="on", run__device="cpu"), "a CUDA graph needs a CUDA device, this run computes on cpu; leave it off"),
 ])
 def test_policy_training_refuses(world, change, says):
     line = refused("train_policy", "movies", "bad", *policy_flags(world, world / "runs/reward/reward_model"), *flags(**change))

@@ -89,6 +89,12 @@ class KVCache:
     def capacity(self) -> int:
         return self.real.shape[1]
 
+    def cleared(self) -> "KVCache":
+        """An empty cache in the same memory. Old keys and values stay in it: finite numbers that no token will see."""
+        self.real.zero_()
+        self.count.zero_()
+        return KVCache(self.keys, self.values, self.real, self.count)
+
 
 class Cached:
     """Attention of a chunk of new tokens to all that a cache holds, after it has taken their keys and values."""

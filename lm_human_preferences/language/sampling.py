@@ -3,13 +3,15 @@
 Original: language/sample.py sample_sequence, policy.py Policy.respond_op.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.language.captured import Captured
+from lm_human_preferences.language.gpt2 import GPT2, KVCache
 from lm_human_preferences.precision import rounding_once
 
 _EXCLUDED = -1e10  # what the original gives to logits outside top-k and top-p
@@ -24,21 +26,39 @@ class Sample(NamedTuple):
 
 
 @torch.no_grad()
-@rounding_once()
 def sample(model: GPT2, contexts: torch.Tensor, uniforms: torch.Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-           value_head: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Sample:
+           value_head: Callable[[torch.Tensor], torch.Tensor] | None = None, captured: Captured | None = None) -> Sample:
     """Draw a continuation of each context by inverting the cumulative distribution at the given uniforms.
 
     contexts: int64 [B, T], padding anywhere but in the first column; uniforms: float32 [B, R] in [0, 1), R tokens are drawn (there is no
     stop token). top_k 0 and top_p 1 exclude nothing. Unlike the original, top-k and top-p apply to the first token too.
-    Each step after the first costs one token's work per row.
+    Each step after the first costs one token's work per row. captured: graphs of what follows the contexts' pass, for one model only,
+    whose weights stay where they are.
     """
+    (B, R), T = uniforms.shape, contexts.shape[1]
+    choice = dict(temperature=temperature, top_k=top_k, top_p=top_p, value_head=value_head)
+    if captured is None:
+        with rounding_once():
+            cache = model.new_cache(B, T + R)
+            return decode(model, cache, model.extend(contexts, cache, columns=slice(-1, None))[:, 0], uniforms, **choice)
+
+    def work(hidden: torch.Tensor, uniforms: torch.Tensor) -> Sample:
+        with rounding_once():  # of the weights as they are whenever the graph runs
+            return decode(model, dataclasses.replace(cache), hidden, uniforms, **choice)
+
+    cache = captured.memory((B, T + R, torch.is_autocast_enabled(contexts.device.type)), lambda: model.new_cache(B, T + R)).cleared()
+    hidden = model.extend(contexts, cache, columns=slice(-1, None))[:, 0]
+    key = (R, cache.used, cache.has_gaps, temperature, top_k, top_p, value_head is None)
+    return Sample(*captured.run(key, work, (hidden, uniforms), kept=(cache.count,)))
+
+
+def decode(model: GPT2, cache: KVCache, hidden: torch.Tensor, uniforms: torch.Tensor, *, temperature: float, top_k: int, top_p: float,
+           value_head: Callable[[torch.Tensor], torch.Tensor] | None) -> Sample:
+    """`sample` from the state of each context's last token, hidden [B, C], onward. Nothing here waits for the device."""
     B, R = uniforms.shape
-    cache = model.new_cache(B, contexts.shape[1] + R)
-    hidden = model.extend(contexts, cache, columns=slice(-1, None))[:, 0]  # [B, C]
-    tokens, logprobs = contexts.new_empty(B, R), uniforms.new_empty(B, R)
+    tokens, logprobs = torch.empty(B, R, dtype=torch.int64, device=uniforms.device), uniforms.new_empty(B, R)
     values = uniforms.new_empty(B, R) if value_head else None
-    memory = torch.empty(B, model.config.n_vocab, dtype=torch.float32, device=contexts.device)
+    memory = torch.empty(B, model.config.n_vocab, dtype=torch.float32, device=uniforms.device)
     for t in range(R):
         logits = model.logits(hidden, out=memory)
         if temperature != 1:
