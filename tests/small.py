@@ -72,8 +72,8 @@ def reward_flags(world: Path) -> list[str]:
 def policy_flags(world: Path, reward_model: Path | None = None) -> list[str]:
     """With the original's PPO, whitening included, where task movies has values of its own."""
     words = task_flags(world) + flags(ppo__total_episodes=64, ppo__batch_size=16, ppo__lr=0.003, ppo__lam=0.95, ppo__vf_coef=0.1, ppo__cliprange_value=0.2,
-                                      ppo__whiten_rewards="on", rewards__kl_coef=0.11, run__save_dir=world / "runs", run__device="cpu",
-                                      run__precision="float32", run__save_interval=2, evaluation__samples=8, evaluation__split="valid")
+                                      ppo__whiten_rewards="on", run__save_dir=world / "runs", run__device="cpu", run__precision="float32",
+                                      run__save_interval=2, evaluation__samples=8, evaluation__split="valid")
     return words + (flags(rewards__trained_model=reward_model) if reward_model else [])
 
 

@@ -34,7 +34,7 @@ from small import PAD, ROOT, flags, launch, make_world, metrics, policy_flags, r
 PARAMS = {"train_policy": PolicyTrainingParams, "train_reward": RewardTrainingParams, "train_sft": SFTParams}
 RECORDED = ROOT / "tests/data/demo"
 REWARD = dict(labels__num_train=800, batch_size=16, lr=0.003, normalize_samples=256, rollout_batch_size=64, run__save_interval=0)
-POLICY = dict(task__truncate_token="none", ppo__batch_size=32, ppo__total_episodes=32 * 24, run__save_interval=0)
+POLICY = dict(task__truncate_token="none", ppo__batch_size=32, ppo__total_episodes=32 * 24, rewards__kl_coef=0.11, run__save_interval=0)
 SFT = dict(run__save_interval=0)
 
 

@@ -67,6 +67,6 @@ class CUDAGraphs:
             work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # NCCL's threads ask the device things meanwhile
             outputs = work()
         return graph.replay, outputs
