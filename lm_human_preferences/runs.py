@@ -62,8 +62,10 @@ class RunParams:
     timeout: float = param(WAIT, "seconds that a rank waits for the others before it takes them for lost; longer than the longest checkpoint")
 
 
-def check_run_params(params: RunParams) -> None:
-    """Raises UserError for numbers that no run can have."""
+def check_run_params(params: RunParams, rollouts: bool = False) -> None:
+    """Raises UserError for numbers that no run can have; rollouts: whether it makes some at each step."""
+    if params.captured_decoding and not rollouts:
+        raise UserError("--run.captured_decoding on: only policy training samples at each step; leave it off")
     if params.overwrite and params.resume:
         raise UserError("--run.overwrite and --run.resume exclude each other; give one of them")
     for name in ("save_interval", "keep_checkpoints", "threads"):

@@ -81,7 +81,7 @@ class Rollout(NamedTuple):
 
 def check(params: PolicyTrainingParams) -> None:
     """Raises UserError, naming the flag and the numbers, for parameters that cannot work; settles where the reward model comes from."""
-    check_run_params(params.run)
+    check_run_params(params.run, rollouts=True)
     check_tracking(params.tracking)
     check_ppo(params.ppo)
     r = params.rewards

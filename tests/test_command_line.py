@@ -68,6 +68,7 @@ def test_refusals(words, says):
     (dict(labels__type="best_of_x"), "must be best_of_N"),
     (dict(labels__type="scalar_rating"), "'sample' is missing"),
     (dict(task__start_text="ab"), "must be exactly one"),
+    (dict(run__captured_decoding="on"), "only policy training samples at each step"),
 ])
 def test_reward_training_refuses(world, change, says):
     line = refused("train_reward", "movies", "bad", *reward_flags(world), *flags(**change))
