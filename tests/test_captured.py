@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import TINY_CONFIG
+from lm_human_preferences.errors import UserError
 from lm_human_preferences.language.captured import Captured, CUDAGraphs
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.heads import ScalarHead
@@ -16,6 +17,7 @@ from lm_human_preferences.language.sampling import sample
 from lm_human_preferences.policy import Policy
 from lm_human_preferences.precision import Precision
 from lm_human_preferences.tasks import QueryFormatter
+from lm_human_preferences.train_policy import _decoding_graphs
 
 OPTIONS = dict(temperature=0.7, top_k=20, top_p=0.9)
 
@@ -140,6 +142,11 @@ def test_no_more_graphs_than_the_limit():
         arguments, options = (model, contexts(1), uniforms(2)), OPTIONS | {"temperature": temperature}
         assert_same(sample(*arguments, value_head=head, captured=captured, **options), sample(*arguments, value_head=head, **options))
     assert (recording.graphs, recording.runs) == (2, 3)
+
+
+def test_weights_that_move_are_refused():
+    with pytest.raises(UserError, match="with --run.sharding fsdp the weights lie elsewhere at each rollout"):
+        _decoding_graphs(Precision(torch.device("cuda"), bfloat16=True), "fsdp")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
