@@ -2,8 +2,12 @@
 
 import argparse
 import contextlib
+import dataclasses
+import json
 import platform
 import sys
+import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -39,12 +43,13 @@ def parser() -> argparse.ArgumentParser:
     add("--scaling", metavar="MODEL", help="measure also updates of this model over batches and response lengths, and draw them (with --full: tiny)")
     add("--alone", action="store_true", help=f"ours only, without {', '.join(RIVALS.values())}")
     add("--repeats", type=int, default=3, metavar="N", help="measured rounds of each case; the median counts (default 3)")
-    add("--warmup", type=int, default=1, metavar="N", help="rounds before them that do not count (default 1)")
+    add("--warmup", type=int, default=2, metavar="N", help="rounds before them that do not count (default 2: a process still takes memory in its second)")
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--precision", default="auto", help="auto (default), float32 or bfloat16")
     add("--captured", action="store_true", help="decoding as a CUDA graph, as with --run.captured_decoding on")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 (default) leaves the choice to PyTorch")
-    add("--output", type=Path, metavar="FILE", help="also write everything as JSON")
+    add("--output", type=Path, metavar="FILE", help="also write everything as JSON, as far as it goes after each case")
+    add("--resume", action="store_true", help="keep what --output already has, measured with the same settings, and measure the rest")
     add("--page", type=Path, metavar="FILE", help=f"also put the tables between the marks of this page, {PAGE.relative_to(ROOT)} say")
     add("--figure", type=Path, default=FIGURE, metavar="FILE", help=f"where --scaling draws (default {FIGURE.relative_to(ROOT)})")
     return p
@@ -78,16 +83,15 @@ def plan(args: argparse.Namespace, device: str) -> Plan:
     return Plan([], cases + padded, grown) if args.alone else Plan(cases, padded, grown)
 
 
-def describe(device: str, args: argparse.Namespace, results: list[dict]) -> dict:
-    """The machine and the settings. The peaks are medians over all cases."""
+def describe(device: str, args: argparse.Namespace) -> dict:
+    """The machine and the settings."""
     threads = args.threads or torch.get_num_threads()
     versions = package_versions()
     for name in () if args.alone else ("transformers", "trl"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {"device": torch.cuda.get_device_name() if device == "cuda" else _processor(), "threads": threads, "torch": torch.__version__,
-            "versions": versions, "repeats": args.repeats, "warmup": args.warmup,
-            "peaks": {name: median(result["peaks"][name] for result in results) for name in results[0]["peaks"]}}
+            "versions": versions, "repeats": args.repeats, "warmup": args.warmup}
 
 
 def _processor() -> str:
@@ -99,6 +103,52 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def kept(args: argparse.Namespace, settings: dict) -> list[dict]:
+    """With --resume what an earlier call has measured. UserError if that was another machine's, or with other settings."""
+    if not args.resume:
+        return []
+    if args.output is None:
+        raise UserError("--resume: name the earlier call's file with --output")
+    if not args.output.exists():
+        return []
+    try:
+        earlier = json.loads(args.output.read_text(encoding="utf-8"))
+        differing = [name for name, value in settings.items() if name != "versions" and earlier["machine"][name] != value]
+        results = earlier["cases"] + earlier["scaling"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"--resume: {args.output} has no earlier call's results; leave --resume out to replace it") from None
+    if differing:
+        raise UserError(f"--resume: {args.output} was measured with {differing[0]} {earlier['machine'][differing[0]]}, this is "
+                        f"{settings[differing[0]]}; leave --resume out to measure anew")
+    return results
+
+
+def carry_out(wanted: Plan, device: str, args: argparse.Namespace, say: Callable[[str], None]) -> dict:
+    """Measure what is wanted, one case after the other."""
+    settings = describe(device, args)
+    earlier = kept(args, settings)
+    results: dict[str, list[dict]] = {part: [] for part in Plan._fields}
+    everything = [(part, case) for part, cases in wanted._asdict().items() for case in cases]
+    started = time.monotonic()
+    for number, (part, case) in enumerate(everything, 1):
+        alone = part != "compared"
+        say(f"[{number} of {len(everything)}, {(time.monotonic() - started) / 60:.0f} min so far] {case.name}")
+        same = (result for result in earlier if result["case"] == dataclasses.asdict(case)
+                and (alone or case.kind not in RIVALS or result["others"] or result["failed"]))
+        try:
+            results[part].append(next(same, None) or measure(case, args.repeats, args.warmup, alone, say))
+        except KeyboardInterrupt as stop:
+            if args.output and number > 1:
+                stop.add_note(f"{args.output} has {number - 1} of {len(everything)} cases, and the same command with --resume goes on from there")
+            raise
+        measured = [result for part in results.values() for result in part]
+        peaks = {name: median(result["peaks"][name] for result in measured) for name in measured[0]["peaks"]}
+        result = {"machine": settings | {"peaks": peaks}, "cases": results["compared"] + results["alone"], "scaling": results["scaling"]}
+        if args.output:
+            write_json(args.output, result)
+    return result
+
+
 @exit_on_user_error
 def main(words: list[str] | None = None) -> None:
     args = parser().parse_args(words)
@@ -107,18 +157,13 @@ def main(words: list[str] | None = None) -> None:
     if args.page:
         check_page(args.page)
     say = lambda text: print(text, file=sys.stderr, flush=True)
-    results = {part: [measure(case, args.repeats, args.warmup, part != "compared", say) for case in cases]
-               for part, cases in wanted._asdict().items()}
-    cases = results["compared"] + results["alone"]
-    result = {"machine": describe(device, args, cases + results["scaling"]), "cases": cases, "scaling": results["scaling"]}
+    result = carry_out(wanted, device, args, say)
     text = tables(result)
     print(text)
-    if args.output:
-        write_json(args.output, result)
     if args.page:
         put_into(args.page, text)
     if wanted.scaling:
-        draw(results["scaling"], args.figure)
+        draw(result["scaling"], args.figure)
 
 
 if __name__ == "__main__":

@@ -48,8 +48,9 @@ class Case:
         return dataclasses.replace(self, subject=subject)
 
     def config(self) -> GPT2Config:
-        longer = {"n_ctx": 1024} if self.task == "summary" else {}  # tiny's own context holds no article
-        return GPT2Config(**SHAPES[self.model] | longer)
+        """The model's shape, with GPT-2's context of 1,024 where its own is too short for a query and its response."""
+        shape, task = GPT2Config(**SHAPES[self.model]), self.task_params()
+        return shape if task.query_length + task.response_length <= shape.n_ctx else dataclasses.replace(shape, n_ctx=1024)
 
     def task_params(self) -> TaskParams:
         task = TASKS[self.task]()

@@ -209,3 +209,40 @@ def test_cases_name_their_work():
     assert json.loads(json.dumps(vars(case.of("trl"))))["subject"] == "trl"
     with pytest.raises(UserError, match="--batch -1"):
         check_case(Case("update", "tiny", "style", -1))
+
+
+def test_an_interrupted_measurement_is_resumed(mini, monkeypatch, tmp_path, capsys):
+    """What the file has by then stays, what it lacks is measured, and the earlier settings are asked for."""
+    done = []
+
+    def measured(case, repeats, warmup, alone, say):
+        if case.kind == "update" and len(done) == 1:
+            raise KeyboardInterrupt
+        done.append((case.kind, alone))
+        return results() | {"case": vars(case), "others": {} if alone else results()["others"]}
+
+    monkeypatch.setattr(command, "measure", measured)
+    words = f"--models mini --cases rollout,update --alone --device cpu --output {tmp_path / 'result.json'}".split()
+    with pytest.raises(SystemExit) as end:
+        command.main(words)
+    assert end.value.code == 130 and "has 1 of 2 cases, and the same command with --resume goes on" in capsys.readouterr().err
+    assert [row["case"]["kind"] for row in json.loads((tmp_path / "result.json").read_text())["cases"]] == ["rollout"]
+    done.append("so the update goes on")
+    command.main([*words, "--resume"])
+    assert done[2:] == [("update", True)] and re.search(r"(?s)rollout, mini.*update, mini", capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        command.main([*words, "--resume", "--repeats", "9"])
+    assert "was measured with repeats 3, this is 9" in capsys.readouterr().err
+    words.remove("--alone")
+    done.append("with what stands against it")
+    command.main([*words, "--resume"])
+    assert done[-2:] == [("rollout", False), ("update", False)]  # the earlier call had measured ours alone
+
+
+def test_what_cannot_be_resumed_is_one_line(tmp_path, capsys):
+    (tmp_path / "other.json").write_text("[]")
+    for words, message in (("--resume", "--resume: name the earlier call's file with --output"),
+                           (f"--resume --output {tmp_path / 'other.json'}", "has no earlier call's results")):
+        with pytest.raises(SystemExit) as end:
+            command.main(words.split())
+        assert end.value.code == 2 and message in capsys.readouterr().err

@@ -44,8 +44,7 @@ class GPT2Config:
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]  # queries, keys, values [B, H, n, D], layer -> [B, H, n, D]
 
 SHAPES = {
-    # what benchmarks and plans call tiny; saved_models/tiny has 4 blocks and a context of 128
-    "tiny": dict(n_ctx=256, n_embd=256, n_head=4, n_layer=7),
+    "tiny": dict(n_ctx=128, n_embd=256, n_head=4, n_layer=4),  # saved_models/tiny
     "124M": dict(n_embd=768, n_head=12, n_layer=12),
     "355M": dict(n_embd=1024, n_head=16, n_layer=24),
     "774M": dict(n_embd=1280, n_head=20, n_layer=36),
