@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from lm_human_preferences.errors import Interrupted, RanksLost, UserError
 
-WAIT = 600.0  # seconds that a rank waits for the others where no parameter says how long
+WAIT, LONGEST_WAIT = 600.0, 1e6  # seconds that a rank waits for the others: where no parameter says how long, and at most
 # What gloo, nccl and the store say when another process or the link to it is gone. What else they say is a mistake of the program.
 _GONE = re.compile(r"Connection closed by peer|Connection reset by peer|Connection refused|Connection timed out|Broken pipe|No route to host|"
                    r"Network is unreachable|[Tt]imed out (?:waiting|after)|[Tt]imeout|Connection was likely closed|ncclRemoteError|ncclSystemError|"
@@ -136,11 +136,17 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
+def check_wait(seconds: float, flag: str) -> None:
+    """UserError unless a rank can wait for as long."""
+    if not 1 <= seconds <= LONGEST_WAIT:
+        raise UserError(f"{flag} {seconds:g}: must lie between 1 and {LONGEST_WAIT:g} seconds")
+
+
 @contextlib.contextmanager
-def world(device_type: str, timeout: float = WAIT) -> Iterator[World]:
+def world(device_type: str, timeout: float = WAIT, flag: str = "--run.timeout") -> Iterator[World]:
     """Join the process group that `torchrun` announces (nccl on GPUs, gloo on CPUs); a world of one without it.
 
-    timeout: seconds that a rank waits for the others, at the start and at each message. Raises RanksLost where they or the link to them are
+    timeout: seconds that a rank waits for the others, at the start and at each message; flag: what the user sets it by. Raises RanksLost where they or the link to them are
     gone, whichever line inside the block notices. After an error the group is left to the end of the process: to close it in good order would
     wait for ranks that know nothing of the error.
     """
@@ -164,7 +170,7 @@ def world(device_type: str, timeout: float = WAIT) -> Iterator[World]:
             raise
         waited = re.match("timed out|timeout", gone, re.IGNORECASE)
         ranks_lost = RanksLost(f"rank {here.rank} of {here.size} {'lost' if met else 'does not reach'} the others: "
-                               + (f"no answer within {timeout:g} seconds (--run.timeout)" if waited else gone))
+                               + (f"no answer within {timeout:g} seconds ({flag})" if waited else gone))
         for note in getattr(error, "__notes__", [] if met else [_UNREACHED]):
             ranks_lost.add_note(note)
         raise ranks_lost from None

@@ -52,6 +52,7 @@ class EvaluateParams:
     device: str = param("auto", "auto, cpu, cuda or cuda:N")
     precision: str = param("auto", "auto (bfloat16 where the hardware multiplies it fast), float32 or bfloat16")
     micro_batch: int = param(64, "responses in memory at once; changes nothing but memory and rounding")
+    timeout: float = param(distributed.WAIT, "with torchrun: seconds that a rank waits for the others before it takes them for lost")
 
 
 class Answers(NamedTuple):
@@ -78,11 +79,12 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
     """Compare, print the table and write the folder of the results, which is returned. UserError before anything is written if it cannot work."""
     if params.samples < 1 or params.micro_batch < 1 or params.shown < 0:
         raise UserError("--samples and --micro_batch must be at least 1, --shown not negative")
+    distributed.check_wait(params.timeout, "--timeout")
     paths, precision = named_paths(params.policies, "--policies"), choose_precision(params.device, params.precision)
     if not paths:
         raise UserError("nothing to evaluate: give --policies NAME=PATH,NAME=PATH")
     folder = free_result_folder(params.save_dir, f"evaluate_{task}" if params.experiment is None else params.experiment, "evaluate", params.overwrite)
-    with distributed.world(precision.device.type) as world:
+    with distributed.world(precision.device.type, params.timeout, "--timeout") as world:
         judges, people = load_judges(params.judges, precision.device)
         check_sheets(params, folder, people, len(paths))
         policies, reference, encoding = load_policies(paths, params)

@@ -203,7 +203,10 @@ def supervised_training_memory(params: Any, config: GPT2Config, tokens: int, pre
     """Supervised training on rows of `tokens`. params: SFTParams."""
     device, bf16, rows = precision.device.type, precision.bfloat16, -(-params.optimizer.batch_size // ranks)
     train = _training_passes(config, ranks, params.run.sharding, tokens, rows, bf16, device)
-    return StageMemory(_held(config, {}, bf16, device, ranks, params.run.sharding), None, scoring_pass(config, tokens, _MOST_ROWS[device], bf16, device), *train)
+    held = _held(config, {}, bf16, device, ranks, params.run.sharding)
+    if params.optimizer.method == "muon":  # it has one number for each of the blocks' matrices where AdamW has two
+        held["optimizer"] -= 4 * 12 * config.n_layer * config.n_embd ** 2 // (ranks if params.run.sharding == "fsdp" else 1)
+    return StageMemory(held, None, scoring_pass(config, tokens, _MOST_ROWS[device], bf16, device), *train)
 
 
 # --- what fits ---

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from lm_human_preferences.configuration import from_dict, param
-from lm_human_preferences.distributed import WAIT, World
+from lm_human_preferences.distributed import WAIT, World, check_wait
 from lm_human_preferences.errors import Interrupted, Terminated, UserError
 from lm_human_preferences.files import make_folder, read_json, remove_folder, remove_leftovers, write_json
 from lm_human_preferences.parallel import SHARDINGS
@@ -30,7 +30,6 @@ from lm_human_preferences.precision import Precision, choose_precision
 from lm_human_preferences.tasks import TaskParams
 from lm_human_preferences.training_checkpoints import Checkpoints
 
-LONGEST_WAIT = 1e6  # seconds
 _PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
 
 
@@ -74,8 +73,7 @@ def check_run_params(params: RunParams, rollouts: bool = False) -> None:
     for name in ("micro_batch", "micro_batch_rollout", "micro_batch_scoring", "log_interval"):
         if getattr(params, name) is not None and getattr(params, name) < 1:
             raise UserError(f"--run.{name} {getattr(params, name)}: must be at least 1")
-    if not 1 <= params.timeout <= LONGEST_WAIT:
-        raise UserError(f"--run.timeout {params.timeout:g}: must lie between 1 and {LONGEST_WAIT:g} seconds")
+    check_wait(params.timeout, "--run.timeout")
     if params.recompute_activations not in ("auto", "on", "off"):
         raise UserError(f"--run.recompute_activations {params.recompute_activations}: must be auto, on or off")
     if params.sharding not in SHARDINGS:

@@ -245,7 +245,7 @@ def test_people(world, capsys):
     (dict(judges="vowel_scores:vowels,vowel_scores:vowels"), "the name vowel_scores:vowels twice"),
     (dict(judges="vowel_scores:rude"), "vowel_scores:rude returned None"),
     (dict(samples=41), "has only 40 documents with a query"),
-    (dict(samples=0), "--samples and --micro_batch must be at least 1"),
+    (dict(samples=0), "--samples and --micro_batch must be at least 1"), (dict(timeout=0), "--timeout 0: must lie between 1 and 1e+06 seconds"),
     (dict(split="tset"), "tset.bin does not exist"),
     (dict(task__response_length=60), "context is 64"),
     (dict(texts="nowhere.jsonl"), "the file of texts nowhere.jsonl does not exist"),

@@ -8,11 +8,13 @@ import torch
 from conftest import Goldens
 from lm_human_preferences.distributed import World
 from lm_human_preferences.errors import UserError
-from lm_human_preferences.language.gpt2 import GPT2Config
+from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.memory import (MicroBatches, Pass, StageMemory, choose_micro_batches, fitting_micro_batches, free_memory,
-                                         policy_training_memory, remembered, training_pass, try_micro_batches)
+                                         policy_training_memory, remembered, supervised_training_memory, training_pass, try_micro_batches)
+from lm_human_preferences.optim import METHODS, adamw, allocate_state, muon_and_adamw
 from lm_human_preferences.precision import Precision
 from lm_human_preferences.runs import RunParams
+from lm_human_preferences.train_sft import SFTParams
 from params import EXPERIMENTS
 from small import launch
 from test_cycles import CPU, loss_labels, make_reward_trainer, ppo_trainer
@@ -105,7 +107,6 @@ def test_attempts_run_and_change_nothing(goldens):
 
 def saved_bytes(config: GPT2Config, rows: int, tokens: int, bfloat16: bool, recompute: bool) -> int:
     """What PyTorch keeps of a pass for the backward pass, parameters left out."""
-    from lm_human_preferences.language.gpt2 import GPT2
     model, kept = GPT2(config).initialise(torch.Generator().manual_seed(0)), {}
     model.recompute_activations(recompute)
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -130,6 +131,18 @@ def test_the_formula_of_activations_is_what_pytorch_keeps(bfloat16, recompute):
     a_block = (kept[6, 6] - kept[6, 2] - kept[2, 6] + kept[2, 2]) / 4 / 4
     predicted = [training_pass(c, 50, 8, bfloat16, "cpu", 0, recompute).per_row for c in (config, deeper)]
     assert a_block == pytest.approx((predicted[1] - predicted[0]) / 4, rel=0.02)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_optimizers_state_is_what_is_predicted(method):
+    config = GPT2Config(n_vocab=101, n_ctx=64, n_embd=64, n_head=2, n_layer=3, padding_token=103)
+    model = GPT2(config)
+    optimizer = muon_and_adamw(model.named_parameters(), 1.0, 1.0, (0.9, 0.9), 0.0) if method == "muon" else adamw(model.parameters(), 1.0, (0.9, 0.9), 0.0)
+    allocate_state(optimizer)
+    params = SFTParams()
+    params.optimizer.method = method
+    predicted = supervised_training_memory(params, config, 64, Precision(torch.device("cpu"), False), 1).held["optimizer"]
+    assert predicted == sum(value.nbytes for state in optimizer.state.values() for value in state.values() if value.ndim)
 
 
 def test_sharding_and_precision_save_what_they_should():
