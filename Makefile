@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 help:
 	@echo "make demo   environment, data, reward training and policy training on task movies, report (some 17 minutes on 2 cores)"
 	@echo "make test   environment and the whole test suite"
-	@echo "make bench  environment, then how fast everything is beside other software: the tables of docs/performance.md (long)"
+	@echo "make bench  environment, then how fast everything is beside other software: the tables of docs/performance.md (an hour)"
 	@echo "make clean  remove the environment (runs and data sets stay)"
 
 # --- environment ---
