@@ -132,11 +132,11 @@ def carry_out(wanted: Plan, device: str, args: argparse.Namespace, say: Callable
     started = time.monotonic()
     for number, (part, case) in enumerate(everything, 1):
         alone = part != "compared"
-        say(f"[{number} of {len(everything)}, {(time.monotonic() - started) / 60:.0f} min so far] {case.name}")
-        same = (result for result in earlier if result["case"] == dataclasses.asdict(case)
-                and (alone or case.kind not in RIVALS or result["others"] or result["failed"]))
+        same = next((result for result in earlier if result["case"] == dataclasses.asdict(case)
+                     and (alone or case.kind not in RIVALS or result["others"] or result["failed"])), None)
+        say(f"[{number} of {len(everything)}, {(time.monotonic() - started) / 60:.0f} min so far] {case.name}{', as measured before' if same else ''}")
         try:
-            results[part].append(next(same, None) or measure(case, args.repeats, args.warmup, alone, say))
+            results[part].append(same or measure(case, args.repeats, args.warmup, alone, say))
         except KeyboardInterrupt as stop:
             if args.output and number > 1:
                 stop.add_note(f"{args.output} has {number - 1} of {len(everything)} cases, and the same command with --resume goes on from there")
