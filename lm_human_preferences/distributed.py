@@ -146,9 +146,9 @@ def check_wait(seconds: float, flag: str) -> None:
 def world(device_type: str, timeout: float = WAIT, flag: str = "--run.timeout") -> Iterator[World]:
     """Join the process group that `torchrun` announces (nccl on GPUs, gloo on CPUs); a world of one without it.
 
-    timeout: seconds that a rank waits for the others, at the start and at each message; flag: what the user sets it by. Raises RanksLost where they or the link to them are
-    gone, whichever line inside the block notices. After an error the group is left to the end of the process: to close it in good order would
-    wait for ranks that know nothing of the error.
+    timeout: seconds that a rank waits for the others, at the start and at each message; flag: what the user sets it by. Raises RanksLost
+    where they or the link to them are gone, whichever line inside the block notices. After an error the group is left to the end of the
+    process: to close it in good order would wait for ranks that know nothing of the error.
     """
     if "WORLD_SIZE" not in os.environ:
         yield World()
