@@ -4,14 +4,16 @@ Every random draw is made for the whole global batch on every rank and then slic
 Without `torchrun` all of this is the identity.
 """
 
+import atexit
 import contextlib
 import hashlib
 import os
 import re
 import secrets
 import socket
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -224,6 +226,28 @@ def lost(error: RuntimeError) -> str | None:
 def _close(world: World) -> None:
     if world.size > 1:
         dist.destroy_process_group()
+
+
+def run_and_leave(main: Callable[[], None]) -> None:
+    """Run a program's main function. One rank of several then leaves at once, after what is registered with `atexit`, with the same exit status.
+
+    Gloo's threads may still hold tensors of the last message. To free them they ask for Python's lock, and if Python is being torn down by then the process
+    dies of SIGABRT with all its work done, and `torchrun` fails (https://github.com/pytorch/pytorch/pull/179291). So nothing is torn down.
+    """
+    try:
+        main()
+        status = 0
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        status = end.code
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _launch(world: World) -> tuple[str, ...]:
