@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import json
 import platform
 import sys
 import time
@@ -20,7 +19,7 @@ from benchmarks.figure import draw, scaling_cases
 from benchmarks.measure import ROOT, measure
 from benchmarks.tables import check_page, put_into, tables
 from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.files import write_json
+from lm_human_preferences.files import read_json, write_json
 from lm_human_preferences.language.gpt2 import SHAPES
 from lm_human_preferences.precision import choose_precision
 from lm_human_preferences.runs import package_versions
@@ -111,11 +110,11 @@ def kept(args: argparse.Namespace, settings: dict) -> list[dict]:
         raise UserError("--resume: name the earlier call's file with --output")
     if not args.output.exists():
         return []
+    earlier = read_json(args.output)
     try:
-        earlier = json.loads(args.output.read_text(encoding="utf-8"))
         differing = [name for name, value in settings.items() if name != "versions" and earlier["machine"][name] != value]
         results = earlier["cases"] + earlier["scaling"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise UserError(f"--resume: {args.output} has no earlier call's results; leave --resume out to replace it") from None
     if differing:
         raise UserError(f"--resume: {args.output} was measured with {differing[0]} {earlier['machine'][differing[0]]}, this is "

@@ -231,8 +231,9 @@ def _close(world: World) -> None:
 def run_and_leave(main: Callable[[], None]) -> None:
     """Run a program's main function. One rank of several then leaves at once, after what is registered with `atexit`, with the same exit status.
 
-    Gloo's threads may still hold tensors of the last message. To free them they ask for Python's lock, and if Python is being torn down by then the process
-    dies of SIGABRT with all its work done, and `torchrun` fails (https://github.com/pytorch/pytorch/pull/179291). So nothing is torn down.
+    Gloo's threads outlive `destroy_process_group` and may still hold tensors of the last message. To free them they ask for Python's lock, and if
+    Python is being torn down by then the process dies of SIGABRT with all its work done, and `torchrun` fails
+    (https://github.com/pytorch/pytorch/pull/179291). So nothing is torn down.
     """
     try:
         main()

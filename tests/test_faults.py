@@ -449,7 +449,7 @@ def test_ranks_lost_carries_what_is_saved():
 
 @pytest.mark.parametrize("ranks, code, status", [(2, 0, 0), (2, 2, 2), (1, 0, -signal.SIGABRT)])
 def test_a_rank_that_is_done_does_not_die_while_python_is_torn_down(ranks, code, status):
-    """Gloo's threads can end it there with SIGABRT, in one of some hundred runs; here an object does so always. What was printed and registered is done."""
+    """Gloo's threads can end it there with SIGABRT, which is rare; here an object does so always. What was printed and registered is done."""
     program = f"""
 import atexit, os
 from lm_human_preferences.distributed import run_and_leave
