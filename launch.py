@@ -5,12 +5,13 @@ import sys
 
 import fire
 
-from lm_human_preferences import host
+from lm_human_preferences.foundation import process
 
-host.settle()  # before the imports that load PyTorch
+process.settle()  # before the imports that load PyTorch
 
-from lm_human_preferences import command_line, distributed
-from lm_human_preferences.errors import exit_on_user_error
+from lm_human_preferences.commands import command_line
+from lm_human_preferences.compute import distributed
+from lm_human_preferences.foundation.errors import exit_on_user_error
 from params import EXPERIMENTS
 
 

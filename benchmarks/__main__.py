@@ -18,11 +18,11 @@ from benchmarks.cases import KINDS, RIVALS, TASKS, Case, cases_of
 from benchmarks.figure import draw, scaling_cases
 from benchmarks.measure import ROOT, measure
 from benchmarks.tables import check_page, put_into, tables
-from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.files import read_json, write_json
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.foundation.files import read_json, write_json
 from lm_human_preferences.language.gpt2 import SHAPES
-from lm_human_preferences.precision import choose_precision
-from lm_human_preferences.runs import package_versions
+from lm_human_preferences.compute.precision import choose_precision
+from lm_human_preferences.runs.folder import package_versions
 
 PAGE = ROOT / "docs" / "performance.md"
 FIGURE = ROOT / "static" / "scaling.png"

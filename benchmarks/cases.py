@@ -3,9 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 
-from lm_human_preferences.errors import UserError
+from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import SHAPES, GPT2Config
-from lm_human_preferences.tasks import TaskParams
+from lm_human_preferences.data.tasks import TaskParams
 from params import books_task, cnndm_task
 
 KINDS = {

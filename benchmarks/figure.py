@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.cases import Case
-from lm_human_preferences.figures import COLOURS, STYLE
-from lm_human_preferences.files import atomic_file
+from lm_human_preferences.reports.figures import COLOURS, STYLE
+from lm_human_preferences.foundation.files import atomic_file
 
 BATCHES, RESPONSES = (8, 16, 32, 48, 64), (8, 24, 48, 72, 96)
 USUAL_BATCH, USUAL_RESPONSE = 16, 24  # of the panel that varies the other

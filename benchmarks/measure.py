@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.cases import RIVALS, Case
-from lm_human_preferences import host
-from lm_human_preferences.errors import UserError
+from lm_human_preferences.foundation import process
+from lm_human_preferences.foundation.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 _LEAVING = 10  # seconds that a process may take to remove its files and end
@@ -25,7 +25,7 @@ class Worker:
     def __init__(self, case: Case):
         self.case, self.errors = case, tempfile.TemporaryFile()
         command = [sys.executable, "-m", "benchmarks.worker", json.dumps(dataclasses.asdict(case))]
-        environment = {"TOKENIZERS_PARALLELISM": "false"} | os.environ | host.waiting()  # the last to the others' good, too
+        environment = {"TOKENIZERS_PARALLELISM": "false"} | os.environ | process.waiting()  # the last to the others' good, too
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=self.errors)
 

@@ -10,22 +10,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lm_human_preferences import host
+from lm_human_preferences.foundation import process
 
-host.settle()  # as launch.py does, before the imports that load PyTorch
+process.settle()  # as launch.py does, before the imports that load PyTorch
 
 import torch
 
 from benchmarks.cases import BATCHES, TASKS, Case
 from benchmarks.ours import policy_trainer
-from lm_human_preferences.distributed import generator_for
-from lm_human_preferences.errors import exit_on_user_error
+from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.foundation.errors import exit_on_user_error
 from lm_human_preferences.language import logprobs
 from lm_human_preferences.language.gpt2 import GPT2, SHAPES
-from lm_human_preferences.memory import GIB, policy_training_memory
-from lm_human_preferences.optim import allocate_state
-from lm_human_preferences.precision import choose_precision
-from lm_human_preferences.runs import RunParams
+from lm_human_preferences.runs.micro_batches import GIB, policy_training_memory
+from lm_human_preferences.compute.optim import allocate_state
+from lm_human_preferences.compute.precision import choose_precision
+from lm_human_preferences.runs.folder import RunParams
 from lm_human_preferences.train_policy import PPOTrainer, Rollout
 
 MEASURES = ["none", "logits in chunks", "frozen models in bfloat16", "micro-batches", "activations recomputed"]  # each with those before it

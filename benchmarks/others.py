@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from benchmarks.cases import Case
 from benchmarks.ours import SEED, choices, query_documents
-from lm_human_preferences.errors import UserError
+from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.encoding import get_encoding
-from lm_human_preferences.precision import Precision
-from lm_human_preferences.tasks import QueryFormatter
+from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.data.tasks import QueryFormatter
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 INSTALL = "pip install -r requirements-bench.txt, or measure ours alone with --alone"

@@ -12,18 +12,18 @@ from benchmarks.cases import Case
 from benchmarks.clock import PhaseClock
 from benchmarks.flops import TRAINING, choice_flops, forward_flops, response_flops
 from lm_human_preferences import train_sft
-from lm_human_preferences.distributed import generator_for
-from lm_human_preferences.labels import LabelBatch, LabelParams
+from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.data.labels import LabelBatch, LabelParams
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2
-from lm_human_preferences.policy import Policy
-from lm_human_preferences.ppo import PPOParams
-from lm_human_preferences.precision import Precision
-from lm_human_preferences.queries import QueryStream, TokenFile, write_token_file
-from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.rows import Rows
-from lm_human_preferences.runs import RunParams
-from lm_human_preferences.tasks import QueryFormatter
+from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.learning.ppo import PPOParams
+from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.data.queries import QueryStream, TokenFile, write_token_file
+from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.data.rows import Rows
+from lm_human_preferences.runs.folder import RunParams
+from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer, RewardsParams, Rollout
 from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams
 

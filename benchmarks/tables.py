@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from lm_human_preferences.errors import UserError
-from lm_human_preferences.files import atomic_file
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import atomic_file
 
 BEGIN, END = "<!-- measured by python -m benchmarks: begin -->", "<!-- measured by python -m benchmarks: end -->"
 

@@ -10,17 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 
-from lm_human_preferences import host
+from lm_human_preferences.foundation import process
 
 if __name__ == "__main__" and json.loads(sys.argv[1])["subject"] == "ours":
-    host.settle()  # as launch.py does; before the imports that load PyTorch
+    process.settle()  # as launch.py does; before the imports that load PyTorch
 
 import torch
 
 from benchmarks.cases import Case
 from benchmarks.clock import PhaseClock
-from lm_human_preferences.errors import UserError
-from lm_human_preferences.precision import choose_precision
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.compute.precision import choose_precision
 
 
 def main() -> None:

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.data.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
                                               input_files, prepare, read_text, unchanged)
-from lm_human_preferences.records import read_records
+from lm_human_preferences.foundation.records import read_records
 
 HUB, REVISION = "bookcorpus/bookcorpus", "refs/convert/parquet"  # the hub's own conversion: the data set itself is a script
 PATTERNS = ("*.txt", "*.jsonl", "*.jsonl.gz", "*.json", "*.json.gz")

@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.downloads import cached
-from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
+from lm_human_preferences.foundation.downloads import cached
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.data.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
                                               prepare, read_text)
-from lm_human_preferences.queries import DOWNLOADS
-from lm_human_preferences.text_metrics import sentences
+from lm_human_preferences.data.queries import DOWNLOADS
+from lm_human_preferences.judging.text_metrics import sentences
 
 HUB, CONFIG = "abisee/cnn_dailymail", "3.0.0"
 LISTS = "https://openaipublic.blob.core.windows.net/lm-human-preferences/datasets/cnndm/url_lists"

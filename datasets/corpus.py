@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.preparation import Document, check_writable, encoded, hash_percent, publish, read_text, write_splits
-from lm_human_preferences.queries import DATASETS_FOLDER, write_meta
-from lm_human_preferences.records import read_records
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.data.preparation import Document, check_writable, encoded, hash_percent, publish, read_text, write_splits
+from lm_human_preferences.data.queries import DATASETS_FOLDER, write_meta
+from lm_human_preferences.foundation.records import read_records
 
 SPLITS = ("train", "valid")
 

@@ -38,10 +38,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.errors import UserError, exit_on_user_error
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.language.encoding import gpt2_encoding
-from lm_human_preferences.preparation import check_writable, file_digests, is_complete, publish
-from lm_human_preferences.queries import DATASETS_FOLDER, write_meta, write_token_file
+from lm_human_preferences.data.preparation import check_writable, file_digests, is_complete, publish
+from lm_human_preferences.data.queries import DATASETS_FOLDER, write_meta, write_token_file
 
 PACKAGE, PACKAGE_DIGEST = "vaderSentiment==3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 INNER_ARCHIVE, INNER_DIGEST = "hutto_ICWSM_2014.tar.gz", "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa"

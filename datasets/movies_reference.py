@@ -3,7 +3,7 @@
     python datasets/movies_reference.py [--data FOLDER] [--json FILE] [--compare REWARD_RUN]
 
 prints the share of labels_test on which each picks the sentence that people rated highest, and how well the judge's ratings
-agree with people's. `reference_points` gives the same numbers elsewhere; the judge is lm_human_preferences/ratings.py.
+agree with people's. `reference_points` gives the same numbers elsewhere; the judge is lm_human_preferences/judging/ratings.py.
 """
 
 import argparse
@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.files import read_json, write_json
-from lm_human_preferences.queries import DATASETS_FOLDER
-from lm_human_preferences.ratings import ALPHAS, FOLDS, HeldOutJudge, lexicon_scores, linear_model, load_sentences, rated_rows
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.foundation.files import read_json, write_json
+from lm_human_preferences.data.queries import DATASETS_FOLDER
+from lm_human_preferences.judging.ratings import ALPHAS, FOLDS, HeldOutJudge, lexicon_scores, linear_model, load_sentences, rated_rows
 
 
 # ---- the data

@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.downloads import cached
-from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
+from lm_human_preferences.foundation.downloads import cached
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.data.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
                                               prepare)
-from lm_human_preferences.queries import DOWNLOADS
-from lm_human_preferences.records import read_records
+from lm_human_preferences.data.queries import DOWNLOADS
+from lm_human_preferences.foundation.records import read_records
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/lm-human-preferences/tldr"
 HUB, REVISION = "webis/tldr-17", "refs/convert/parquet"  # the hub's own conversion: the data set itself is a script

@@ -1,11 +1,11 @@
 """Learning from human preferences with language models (Ziegler et al. 2019), in PyTorch.
 
-The rooms, floor by floor; each imports only from its own floor or below:
+Begin with the stages, which lie here: `train_sft.py`, `train_reward.py`, `train_policy.py`. Each reads from top to bottom.
+What they use lies in rooms; each imports only from those before it in this list (tests/house/test_rooms.py keeps it):
 
-1. `host`, `language` (GPT-2, encoding, sampling, model folders), `distributed`, `precision`, `optim`
-2. `tasks`, `queries`, `labels`, `ppo`
-3. `policy`, `reward_model`, `runs`, `tracking`
-4. `train_sft`, `train_reward`, `train_policy`, `report`, `sample`
+    foundation  compute  language  data  learning  judging  runs  watching  (the stages)  reports  commands
+
+The first lines of a room's `__init__.py` say what lives there and where to begin.
 """
 
 __version__ = "0.1.0"

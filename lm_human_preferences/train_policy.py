@@ -13,33 +13,34 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from lm_human_preferences import distributed, train_reward
-from lm_human_preferences.configuration import param, to_dict
-from lm_human_preferences.distributed import World, generator_for
-from lm_human_preferences.doctor import open_watched
-from lm_human_preferences.errors import UserError
-from lm_human_preferences.evaluation import EvaluationParams, compare_policies, per_token_kl
-from lm_human_preferences.judges import FunctionJudge, Rewards, load_function, load_judge
-from lm_human_preferences.language.checkpoints import load_model
+from lm_human_preferences.compute import distributed
+from lm_human_preferences import train_reward
+from lm_human_preferences.foundation.configuration import param, to_dict
+from lm_human_preferences.compute.distributed import World, generator_for
+from lm_human_preferences.watching.doctor import open_watched
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.judging.evaluation import EvaluationParams, compare_policies, per_token_kl
+from lm_human_preferences.judging.judges import FunctionJudge, load_function, load_judge
+from lm_human_preferences.language.model_folders import load_model
 from lm_human_preferences.language.captured import Captured, CUDAGraphs
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
-from lm_human_preferences.memory import choose_micro_batches, peak_memory, policy_training_memory, remembered, try_micro_batches
-from lm_human_preferences.optim import TensorFlowAdam, allocate_state, linear_decay, optimizer_tensors
-from lm_human_preferences.parallel import Parallel, gathered, place_frozen
-from lm_human_preferences.policy import Policy
-from lm_human_preferences.ppo import (AdaptiveKLController, AdaptiveKLParams, FixedKLController, Losses, PPOParams, check_ppo, compute_rewards,
+from lm_human_preferences.runs.micro_batches import choose_micro_batches, peak_memory, policy_training_memory, remembered, try_micro_batches
+from lm_human_preferences.compute.optim import TensorFlowAdam, allocate_state, linear_decay, optimizer_tensors
+from lm_human_preferences.compute.parallel import Parallel, gathered, place_frozen
+from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.learning.ppo import (AdaptiveKLController, AdaptiveKLParams, FixedKLController, Losses, PPOParams, check_ppo, compute_rewards,
                                       minibatch_stats, minibatch_targets, ppo_losses)
-from lm_human_preferences.precision import Precision
-from lm_human_preferences.queries import QueryStream, query_stream
-from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart, start_computing
-from lm_human_preferences.scoring import Scorer
-from lm_human_preferences.stopping import StopRequest
-from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
-from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
+from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.data.queries import QueryStream, query_stream
+from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.runs.folder import Run, RunParams, check_run_params, describe_run, go_on_after_restart, start_computing
+from lm_human_preferences.learning.scoring import Rewards, Scorer
+from lm_human_preferences.runs.stopping import StopRequest
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, padding_share
+from lm_human_preferences.runs.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 from lm_human_preferences.train_reward import RewardTrainingParams
-from lm_human_preferences.training_checkpoints import check_finite
+from lm_human_preferences.runs.checkpoints import check_finite
 
 
 @dataclass

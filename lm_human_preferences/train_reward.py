@@ -13,27 +13,27 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lm_human_preferences import distributed
-from lm_human_preferences.configuration import param, to_dict
-from lm_human_preferences.distributed import World, generator_for
-from lm_human_preferences.doctor import open_watched
-from lm_human_preferences.errors import UserError
-from lm_human_preferences.files import write_json
-from lm_human_preferences.label_files import load_labels
-from lm_human_preferences.labels import LabelBatch, LabelParams, LabelType, label_type
+from lm_human_preferences.compute import distributed
+from lm_human_preferences.foundation.configuration import param, to_dict
+from lm_human_preferences.compute.distributed import World, generator_for
+from lm_human_preferences.watching.doctor import open_watched
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import write_json
+from lm_human_preferences.data.label_files import load_labels
+from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.language.encoding import Encoding, get_encoding
-from lm_human_preferences.memory import choose_micro_batches, peak_memory, remembered, reward_training_memory, try_micro_batches
-from lm_human_preferences.optim import TensorFlowAdam, allocate_state, linear_decay, optimizer_tensors
-from lm_human_preferences.parallel import Parallel, gathered, place_frozen
-from lm_human_preferences.policy import Policy
-from lm_human_preferences.precision import Precision
-from lm_human_preferences.queries import QueryStream, query_stream
-from lm_human_preferences.reward_model import RewardModel
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart, start_computing
-from lm_human_preferences.stopping import StopRequest
-from lm_human_preferences.tasks import QueryFormatter, TaskParams, check_task, padding_share
-from lm_human_preferences.tracking import NullTracker, Tracker, TrackingParams, check_tracking
-from lm_human_preferences.training_checkpoints import check_finite
+from lm_human_preferences.runs.micro_batches import choose_micro_batches, peak_memory, remembered, reward_training_memory, try_micro_batches
+from lm_human_preferences.compute.optim import TensorFlowAdam, allocate_state, linear_decay, optimizer_tensors
+from lm_human_preferences.compute.parallel import Parallel, gathered, place_frozen
+from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.data.queries import QueryStream, query_stream
+from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.runs.folder import Run, RunParams, check_run_params, describe_run, go_on_after_restart, start_computing
+from lm_human_preferences.runs.stopping import StopRequest
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, padding_share
+from lm_human_preferences.runs.tracking import NullTracker, Tracker, TrackingParams, check_tracking
+from lm_human_preferences.runs.checkpoints import check_finite
 
 
 @dataclass

@@ -15,29 +15,29 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from lm_human_preferences import distributed
-from lm_human_preferences.configuration import param, to_dict
-from lm_human_preferences.distributed import World, generator_for
-from lm_human_preferences.doctor import open_watched
-from lm_human_preferences.errors import UserError
-from lm_human_preferences.files import write_json
-from lm_human_preferences.language.checkpoints import load_model, save_model
+from lm_human_preferences.compute import distributed
+from lm_human_preferences.foundation.configuration import param, to_dict
+from lm_human_preferences.compute.distributed import World, generator_for
+from lm_human_preferences.watching.doctor import open_watched
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import write_json
+from lm_human_preferences.language.model_folders import load_model, save_model
 from lm_human_preferences.language.dropout import RowDropout, row_seeds
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config, count_parameters
 from lm_human_preferences.language.logprobs import token_logprobs
 from lm_human_preferences.language.sampled_vocabulary import SampledVocabulary
-from lm_human_preferences.memory import MicroBatches, choose_micro_batches, peak_memory, remembered, supervised_training_memory, try_micro_batches
-from lm_human_preferences.optim import (METHODS, SCHEDULES, adamw, allocate_state, muon_and_adamw, optimizer_tensors, set_rates, warmup_cosine,
+from lm_human_preferences.runs.micro_batches import MicroBatches, choose_micro_batches, peak_memory, remembered, supervised_training_memory, try_micro_batches
+from lm_human_preferences.compute.optim import (METHODS, SCHEDULES, adamw, allocate_state, muon_and_adamw, optimizer_tensors, set_rates, warmup_cosine,
                                         warmup_stable_decay)
-from lm_human_preferences.parallel import Parallel
-from lm_human_preferences.precision import Precision
-from lm_human_preferences.queries import dataset_folder
-from lm_human_preferences.rows import ROWS, Rows, make_rows
-from lm_human_preferences.runs import Run, RunParams, check_run_params, describe_run, go_on_after_restart, start_computing
-from lm_human_preferences.stopping import StopRequest
-from lm_human_preferences.tasks import TaskParams, padding_share
-from lm_human_preferences.tracking import NullTracker, TrackingParams, check_tracking
+from lm_human_preferences.compute.parallel import Parallel
+from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.data.queries import dataset_folder
+from lm_human_preferences.data.rows import ROWS, Rows, make_rows
+from lm_human_preferences.runs.folder import Run, RunParams, check_run_params, describe_run, go_on_after_restart, start_computing
+from lm_human_preferences.runs.stopping import StopRequest
+from lm_human_preferences.data.tasks import TaskParams, padding_share
+from lm_human_preferences.runs.tracking import NullTracker, TrackingParams, check_tracking
 
 
 @dataclass

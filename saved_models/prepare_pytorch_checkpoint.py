@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from lm_human_preferences.downloads import download
-from lm_human_preferences.errors import UserError, exit_on_user_error
-from lm_human_preferences.language.checkpoints import convert_hugging_face, convert_model
+from lm_human_preferences.foundation.downloads import download
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.language.model_folders import convert_hugging_face, convert_model
 from lm_human_preferences.language.gpt2 import GPT2Config, count_parameters
 from lm_human_preferences.language.tensorflow_checkpoints import ADDRESS, RELEASE, OriginalCheckpoint
 

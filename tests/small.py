@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fire
 import numpy as np
 
-from lm_human_preferences.distributed import generator_for
-from lm_human_preferences.language.checkpoints import save_model
+from lm_human_preferences.commands import command_line
+from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.language.model_folders import save_model
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
-from lm_human_preferences.queries import write_meta, write_token_file
+from lm_human_preferences.data.queries import write_meta, write_token_file
+from params import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = GPT2Config(n_vocab=27, n_ctx=64, n_embd=16, n_head=2, n_layer=2, padding_token=27, encoding="letters")
@@ -89,6 +92,12 @@ def launch(*words, cwd: Path = ROOT, check: bool = True, **environment) -> subpr
                             env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment)
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
+
+
+def run_here(command: str, *words) -> None:
+    """The command line in this process, which need not import torch again."""
+    arguments = command_line.prepare([command, *map(str, words)], EXPERIMENTS)
+    fire.Fire(command_line.Commands(EXPERIMENTS), command=arguments, serialize=lambda result: None)
 
 
 def metrics(run: Path) -> list[dict]:

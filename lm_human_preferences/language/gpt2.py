@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lm_human_preferences.language.dropout import RowDropout
 from lm_human_preferences.language.packing import Layout, Packing, all_differ, causal, lay_out, lay_out_choices, take
-from lm_human_preferences.precision import vocabulary_projection
+from lm_human_preferences.compute.precision import vocabulary_projection
 
 
 @dataclass(frozen=True)

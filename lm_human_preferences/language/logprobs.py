@@ -7,7 +7,7 @@ fit into `KEPT_BYTES`; of the rows beyond, logits are made again there, and the 
 import torch
 
 from lm_human_preferences.language.gpt2 import GPT2
-from lm_human_preferences.precision import vocabulary_projection, with_matmul_precision
+from lm_human_preferences.compute.precision import vocabulary_projection, with_matmul_precision
 
 CHUNK_ROWS = {"cpu": 128, "cuda": 2048}  # of a matrix product; 2,048 rows of 50,257 float32 logits are 400 MiB
 BLOCK_ROWS = {"cpu": 16, "cuda": 2048}  # of the passes over its result

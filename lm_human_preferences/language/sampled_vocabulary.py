@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from lm_human_preferences.distributed import generator_for
+from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.logprobs import slices
-from lm_human_preferences.precision import vocabulary_projection, with_matmul_precision
+from lm_human_preferences.compute.precision import vocabulary_projection, with_matmul_precision
 
 BLOCK_LOGITS = {"cpu": 2 ** 20, "cuda": 2 ** 26}  # that a pass works on at once: on a CPU so many as stay in a core's cache
 

@@ -12,7 +12,7 @@ import torch
 
 from lm_human_preferences.language.captured import Captured
 from lm_human_preferences.language.gpt2 import GPT2, KVCache
-from lm_human_preferences.precision import rounding_once
+from lm_human_preferences.compute.precision import rounding_once
 
 _EXCLUDED = -1e10  # what the original gives to logits outside top-k and top-p
 

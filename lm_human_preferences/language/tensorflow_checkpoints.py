@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from lm_human_preferences.errors import UserError
-from lm_human_preferences.files import read_json
-from lm_human_preferences.language.checkpoints import all_finite
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import read_json
+from lm_human_preferences.language.model_folders import all_finite
 from lm_human_preferences.language.gpt2 import GPT2, SHAPES, GPT2Config
 
 RELEASE = ("checkpoint", "hparams.json", "model.ckpt.data-00000-of-00001", "model.ckpt.index", "model.ckpt.meta")

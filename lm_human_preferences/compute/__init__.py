@@ -1,0 +1,4 @@
+"""The one place that knows ranks, devices and precision: process groups, DDP and FSDP, bfloat16, optimizers.
+
+Imports foundation. Begin with `distributed.py` (`World`) and `precision.py`.
+"""

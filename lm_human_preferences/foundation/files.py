@@ -1,0 +1,160 @@
+"""Files that appear whole or not at all, and the digests that tell a whole one from a damaged one."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from lm_human_preferences.foundation.errors import UserError
+
+PARTIAL = ".partial"  # ends the names of what is being written
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """UserError where the disk refuses what the block writes to `path`: it is full, or a quota or limit is reached."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise UserError(f"cannot write {path}: {os.strerror(error.errno)}; make room, or choose another disk") from None
+    except SafetensorError as error:  # Rust's name for the same
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None or int(number[1]) not in _DISK:
+            raise
+        raise UserError(f"cannot write {path}: {os.strerror(int(number[1]))}; make room, or choose another disk") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> Path:
+    """`folder`, made with its parents; UserError when that is not permitted or a file stands in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write to {folder}: no permission; choose another folder")
+    return folder
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; when the block ends well it is synced to disk and takes `path`'s name."""
+    path = Path(path)
+    make_folder(path.parent)
+    with disk_errors(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+        os.close(descriptor)
+        os.chmod(name, 0o666 & ~_umask())
+        temporary = Path(name)
+        try:
+            yield temporary
+            publish(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Sync a finished file to disk and give it its final name, in the same folder."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; when the block ends well it takes `path`'s place (`publish_folder`)."""
+    path = Path(path)
+    make_folder(path.parent)
+    with disk_errors(path):
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
+        os.chmod(temporary, 0o777 & ~_umask())
+        try:
+            yield temporary
+            publish_folder(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Sync a finished folder's files to disk and give it its final name beside it, in place of what may lie there."""
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
+            with open(file, "rb+") as opened:
+                os.fsync(opened.fileno())
+    _sync_folder(temporary)
+    if path.exists():  # two renames: between them the old folder still lies beside, under a name that says so
+        replaced = _set_aside(path)
+        os.rename(temporary, path)
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        os.rename(temporary, path)
+    _sync_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that nobody ever sees a part of it under its name."""
+    shutil.rmtree(_set_aside(path), ignore_errors=True)
+
+
+def _set_aside(path: Path) -> Path:
+    replaced = path.with_name(f".{path.name}.replaced{PARTIAL}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    os.rename(path, replaced)
+    return replaced
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process was writing into `folder` or deleting there when it ended."""
+    for path in Path(folder).glob(f".*{PARTIAL}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`; UserError when the file is missing or is no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable as JSON: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

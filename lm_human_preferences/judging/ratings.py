@@ -1,0 +1,123 @@
+"""What a text is worth: a lexicon of feelings, and a linear model of people's ratings (tf-idf and ridge regression).
+
+Ratings lie in `sentences.jsonl` of a prepared data set, a line a sentence: {"text": ..., "rating": mean, "split": train, valid or test, ...}.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.data.queries import preparation_command
+
+FOLDS = 5
+ALPHAS = (0.1, 0.3, 1.0, 3.0)  # strengths of the ridge penalty to choose from
+
+
+def rated_rows(path: Path) -> list[dict]:
+    """The rows of a JSON-lines file of the data set. Raises UserError where it is missing or damaged."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]  # not splitlines: U+2028 is text
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: prepare the data set first ({preparation_command('movies')})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable as JSON lines ({error}): prepare the data set again") from None
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Sentences of some splits: texts and, in the same order, mean ratings (float64 [n], -4 to +4)."""
+    texts: list[str]
+    ratings: np.ndarray
+
+
+def load_sentences(folder: Path, splits: Sequence[str]) -> Sentences:
+    """Those of `splits`. Raises UserError where `folder` holds no prepared data."""
+    path = Path(folder) / "sentences.jsonl"
+    try:
+        rows = [row for row in rated_rows(path) if row["split"] in splits]
+        return Sentences([str(row["text"]) for row in rows], np.array([row["rating"] for row in rows], dtype=np.float64))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f'{path}: expected {{"text": text, "rating": number, "split": name}} in each line') from None
+
+
+def lexicon_scores(texts: list[str]) -> np.ndarray:
+    """VADER's compound score of each text, float64 [n], -1 to +1. Raises UserError without the package."""
+    analyzer = _lexicon()
+    return np.array([analyzer.polarity_scores(text)["compound"] for text in texts])
+
+
+@functools.cache
+def _lexicon():
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        raise UserError("the lexicon needs the package vaderSentiment: pip install vaderSentiment") from None
+    return SentimentIntensityAnalyzer()
+
+
+def linear_model(alpha: float, characters: bool):
+    """tf-idf of words and word pairs (and of 3 to 5 characters within words), then ridge regression. UserError without scikit-learn."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import Ridge
+        from sklearn.pipeline import make_pipeline, make_union
+    except ImportError:
+        raise UserError("the linear models need the package scikit-learn: pip install scikit-learn") from None
+    parts = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w[\w']*\b|[!?]")]
+    if characters:
+        parts.append(TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True))
+    return make_pipeline(make_union(*parts), Ridge(alpha=alpha))
+
+
+class HeldOutJudge:
+    """Rates any text on the human scale, and has no part in training: it learns from the sentences of valid and test alone.
+
+    A reward model never sees those, so the judge can tell whether a policy pleases people or only its reward model. Do not measure it
+    on labels_valid or labels_test, which hold its own sentences; `cross_validation` says how good it is.
+    """
+
+    def __init__(self, data: Sentences):
+        self.data = data
+        self._measured = self._cross_validate()
+        self.alpha = max(ALPHAS, key=lambda alpha: self._measured[alpha]["r2"])
+        self._model = linear_model(self.alpha, characters=True).fit(data.texts, data.ratings)
+
+    @classmethod
+    def fit(cls, folder: Path) -> "HeldOutJudge":
+        """From a prepared data set. Raises UserError where that is missing or too small, or scikit-learn is not installed."""
+        data = load_sentences(folder, ["valid", "test"])
+        if len(data.texts) < 2 * FOLDS:
+            raise UserError(f"{folder} holds {len(data.texts)} held-out sentences, the judge needs at least {2 * FOLDS}: prepare more")
+        return cls(data)
+
+    def rate(self, texts: list[str]) -> np.ndarray:
+        """The rating that people would give each text, float64 [n], -4 to +4; about the mean for a text without known words."""
+        return np.clip(self._model.predict(texts), -4.0, 4.0) if texts else np.zeros(0)
+
+    def cross_validation(self) -> dict[str, float]:
+        """Agreement with the mean ratings of sentences that the judge was not fitted on (5 folds).
+
+        Returns {"pearson", "r2", "alpha", "sentences"}; alpha was chosen by r2 in the same folds.
+        """
+        return {**self._measured[self.alpha], "alpha": self.alpha, "sentences": len(self.data.texts)}
+
+    def _cross_validate(self) -> dict[float, dict[str, float]]:
+        """Agreement for each of ALPHAS."""
+        truth, folds = self.data.ratings, np.random.RandomState(0).permutation(len(self.data.texts)) % FOLDS
+        predicted = {alpha: np.empty_like(truth) for alpha in ALPHAS}
+        for fold in range(FOLDS):
+            held, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+            models = {alpha: linear_model(alpha, characters=True) for alpha in ALPHAS}
+            features = models[ALPHAS[0]][0]  # the same for all
+            seen = features.fit_transform([self.data.texts[i] for i in rest])
+            unseen = features.transform([self.data.texts[i] for i in held])
+            for alpha, model in models.items():
+                predicted[alpha][held] = model[-1].fit(seen, truth[rest]).predict(unseen)
+        spread = ((truth - truth.mean()) ** 2).sum()
+        return {alpha: {"pearson": float(np.corrcoef(truth, values)[0, 1]), "r2": float(1 - ((truth - values) ** 2).sum() / spread)}
+                for alpha, values in predicted.items()}

@@ -1,0 +1,4 @@
+"""The method alone: policy, reward model, scoring, PPO. Nothing here knows runs, files of labels or the command line.
+
+Imports data and the rooms before it. Begin with `ppo.py`: the paper's formulas as pure functions.
+"""

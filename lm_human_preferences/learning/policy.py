@@ -1,0 +1,71 @@
+"""The policy: transformer and value head, one trunk for both. Original: policy.py."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+
+from lm_human_preferences.compute.distributed import World
+from lm_human_preferences.language.captured import Captured
+from lm_human_preferences.language.model_folders import load_heads, load_model, save_model
+from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.language.heads import ScalarHead
+from lm_human_preferences.language.logprobs import token_logprobs
+from lm_human_preferences.language.sampling import Sample, sample
+from lm_human_preferences.data.tasks import QueryFormatter
+
+
+class Analysis(NamedTuple):
+    """Given responses under a policy; all float32 [B, R]."""
+
+    logprobs: torch.Tensor
+    values: torch.Tensor  # of the state before each response token
+    entropies: torch.Tensor
+
+
+class Policy(nn.Module):
+    """A language model with a value head. `temperature` divides the logits in sampling and in analysis alike; values are not touched."""
+
+    captured: Captured | None = None  # graphs of its decoding, on a GPU where that is asked for
+
+    def __init__(self, transformer: GPT2, formatter: QueryFormatter, temperature: float):
+        super().__init__()
+        self.transformer = transformer
+        self.value_head = ScalarHead(transformer.config.n_embd)  # zero: the first values are exactly 0
+        self.formatter, self.temperature = formatter, temperature
+
+    @classmethod
+    def load(cls, folder: Path, formatter: QueryFormatter, temperature: float) -> "Policy":
+        """From a model folder, with its value head if it has one (else zero)."""
+        policy = cls(load_model(folder), formatter, temperature)
+        heads = load_heads(folder)
+        if "value.weight" in heads:
+            policy.value_head.load_state_dict({"weight": heads["value.weight"], "bias": heads["value.bias"]})
+        return policy
+
+    def save(self, folder: Path, note: dict | None = None, world: World = World()) -> None:
+        """Write a model folder with the head beside it; on several ranks all call it and rank 0 writes."""
+        heads = {"value.weight": self.value_head.weight, "value.bias": self.value_head.bias}
+        save_model(folder, self.transformer, heads, note=note, world=world)
+
+    def forward(self, queries: torch.Tensor, responses: torch.Tensor) -> Analysis:
+        """`analyze`, as training asks for it."""
+        return self.analyze(queries, responses)
+
+    def respond(self, queries: torch.Tensor, uniforms: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> Sample:
+        """Sample responses to queries int64 [B, Q] at uniforms float32 [B, R]; see `language.sampling.sample`."""
+        return sample(self.transformer, self.formatter(queries), uniforms, temperature=self.temperature, top_k=top_k, top_p=top_p,
+                      value_head=self.value_head, captured=self.captured)
+
+    def analyze(self, queries: torch.Tensor, responses: torch.Tensor, entropies: bool = True, temperature: float | None = None) -> Analysis:
+        """Log-probabilities, values and entropies of unpadded responses int64 [B, R] to queries int64 [B, Q], in one pass.
+
+        Logits are computed at the response's places only. `temperature` None is the policy's own. Original: policy.py analyze_responses_op.
+        """
+        contexts = self.formatter(queries)
+        start, R = contexts.shape[1] - 1, responses.shape[1]
+        rows = torch.cat([contexts, responses[:, :-1]], dim=1)  # what follows the last token is of no interest
+        hidden = self.transformer(rows, columns=slice(start, start + R))  # [B, R, C]
+        logprobs, entropy = token_logprobs(self.transformer, hidden, responses, self.temperature if temperature is None else temperature, entropies)
+        return Analysis(logprobs, self.value_head(hidden), entropy)

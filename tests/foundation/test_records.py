@@ -1,0 +1,93 @@
+"""Records read one by one, whatever the file is cut into, and every kind of damage."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from lm_human_preferences.foundation import records
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.records import read_records
+
+HARD = [{"a": 'brace } in a "string" \\'}, {"b": {"nested": [{"}": "{"}]}}, {}, {"c": "\\\"}"}, {"d": [1, 2]}, {"e": "é\u2028"}]
+
+
+def values(path):
+    return [record for _, record in read_records(path)]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 22])
+@pytest.mark.parametrize("indent, ascii", [(None, True), (2, False)])
+def test_a_list_of_objects_in_any_chunks(tmp_path, monkeypatch, chunk, indent, ascii):
+    monkeypatch.setattr(records, "_CHUNK", chunk)
+    path = tmp_path / "a.json"
+    path.write_text(" " + json.dumps(HARD, indent=indent, ensure_ascii=ascii) + "\n", encoding="utf-8")
+    assert values(path) == HARD
+    path.write_text("[]")
+    assert values(path) == []
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 22])
+def test_lines_in_any_chunks(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(records, "_CHUNK", chunk)
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in HARD[:3]) + "\n\n  \n" + json.dumps("text"))
+    assert values(path) == [*HARD[:3], "text"]
+    assert [where.rpartition(" ")[2] for where, _ in read_records(path)] == ["1", "2", "3", "6"]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert values(tmp_path / "a.jsonl.gz") == [*HARD[:3], "text"]
+
+
+def test_other_lists_and_lines_without_the_name(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('["x", null, 3]')
+    assert values(path) == ["x", None, 3]
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    assert values(path) == [{"a": 1}, {"a": 2}]
+    path.write_text('[{"a": "half a pair \\ud800", "b": NaN}]')
+    assert values(path)[0]["a"] == "half a pair \ud800"
+
+
+def test_random_objects_in_random_chunks(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        rows = [{"k": "".join(random.choice(list('"\\{}[],: ab\n'), size=8)), "n": [int(n) for n in random.integers(0, 9, 3)]} for _ in range(5)]
+        monkeypatch.setattr(records, "_CHUNK", int(random.integers(1, 40)))
+        (tmp_path / "a.json").write_text(json.dumps(rows))
+        assert values(tmp_path / "a.json") == rows
+
+
+def test_progress_counts_the_bytes_of_the_file(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(HARD))
+    seen = []
+    list(read_records(tmp_path / "a.json", progress=seen.append))
+    assert sum(seen) == (tmp_path / "a.json").stat().st_size
+
+
+@pytest.mark.parametrize("name, content, says", [
+    ("a.json", b'[{"a": 1}, {"a": 2', "record 1 is truncated: the file ends within it"),
+    ("a.json", b'[{"a": 1},', "is truncated: its list is not closed after record 0"),
+    ("a.json", b"[", "is truncated"),
+    ("a.json", b'[{"a": 1}] x', "something follows the end"),
+    ("a.json", b'[{"a": 1} {"a": 2}]', "expected a comma or the list's end after record 0"),
+    ("a.json", b'[{"a": 1}, {"a": nope}, {"a": 3}]', "a.json, record 1 is no JSON"),
+    ("a.json", b'[{"a": 1}, 5]', "record 1: expected an object"),
+    ("a.json", b'[{"a": "caf\xe9"}]', "record 0: not UTF-8"),
+    ("a.json", b"<html>", "line 1 is no JSON"),
+    ("a.jsonl", b'{"a": 1}\n{"a"', "line 2 is no JSON"),
+    ("a.jsonl", b'"caf\xe9"', "line 1: not UTF-8"),
+    ("a.jsonl.gz", b"no gzip", "is damaged"),
+    ("a.jsonl.gz", gzip.compress(b'"x"\n' * 1000)[:-9], "is damaged"),
+    ("a.jsonl", b"[" * 100_000, "is no JSON"),
+])
+def test_damage_names_file_and_place(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says) as caught:
+        values(tmp_path / name)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        values(tmp_path / "x.json")

@@ -1,0 +1,123 @@
+"""datasets/corpus.py through its command line: what it reads, how it splits, what it refuses."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lm_human_preferences.language.encoding import gpt2_encoding
+from lm_human_preferences.data.preparation import pieces
+from lm_human_preferences.data.queries import TokenFile, read_meta
+from load_scripts import load_script
+from small import ROOT
+
+script = load_script("datasets/corpus.py")
+STORY = "".join(f"Paragraph {n} of a story that is long.\n\n" for n in range(3000)) + "The end."  # encoded in pieces
+
+
+def corpus(folder, *words, check=True):
+    result = subprocess.run([sys.executable, ROOT / "datasets/corpus.py", "--input", folder / "texts", "--output", folder / "out", *map(str, words)],
+                            capture_output=True, text=True)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def documents(folder, split):
+    file = TokenFile(folder / "out", split)
+    return [gpt2_encoding().decode(file[i][:-1].tolist()) for i in range(len(file))]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("A café.")
+    (folder / "b.txt").write_text(STORY)
+    row = lambda source, text: json.dumps({"source": source, "text": text}) + "\n"
+    (folder / "c.jsonl").write_text(row("x", "first x") + row("y", "first y"))
+    with gzip.open(folder / "valid.jsonl.gz", "wt") as file:
+        file.write(row("x", "held out x") + row("y", "held out y"))
+    return folder
+
+
+def test_every_kind_of_file(texts, tmp_path):
+    corpus(tmp_path)
+    assert documents(tmp_path, "train") == ["A café.", STORY, "first x", "first y"]
+    assert documents(tmp_path, "valid") == ["held out x", "held out y"]
+    file = TokenFile(tmp_path / "out", "train")
+    assert file[1].tolist() == [*gpt2_encoding().encode(STORY), 50256]  # pieces change no token
+    assert read_meta(tmp_path / "out")["splits"]["train"]["documents"] == 4
+
+
+def test_named_sources_only(texts, tmp_path):
+    """A .txt has no source, so it is not among them."""
+    corpus(tmp_path, "--sources", "x,z")
+    assert documents(tmp_path, "train") == ["first x"] and documents(tmp_path, "valid") == ["held out x"]
+
+
+def test_a_share_is_held_out_where_no_file_is(texts, tmp_path):
+    for path in texts.iterdir():
+        path.unlink()
+    (texts / "a.jsonl").write_text("".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(200)) + '{"text": "half a pair: \\ud800"}\n')
+    corpus(tmp_path, "--valid_percent", 20)
+    train, valid = documents(tmp_path, "train"), documents(tmp_path, "valid")
+    assert sorted(train + valid) == sorted([f"document {n}" for n in range(200)] + ["half a pair: \ufffd"]) and 20 <= len(valid) <= 60
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda folder: (folder / "c.jsonl").write_text('{"title": "no text"}\n'), "c.jsonl, line 1: expected a JSON object with a string field 'text'"),
+    (lambda folder: (folder / "c.jsonl").write_text('{"text": "fine"}\n{"text"'), "c.jsonl, line 2 is no JSON"),
+    (lambda folder: (folder / "valid.jsonl.gz").write_bytes((folder / "valid.jsonl.gz").read_bytes()[:-12]), "valid.jsonl.gz is damaged"),
+    (lambda folder: (folder / "valid.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}')[:10] + b"\xff" * 30), "valid.jsonl.gz is damaged"),
+    (lambda folder: (folder / "c.jsonl").write_text('["text"]\n'), "c.jsonl, line 1: expected a JSON object"),
+    (lambda folder: (folder / "c.jsonl").write_text('{"text": 5}\n'), "c.jsonl, line 1: expected a JSON object"),
+    (lambda folder: (folder / "c.jsonl").write_bytes(b'{"text": "caf\xe9"}\n'), "c.jsonl, line 1: not UTF-8"),
+    (lambda folder: (folder / "a.txt").write_bytes(b"caf\xe9"), "a.txt: not UTF-8"),
+    (lambda folder: (folder / "valid.jsonl.gz").write_bytes(gzip.compress(b"")), "has no document for the split valid"),
+    (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no .txt, .jsonl or .jsonl.gz file"),
+])
+def test_refusals_leave_nothing_behind(texts, tmp_path, monkeypatch, capsys, damage, says):
+    damage(texts)
+    monkeypatch.setattr(sys, "argv", ["corpus.py", "--input", str(texts), "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:  # in this process, which need not start again
+        script.main()
+    [error] = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and error.startswith("error: ") and says in error
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+def test_sources_that_no_document_has(texts, tmp_path):
+    result = corpus(tmp_path, "--sources", "z,w", check=False)
+    assert result.returncode == 2 and result.stderr == f"error: {texts} has no document for the split train of the sources w, z\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+def test_other_files_of_the_output_folder_stay(texts, tmp_path):
+    """Even where the texts themselves lie there; what a refused run would have replaced stays as well."""
+    for name in ("b.txt", "c.jsonl"):
+        (texts / name).rename(tmp_path / name)
+    (tmp_path / "out").symlink_to(texts)
+    before = {path.name: path.read_bytes() for path in texts.iterdir()}
+    corpus(tmp_path)
+    assert documents(tmp_path, "train") == ["A café."]
+    after = {path.name: path.read_bytes() for path in texts.iterdir()}
+    assert before.items() <= after.items()
+    assert after.keys() - before.keys() == {"meta.json", "train.bin", "train.idx.npy", "valid.bin", "valid.idx.npy"}
+    (texts / "valid.jsonl.gz").write_bytes(b"no gzip")
+    assert corpus(tmp_path, check=False).returncode == 2
+    assert {path.name: path.read_bytes() for path in texts.iterdir()} == after | {"valid.jsonl.gz": b"no gzip"}
+
+
+def test_pieces_change_no_token():
+    """Wherever a text may be cut: made-up texts of words, marks and many kinds of white space, in pieces as short as they can be."""
+    random, encoding, cut = np.random.default_rng(0), gpt2_encoding(), 0
+    parts = ["\n\n", "\n", " ", "\n\n\n", "\t", "\u00a0", "\u2028", "\x1c", "word", "It's", "12", "...", "é", "\U0001f600", "\r"]
+    for _ in range(300):
+        text = "".join(random.choice(parts, size=20))
+        cuts = list(pieces(text, size=1))
+        assert sum(map(encoding.encode, cuts), []) == encoding.encode(text)
+        cut += len(cuts) - 1
+    assert cut > 300
