@@ -12,6 +12,7 @@ process.settle()  # before the imports that load PyTorch
 from lm_human_preferences.commands import command_line
 from lm_human_preferences.compute import distributed
 from lm_human_preferences.foundation.errors import exit_on_user_error
+
 from params import EXPERIMENTS
 
 
@@ -19,7 +20,9 @@ from params import EXPERIMENTS
 def main() -> None:
     arguments = command_line.prepare(sys.argv[1:], EXPERIMENTS)
     if arguments is not None:
-        fire.Fire(command_line.Commands(EXPERIMENTS), command=arguments, name="launch.py", serialize=lambda result: None)
+        fire.Fire(
+            command_line.Commands(EXPERIMENTS), command=arguments, name="launch.py", serialize=lambda result: None
+        )
 
 
 if __name__ == "__main__":

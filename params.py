@@ -1,19 +1,19 @@
 """The experiments as data: one entry per stage and task, assembled from the library's parameter dataclasses.
 
-`sentiment`, `descriptiveness`, `cnndm` and `tldr` have the values of the original's launch.py (whitening of cnndm and tldr as it was meant
-there: the original binds a name that does not exist). With `_paper` they have those of the paper where it differs: GPT-2 774M, two
-million episodes, larger batches. `_paper_supervised` is the paper's "supervised + RL": the same, from the supervised baseline onward.
-`movies` is ours: it needs nothing but pip.
+`sentiment`, `descriptiveness`, `cnndm` and `tldr` have the values of the original's launch.py (whitening of cnndm and
+tldr as it was meant there: the original binds a name that does not exist). With `_paper` they have those of the paper
+where it differs: GPT-2 774M, two million episodes, larger batches. `_paper_supervised` is the paper's "supervised +
+RL": the same, from the supervised baseline onward. `movies` is ours: it needs nothing but pip.
 """
 
 from collections.abc import Callable
 from functools import partial
 
-from lm_human_preferences.judging.evaluation import EvaluationParams
 from lm_human_preferences.data.labels import LabelParams
+from lm_human_preferences.data.tasks import PolicyParams, TaskParams
+from lm_human_preferences.judging.evaluation import EvaluationParams
 from lm_human_preferences.learning.ppo import AdaptiveKLParams, PPOParams
 from lm_human_preferences.runs.folder import RunParams
-from lm_human_preferences.data.tasks import PolicyParams, TaskParams
 from lm_human_preferences.train_policy import PolicyTrainingParams, RewardsParams
 from lm_human_preferences.train_reward import RewardTrainingParams
 from lm_human_preferences.train_sft import DataParams, ModelParams, SFTOptimizerParams, SFTParams, ValidationParams
@@ -25,28 +25,59 @@ LABELS = "https://openaipublic.blob.core.windows.net/lm-human-preferences/labels
 
 # --- tasks ---
 
+
 def books_task(model: str = GPT2) -> TaskParams:
     """Continue a passage of a book (sentiment, descriptiveness): end with a full stop after 16 tokens."""
-    return TaskParams(query_dataset="books", query_length=64, response_length=24, start_text=".", end_text=".", truncate_token=13, truncate_after=16,
-                      policy=PolicyParams(initial_model=model, temperature=0.7))
+    return TaskParams(
+        query_dataset="books",
+        query_length=64,
+        response_length=24,
+        start_text=".",
+        end_text=".",
+        truncate_token=13,
+        truncate_after=16,
+        policy=PolicyParams(initial_model=model, temperature=0.7),
+    )
 
 
 def cnndm_task(model: str = GPT2) -> TaskParams:
     """Summarise a news article: end with a newline after 55 tokens."""
-    return TaskParams(query_dataset="cnndm", query_length=500, response_length=75, query_prefix="Article:\n\n", query_suffix="\n\nTL;DR:",
-                      end_text="\n", truncate_token=198, truncate_after=55, policy=PolicyParams(initial_model=model, temperature=0.5))
+    return TaskParams(
+        query_dataset="cnndm",
+        query_length=500,
+        response_length=75,
+        query_prefix="Article:\n\n",
+        query_suffix="\n\nTL;DR:",
+        end_text="\n",
+        truncate_token=198,
+        truncate_after=55,
+        policy=PolicyParams(initial_model=model, temperature=0.5),
+    )
 
 
 def tldr_task(model: str = GPT2) -> TaskParams:
     """Summarise a Reddit post: end with a newline after 55 tokens."""
-    return TaskParams(query_dataset="tldr", query_length=500, response_length=75, query_suffix="\n\nTL;DR:", truncate_token=198, truncate_after=55,
-                      policy=PolicyParams(initial_model=model, temperature=0.7))
+    return TaskParams(
+        query_dataset="tldr",
+        query_length=500,
+        response_length=75,
+        query_suffix="\n\nTL;DR:",
+        truncate_token=198,
+        truncate_after=55,
+        policy=PolicyParams(initial_model=model, temperature=0.7),
+    )
 
 
 def movies_task() -> TaskParams:
     """Finish a sentence of a film review: end with <|endoftext|> within 32 tokens."""
-    return TaskParams(query_dataset="movies:queries_", query_length=8, response_length=32, truncate_token=50256, truncate_after=3,
-                      policy=PolicyParams(initial_model=TINY, temperature=0.7))
+    return TaskParams(
+        query_dataset="movies:queries_",
+        query_length=8,
+        response_length=32,
+        truncate_token=50256,
+        truncate_after=3,
+        policy=PolicyParams(initial_model=TINY, temperature=0.7),
+    )
 
 
 SUMMARY_TASKS = {"cnndm": cnndm_task, "tldr": tldr_task}
@@ -54,16 +85,31 @@ SUMMARY_TASKS = {"cnndm": cnndm_task, "tldr": tldr_task}
 
 # --- reward training ---
 
+
 def books_reward(name: str) -> RewardTrainingParams:
     """5,000 choices among four continuations."""
-    return RewardTrainingParams(task=books_task(), labels=LabelParams(type="best_of_4", num_train=4992, source=f"{LABELS}/{name}/offline_5k.json"),
-                                batch_size=32, lr=5e-5, rollout_batch_size=512, normalize_samples=256, run=RunParams(save_interval=50))
+    return RewardTrainingParams(
+        task=books_task(),
+        labels=LabelParams(type="best_of_4", num_train=4992, source=f"{LABELS}/{name}/offline_5k.json"),
+        batch_size=32,
+        lr=5e-5,
+        rollout_batch_size=512,
+        normalize_samples=256,
+        run=RunParams(save_interval=50),
+    )
 
 
 def summary_reward(name: str) -> RewardTrainingParams:
     """46,000 choices among four summaries, collected while the policies of the paper were trained."""
-    return RewardTrainingParams(task=SUMMARY_TASKS[name](), labels=LabelParams(type="best_of_4", num_train=46_000, source=f"{LABELS}/{name}/online_45k.json"),
-                                batch_size=16, lr=2.5e-5, rollout_batch_size=128, normalize_samples=256, run=RunParams(save_interval=200))
+    return RewardTrainingParams(
+        task=SUMMARY_TASKS[name](),
+        labels=LabelParams(type="best_of_4", num_train=46_000, source=f"{LABELS}/{name}/online_45k.json"),
+        batch_size=16,
+        lr=2.5e-5,
+        rollout_batch_size=128,
+        normalize_samples=256,
+        run=RunParams(save_interval=200),
+    )
 
 
 def books_reward_paper(name: str) -> RewardTrainingParams:
@@ -82,27 +128,43 @@ def summary_reward_paper(name: str, model: str = GPT2_LARGE) -> RewardTrainingPa
 
 def movies_reward() -> RewardTrainingParams:
     """Choices among four sentences that open alike, by their mean human rating."""
-    return RewardTrainingParams(task=movies_task(), labels=LabelParams(type="best_of_4", num_train=15_136, source="datasets/movies/labels_train.json",
-                                                                       valid_source="datasets/movies/labels_test.json"),
-                                batch_size=32, lr=5e-4, rollout_batch_size=256, normalize_samples=512,
-                                run=RunParams(save_interval=100, micro_batch=128))
+    return RewardTrainingParams(
+        task=movies_task(),
+        labels=LabelParams(
+            type="best_of_4",
+            num_train=15_136,
+            source="datasets/movies/labels_train.json",
+            valid_source="datasets/movies/labels_test.json",
+        ),
+        batch_size=32,
+        lr=5e-4,
+        rollout_batch_size=256,
+        normalize_samples=512,
+        run=RunParams(save_interval=100, micro_batch=128),
+    )
 
 
 # --- policy training ---
+
 
 def books_policy(name: str) -> PolicyTrainingParams:
     """A million episodes; the KL coefficient is steered to 6 nats."""
     return PolicyTrainingParams(
         task=books_task(),
-        rewards=RewardsParams(kl_coef=0.15, adaptive_kl=AdaptiveKLParams(target=6.0), train_new_model=books_reward(name)),
-        ppo=PPOParams(total_episodes=1_000_000, batch_size=512, lr=1e-5))
+        rewards=RewardsParams(
+            kl_coef=0.15, adaptive_kl=AdaptiveKLParams(target=6.0), train_new_model=books_reward(name)
+        ),
+        ppo=PPOParams(total_episodes=1_000_000, batch_size=512, lr=1e-5),
+    )
 
 
 def summary_policy(name: str, kl_coef: float) -> PolicyTrainingParams:
     """A million episodes at a fixed KL coefficient; rewards are not whitened."""
     return PolicyTrainingParams(
-        task=SUMMARY_TASKS[name](), rewards=RewardsParams(kl_coef=kl_coef, train_new_model=summary_reward(name)),
-        ppo=PPOParams(total_episodes=1_000_000, batch_size=32, lr=2e-6, whiten_rewards=False))
+        task=SUMMARY_TASKS[name](),
+        rewards=RewardsParams(kl_coef=kl_coef, train_new_model=summary_reward(name)),
+        ppo=PPOParams(total_episodes=1_000_000, batch_size=32, lr=2e-6, whiten_rewards=False),
+    )
 
 
 def books_policy_paper(name: str, target: float) -> PolicyTrainingParams:
@@ -125,58 +187,105 @@ def summary_policy_paper(name: str, kl_coef: float, model: str = GPT2_LARGE) -> 
 def movies_policy() -> PolicyTrainingParams:
     """A demonstration's worth of episodes on a small model.
 
-    Unlike the original's tasks: the value head, zero at first, learns little in so few steps, and less where whitening stretches what it has to learn;
-    so rewards are not whitened, and lambda leans less on values (docs/log.md has the trials).
+    Unlike the original's tasks: the value head, zero at first, learns little in so few steps, and less where whitening
+    stretches what it has to learn; so rewards are not whitened, and lambda leans less on values (docs/log.md has the
+    trials).
     """
     return PolicyTrainingParams(
         task=movies_task(),
         rewards=RewardsParams(kl_coef=0.16, train_new_model=movies_reward()),
-        ppo=PPOParams(total_episodes=5_120, batch_size=64, lr=1e-4, lam=0.99, vf_coef=0.5, cliprange_value=1.0, whiten_rewards=False),
-        evaluation=EvaluationParams(samples=128, split="test"), run=RunParams(save_interval=20))
+        ppo=PPOParams(
+            total_episodes=5_120,
+            batch_size=64,
+            lr=1e-4,
+            lam=0.99,
+            vf_coef=0.5,
+            cliprange_value=1.0,
+            whiten_rewards=False,
+        ),
+        evaluation=EvaluationParams(samples=128, split="test"),
+        run=RunParams(save_interval=20),
+    )
 
 
 # --- language models ---
 
+
 def corpus_sft() -> SFTParams:
     """The small model from scratch, on a folder of text prepared by datasets/corpus.py."""
-    return SFTParams(data=DataParams(dataset="corpus", rows="packed", block=128), model=ModelParams(n_ctx=128, n_layer=4),
-                     optimizer=SFTOptimizerParams(method="muon", batch_size=32, lr=2e-3, muon_lr=6e-3, schedule="wsd", final_lr_fraction=0.0, warmup=100,
-                                                  sampled_vocabulary=4096),
-                     validation=ValidationParams(interval=250, rows=128), run=RunParams(save_interval=250))
+    return SFTParams(
+        data=DataParams(dataset="corpus", rows="packed", block=128),
+        model=ModelParams(n_ctx=128, n_layer=4),
+        optimizer=SFTOptimizerParams(
+            method="muon",
+            batch_size=32,
+            lr=2e-3,
+            muon_lr=6e-3,
+            schedule="wsd",
+            final_lr_fraction=0.0,
+            warmup=100,
+            sampled_vocabulary=4096,
+        ),
+        validation=ValidationParams(interval=250, rows=128),
+        run=RunParams(save_interval=250),
+    )
 
 
 def movies_sft() -> SFTParams:
     """The small model onward, on sentences of film reviews."""
-    return SFTParams(data=DataParams(dataset="movies", rows="documents", block=64), model=ModelParams(initial="saved_models/corpus/lm"),
-                     optimizer=SFTOptimizerParams(epochs=6, batch_size=16, lr=5e-4, warmup=50, dropout=0.1),
-                     validation=ValidationParams(interval=50, rows=0, patience=4), run=RunParams(save_interval=200))
+    return SFTParams(
+        data=DataParams(dataset="movies", rows="documents", block=64),
+        model=ModelParams(initial="saved_models/corpus/lm"),
+        optimizer=SFTOptimizerParams(epochs=6, batch_size=16, lr=5e-4, warmup=50, dropout=0.1),
+        validation=ValidationParams(interval=50, rows=0, patience=4),
+        run=RunParams(save_interval=200),
+    )
 
 
 def books_sft(model: str = GPT2) -> SFTParams:
-    """GPT-2 onward on the passages of books themselves: one epoch, cosine schedule, dropout 0.1. The learning rate is ours."""
-    return SFTParams(data=DataParams(dataset="books", rows="documents", block=256), model=ModelParams(initial=model),
-                     optimizer=SFTOptimizerParams(epochs=1, batch_size=64, lr=5e-5, warmup=100, final_lr_fraction=0.0, dropout=0.1),
-                     validation=ValidationParams(interval=500, rows=512), run=RunParams(save_interval=500, micro_batch=16))
+    """GPT-2 onward on the passages of books themselves: one epoch, cosine schedule, dropout 0.1. The learning rate is
+    ours.
+    """
+    return SFTParams(
+        data=DataParams(dataset="books", rows="documents", block=256),
+        model=ModelParams(initial=model),
+        optimizer=SFTOptimizerParams(epochs=1, batch_size=64, lr=5e-5, warmup=100, final_lr_fraction=0.0, dropout=0.1),
+        validation=ValidationParams(interval=500, rows=512),
+        run=RunParams(save_interval=500, micro_batch=16),
+    )
 
 
 def summary_sft(name: str, model: str = GPT2) -> SFTParams:
-    """The paper's supervised baseline on the reference summaries: one epoch, cosine schedule, dropout 0.1. The learning rate is ours."""
-    return SFTParams(task=SUMMARY_TASKS[name](model), data=DataParams(dataset=name, rows="references"), model=ModelParams(initial=model),
-                     optimizer=SFTOptimizerParams(epochs=1, batch_size=64, lr=5e-5, warmup=100, final_lr_fraction=0.0, dropout=0.1),
-                     validation=ValidationParams(interval=250, rows=1024), run=RunParams(save_interval=250, micro_batch=8))
+    """The paper's supervised baseline on the reference summaries: one epoch, cosine schedule, dropout 0.1. The learning
+    rate is ours.
+    """
+    return SFTParams(
+        task=SUMMARY_TASKS[name](model),
+        data=DataParams(dataset=name, rows="references"),
+        model=ModelParams(initial=model),
+        optimizer=SFTOptimizerParams(epochs=1, batch_size=64, lr=5e-5, warmup=100, final_lr_fraction=0.0, dropout=0.1),
+        validation=ValidationParams(interval=250, rows=1024),
+        run=RunParams(save_interval=250, micro_batch=8),
+    )
 
 
-# The KL coefficients of summaries are the paper's (section 3.2); of its KL targets for continuations, 6 and 10 nats, it is our reading
-# which belongs to which (docs/reproduce.md).
+# The KL coefficients of summaries are the paper's (section 3.2); of its KL targets for continuations, 6 and 10 nats, it
+# is our reading which belongs to which (docs/reproduce.md).
 PAPER_TARGETS = {"sentiment": 6.0, "descriptiveness": 10.0}
 PAPER_KL_COEFS = {"cnndm": 0.1, "tldr": 0.03}
 
 EXPERIMENTS: dict[str, dict[str, Callable]] = {
     "train_sft": {
-        "movies": movies_sft, "corpus": corpus_sft,
-        "sentiment": books_sft, "descriptiveness": books_sft, "cnndm": partial(summary_sft, "cnndm"), "tldr": partial(summary_sft, "tldr"),
-        "sentiment_paper": partial(books_sft, GPT2_LARGE), "descriptiveness_paper": partial(books_sft, GPT2_LARGE),
-        "cnndm_paper": partial(summary_sft, "cnndm", GPT2_LARGE), "tldr_paper": partial(summary_sft, "tldr", GPT2_LARGE),
+        "movies": movies_sft,
+        "corpus": corpus_sft,
+        "sentiment": books_sft,
+        "descriptiveness": books_sft,
+        "cnndm": partial(summary_sft, "cnndm"),
+        "tldr": partial(summary_sft, "tldr"),
+        "sentiment_paper": partial(books_sft, GPT2_LARGE),
+        "descriptiveness_paper": partial(books_sft, GPT2_LARGE),
+        "cnndm_paper": partial(summary_sft, "cnndm", GPT2_LARGE),
+        "tldr_paper": partial(summary_sft, "tldr", GPT2_LARGE),
     },
     "train_reward": {
         "movies": movies_reward,

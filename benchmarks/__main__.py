@@ -18,10 +18,10 @@ from benchmarks.cases import KINDS, RIVALS, TASKS, Case, cases_of
 from benchmarks.figure import draw, scaling_cases
 from benchmarks.measure import ROOT, measure
 from benchmarks.tables import check_page, put_into, tables
+from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json, write_json
 from lm_human_preferences.language.gpt2 import SHAPES
-from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.runs.folder import package_versions
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -31,26 +31,84 @@ FIGURE = ROOT / "static" / "scaling.png"
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add = p.add_argument
-    add("--full", action="store_true", help="all that docs/performance.md shows: 124M besides tiny (774M on a GPU), both tasks, the summaries with "
-                                            "padding too, and how the cost grows")
-    add("--cases", default=",".join(KINDS), metavar="A,B", help="; ".join(f"{name}: {text}" for name, text in KINDS.items()) + " (default: all)")
-    add("--models", metavar="A,B", help=f"of {', '.join(SHAPES)} (default: tiny; with --full tiny, 124M and, on a GPU, 774M)")
-    add("--tasks", metavar="A,B", help="style: query 64, response 24; summary: query 500, response 75 (default: style; with --full both)")
-    add("--batch", type=int, metavar="N",
-        help="rows, or choices of a reward step (default on a CPU: style 16, summary 4, choices 8 and 2; on a GPU: 512, 32)")
-    add("--padding", type=float, default=0.0, metavar="SHARE", help="mean share of padding in the queries, below 0.5 (default 0)")
-    add("--scaling", metavar="MODEL", help="measure also updates of this model over batches and response lengths, and draw them (with --full: tiny)")
+    add(
+        "--full",
+        action="store_true",
+        help="all that docs/performance.md shows: 124M besides tiny (774M on a GPU), both tasks, the summaries with "
+        "padding too, and how the cost grows",
+    )
+    add(
+        "--cases",
+        default=",".join(KINDS),
+        metavar="A,B",
+        help="; ".join(f"{name}: {text}" for name, text in KINDS.items()) + " (default: all)",
+    )
+    add(
+        "--models",
+        metavar="A,B",
+        help=f"of {', '.join(SHAPES)} (default: tiny; with --full tiny, 124M and, on a GPU, 774M)",
+    )
+    add(
+        "--tasks",
+        metavar="A,B",
+        help="style: query 64, response 24; summary: query 500, response 75 (default: style; with --full both)",
+    )
+    add(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="rows, or choices of a reward step (default on a CPU: style 16, summary 4, choices 8 and 2; on a GPU: 512, 32)",
+    )
+    add(
+        "--padding",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="mean share of padding in the queries, below 0.5 (default 0)",
+    )
+    add(
+        "--scaling",
+        metavar="MODEL",
+        help="measure also updates of this model over batches and response lengths, and draw them (with --full: tiny)",
+    )
     add("--alone", action="store_true", help=f"ours only, without {', '.join(RIVALS.values())}")
-    add("--repeats", type=int, default=3, metavar="N", help="measured rounds of each case; the median counts (default 3)")
-    add("--warmup", type=int, default=2, metavar="N", help="rounds before them that do not count (default 2: a process still takes memory in its second)")
+    add(
+        "--repeats",
+        type=int,
+        default=3,
+        metavar="N",
+        help="measured rounds of each case; the median counts (default 3)",
+    )
+    add(
+        "--warmup",
+        type=int,
+        default=2,
+        metavar="N",
+        help="rounds before them that do not count (default 2: a process still takes memory in its second)",
+    )
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--precision", default="auto", help="auto (default), float32 or bfloat16")
     add("--captured", action="store_true", help="decoding as a CUDA graph, as with --run.captured_decoding on")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 (default) leaves the choice to PyTorch")
     add("--output", type=Path, metavar="FILE", help="also write everything as JSON, as far as it goes after each case")
-    add("--resume", action="store_true", help="keep what --output already has, measured with the same settings, and measure the rest")
-    add("--page", type=Path, metavar="FILE", help=f"also put the tables between the marks of this page, {PAGE.relative_to(ROOT)} say")
-    add("--figure", type=Path, default=FIGURE, metavar="FILE", help=f"where --scaling draws (default {FIGURE.relative_to(ROOT)})")
+    add(
+        "--resume",
+        action="store_true",
+        help="keep what --output already has, measured with the same settings, and measure the rest",
+    )
+    add(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help=f"also put the tables between the marks of this page, {PAGE.relative_to(ROOT)} say",
+    )
+    add(
+        "--figure",
+        type=Path,
+        default=FIGURE,
+        metavar="FILE",
+        help=f"where --scaling draws (default {FIGURE.relative_to(ROOT)})",
+    )
     return p
 
 
@@ -74,7 +132,9 @@ def plan(args: argparse.Namespace, device: str) -> Plan:
     cases = cases_of(kinds, models, tasks, device, args.batch, args.padding, **settings)
     padded = []
     if args.full and "summary" in tasks and not args.padding:  # does padding cost anything?
-        padded = cases_of([kind for kind in kinds if kind != "supervised"], models, ["summary"], device, args.batch, 0.3, **settings)
+        padded = cases_of(
+            [kind for kind in kinds if kind != "supervised"], models, ["summary"], device, args.batch, 0.3, **settings
+        )
     scaling = args.scaling or ("tiny" if args.full else None)
     if scaling is not None and scaling not in SHAPES:
         raise UserError(f"--scaling {scaling}: there are {', '.join(SHAPES)}")
@@ -89,8 +149,14 @@ def describe(device: str, args: argparse.Namespace) -> dict:
     for name in () if args.alone else ("transformers", "trl"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    return {"device": torch.cuda.get_device_name() if device == "cuda" else _processor(), "threads": threads, "torch": torch.__version__,
-            "versions": versions, "repeats": args.repeats, "warmup": args.warmup}
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "versions": versions,
+        "repeats": args.repeats,
+        "warmup": args.warmup,
+    }
 
 
 def _processor() -> str:
@@ -112,13 +178,19 @@ def kept(args: argparse.Namespace, settings: dict) -> list[dict]:
         return []
     earlier = read_json(args.output)
     try:
-        differing = [name for name, value in settings.items() if name != "versions" and earlier["machine"][name] != value]
+        differing = [
+            name for name, value in settings.items() if name != "versions" and earlier["machine"][name] != value
+        ]
         results = earlier["cases"] + earlier["scaling"]
     except (KeyError, TypeError):
-        raise UserError(f"--resume: {args.output} has no earlier call's results; leave --resume out to replace it") from None
+        raise UserError(
+            f"--resume: {args.output} has no earlier call's results; leave --resume out to replace it"
+        ) from None
     if differing:
-        raise UserError(f"--resume: {args.output} was measured with {differing[0]} {earlier['machine'][differing[0]]}, this is "
-                        f"{settings[differing[0]]}; leave --resume out to measure anew")
+        raise UserError(
+            f"--resume: {args.output} was measured with {differing[0]} {earlier['machine'][differing[0]]}, this is "
+            f"{settings[differing[0]]}; leave --resume out to measure anew"
+        )
     return results
 
 
@@ -131,18 +203,33 @@ def carry_out(wanted: Plan, device: str, args: argparse.Namespace, say: Callable
     started = time.monotonic()
     for number, (part, case) in enumerate(everything, 1):
         alone = part != "compared"
-        same = next((result for result in earlier if result["case"] == dataclasses.asdict(case)
-                     and (alone or case.kind not in RIVALS or result["others"] or result["failed"])), None)
-        say(f"[{number} of {len(everything)}, {(time.monotonic() - started) / 60:.0f} min so far] {case.name}{', as measured before' if same else ''}")
+        same = next(
+            (
+                result
+                for result in earlier
+                if result["case"] == dataclasses.asdict(case)
+                and (alone or case.kind not in RIVALS or result["others"] or result["failed"])
+            ),
+            None,
+        )
+        say(
+            f"[{number} of {len(everything)}, {(time.monotonic() - started) / 60:.0f} min so far] {case.name}{', as measured before' if same else ''}"
+        )
         try:
             results[part].append(same or measure(case, args.repeats, args.warmup, alone, say))
         except KeyboardInterrupt as stop:
             if args.output and number > 1:
-                stop.add_note(f"{args.output} has {number - 1} of {len(everything)} cases, and the same command with --resume goes on from there")
+                stop.add_note(
+                    f"{args.output} has {number - 1} of {len(everything)} cases, and the same command with --resume goes on from there"
+                )
             raise
         measured = [result for part in results.values() for result in part]
         peaks = {name: median(result["peaks"][name] for result in measured) for name in measured[0]["peaks"]}
-        result = {"machine": settings | {"peaks": peaks}, "cases": results["compared"] + results["alone"], "scaling": results["scaling"]}
+        result = {
+            "machine": settings | {"peaks": peaks},
+            "cases": results["compared"] + results["alone"],
+            "scaling": results["scaling"],
+        }
         if args.output:
             write_json(args.output, result)
     return result

@@ -3,9 +3,10 @@
 import dataclasses
 from dataclasses import dataclass
 
+from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import SHAPES, GPT2Config
-from lm_human_preferences.data.tasks import TaskParams
+
 from params import books_task, cnndm_task
 
 KINDS = {
@@ -40,8 +41,11 @@ class Case:
     @property
     def name(self) -> str:
         length = f", response {self.response_length}" if self.response_length else ""
-        return f"{self.kind} {self.model} {self.task} x{self.batch}{length}" + (f", {self.padding:.0%} padding" if self.padding else "") + (
-            ", captured" if self.captured else "")
+        return (
+            f"{self.kind} {self.model} {self.task} x{self.batch}{length}"
+            + (f", {self.padding:.0%} padding" if self.padding else "")
+            + (", captured" if self.captured else "")
+        )
 
     def of(self, subject: str) -> "Case":
         """The same work done by another implementation."""
@@ -50,7 +54,9 @@ class Case:
     def config(self) -> GPT2Config:
         """The model's shape, with GPT-2's context of 1,024 where its own is too short for a query and its response."""
         shape, task = GPT2Config(**SHAPES[self.model]), self.task_params()
-        return shape if task.query_length + task.response_length <= shape.n_ctx else dataclasses.replace(shape, n_ctx=1024)
+        return (
+            shape if task.query_length + task.response_length <= shape.n_ctx else dataclasses.replace(shape, n_ctx=1024)
+        )
 
     def task_params(self) -> TaskParams:
         task = TASKS[self.task]()
@@ -59,7 +65,11 @@ class Case:
 
 def check_case(case: Case) -> None:
     """Raises UserError for a case that does not exist or cannot fit into the model's context."""
-    for value, known, flag in ((case.kind, KINDS, "cases"), (case.model, SHAPES, "models"), (case.task, TASKS, "tasks")):
+    for value, known, flag in (
+        (case.kind, KINDS, "cases"),
+        (case.model, SHAPES, "models"),
+        (case.task, TASKS, "tasks"),
+    ):
         if value not in known:
             raise UserError(f"--{flag} {value}: there are {', '.join(known)}")
     if case.batch < 1:
@@ -68,8 +78,16 @@ def check_case(case: Case) -> None:
         raise UserError(f"--padding {case.padding}: must lie in 0 to below 0.5")
 
 
-def cases_of(kinds: list[str], models: list[str], tasks: list[str], device: str, batch: int | None, padding: float, captured: bool = False,
-             **settings) -> list[Case]:
+def cases_of(
+    kinds: list[str],
+    models: list[str],
+    tasks: list[str],
+    device: str,
+    batch: int | None,
+    padding: float,
+    captured: bool = False,
+    **settings,
+) -> list[Case]:
     """All combinations, in the order to measure them. UserError for an unknown name."""
     if captured and device != "cuda":
         raise UserError(f"--captured: a CUDA graph needs a CUDA device, this is {device}; leave it out")
@@ -78,8 +96,16 @@ def cases_of(kinds: list[str], models: list[str], tasks: list[str], device: str,
         for task in tasks:
             for kind in kinds:
                 usual = CHOICES if kind == "reward" else BATCHES[device]
-                case = Case(kind, model, task, batch if batch is not None else usual.get(task, 1), padding=padding, device=device,
-                            captured=captured and kind in ("rollout", "update"), **settings)
+                case = Case(
+                    kind,
+                    model,
+                    task,
+                    batch if batch is not None else usual.get(task, 1),
+                    padding=padding,
+                    device=device,
+                    captured=captured and kind in ("rollout", "update"),
+                    **settings,
+                )
                 check_case(case)
                 cases.append(case)
     return cases

@@ -9,9 +9,11 @@ import torch
 
 
 class PhaseClock:
-    """Measures a call, and within it the phases that `watch` names. Time in a phase inside a phase counts for the inner one alone.
+    """Measures a call, and within it the phases that `watch` names. Time in a phase inside a phase counts for the inner
+    one alone.
 
-    On a GPU the marks are events in its stream: they tell when the work was done, not when it was handed over, and nothing waits for them.
+    On a GPU the marks are events in its stream: they tell when the work was done, not when it was handed over, and
+    nothing waits for them.
     """
 
     def __init__(self, device: torch.device):

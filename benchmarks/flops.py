@@ -1,9 +1,10 @@
 """Floating-point operations that a model needs: two for each multiply-add of its matrix products, nothing else.
 
-A token's way through a block takes 12 C^2 multiply-adds: 3 C^2 for query, key and value, C^2 for attention's projection, 8 C^2 for the MLP. Its
-attention takes 2 C for each token that it sees, itself included (scores and weighted sum): a causal mask halves the square. In the last block,
-tokens whose output nobody asks for need only their key and value, 2 C^2. A row of vocabulary logits takes C V. A backward pass takes twice its
-forward pass. Padding counts as nothing, and so does what an implementation computes twice. Embedding, layer norms, softmax, GELU, heads and the
+A token's way through a block takes 12 C^2 multiply-adds: 3 C^2 for query, key and value, C^2 for attention's
+projection, 8 C^2 for the MLP. Its attention takes 2 C for each token that it sees, itself included (scores and weighted
+sum): a causal mask halves the square. In the last block, tokens whose output nobody asks for need only their key and
+value, 2 C^2. A row of vocabulary logits takes C V. A backward pass takes twice its forward pass. Padding counts as
+nothing, and so does what an implementation computes twice. Embedding, layer norms, softmax, GELU, heads and the
 optimizer are no matrix products.
 """
 
@@ -13,7 +14,9 @@ TRAINING = 3  # a forward and its backward pass, in forward passes
 
 
 def forward_flops(config: GPT2Config, tokens: int, outputs: int, logits: int = 0, past: int = 0) -> int:
-    """Of one row's forward pass: `tokens` new ones after `past` cached ones; the final states of the last `outputs` are used, `logits` rows made."""
+    """Of one row's forward pass: `tokens` new ones after `past` cached ones; the final states of the last `outputs` are
+    used, `logits` rows made.
+    """
     C, L, V = config.n_embd, config.n_layer, config.n_vocab
     earlier_blocks = (L - 1) * (12 * C * C * tokens + 2 * C * _seen(tokens, past))
     last_block = 2 * C * C * tokens + 10 * C * C * outputs + 2 * C * _seen(outputs, past + tokens - outputs)
@@ -21,12 +24,16 @@ def forward_flops(config: GPT2Config, tokens: int, outputs: int, logits: int = 0
 
 
 def response_flops(config: GPT2Config, context: int, response: int) -> int:
-    """Of log-probabilities of a response to a context of so many tokens, written or read: its last token is fed to nobody."""
+    """Of log-probabilities of a response to a context of so many tokens, written or read: its last token is fed to
+    nobody.
+    """
     return forward_flops(config, context + response - 1, outputs=response, logits=response)
 
 
 def choice_flops(config: GPT2Config, query: int, responses: list[int]) -> int:
-    """Of the rewards of several responses to one query, whose pass they share. Numbers of tokens; an empty response costs its query's end."""
+    """Of the rewards of several responses to one query, whose pass they share. Numbers of tokens; an empty response
+    costs its query's end.
+    """
     shared = forward_flops(config, query, outputs=int(min(responses) == 0))
     return shared + sum(forward_flops(config, response, outputs=1, past=query) for response in responses if response)
 

@@ -1,4 +1,6 @@
-"""Measuring cases: each subject in a process of its own, asked in turn, so that whatever else the machine does meets all of them alike."""
+"""Measuring cases: each subject in a process of its own, asked in turn, so that whatever else the machine does meets
+all of them alike.
+"""
 
 import dataclasses
 import json
@@ -20,14 +22,25 @@ _LEAVING = 10  # seconds that a process may take to remove its files and end
 
 
 class Worker:
-    """A subject in its own process. Raises UserError with the process's one line, RuntimeError with its last lines if it breaks."""
+    """A subject in its own process. Raises UserError with the process's one line, RuntimeError with its last lines if
+    it breaks.
+    """
 
     def __init__(self, case: Case):
         self.case, self.errors = case, tempfile.TemporaryFile()
         command = [sys.executable, "-m", "benchmarks.worker", json.dumps(dataclasses.asdict(case))]
-        environment = {"TOKENIZERS_PARALLELISM": "false"} | os.environ | process.waiting()  # the last to the others' good, too
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=self.errors)
+        environment = (
+            {"TOKENIZERS_PARALLELISM": "false"} | os.environ | process.waiting()
+        )  # the last to the others' good, too
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+        )
 
     def __enter__(self) -> "Worker":
         return self
@@ -59,8 +72,10 @@ class Worker:
         if not line:
             self.process.wait()
             self.errors.seek(0)
-            raise RuntimeError(f"{self.case.name} by {self.case.subject} ended with status {self.process.returncode}:\n"
-                               + self.errors.read().decode(errors="replace")[-3000:])
+            raise RuntimeError(
+                f"{self.case.name} by {self.case.subject} ended with status {self.process.returncode}:\n"
+                + self.errors.read().decode(errors="replace")[-3000:]
+            )
         answer = json.loads(line)
         if "error" in answer:
             raise UserError(answer["error"])
@@ -68,9 +83,11 @@ class Worker:
 
 
 def measure(case: Case, repeats: int, warmup: int, alone: bool, say: Callable[[str], None] = lambda text: None) -> dict:
-    """Medians over `repeats` rounds after `warmup` ones; in each round the device's peaks, ours and, unless `alone`, what stands against it.
+    """Medians over `repeats` rounds after `warmup` ones; in each round the device's peaks, ours and, unless `alone`,
+    what stands against it.
 
-    What stands against ours may break, for lack of memory say: then that is part of the result. Raises RuntimeError if ours does.
+    What stands against ours may break, for lack of memory say: then that is part of the result. Raises RuntimeError if
+    ours does.
     """
     subjects = ["peaks", "ours"] + ([RIVALS[case.kind]] if case.kind in RIVALS and not alone else [])
     answers: dict[str, list[dict]] = {subject: [] for subject in subjects}
@@ -102,20 +119,33 @@ def summarise(case: Case, answers: dict[str, list[dict]]) -> dict:
     last, peaks = ours[-1], {name: median(answer[name] for answer in answers["peaks"]) for name in answers["peaks"][0]}
     flops = median(answer["flops"] for answer in ours)
     cpu_seconds = lambda rounds: median(answer["cpu_seconds"] for answer in rounds)
-    result = {"case": dataclasses.asdict(case), "seconds": seconds, "cpu_seconds": cpu_seconds(ours),
-              "all_seconds": [answer["seconds"] for answer in ours],
-              "phases": {name: median(answer["phases"].get(name, 0.0) for answer in ours) for name in last["phases"]},
-              "tokens_per_second": last["tokens"] / seconds, "rows_per_second": last["rows"] / seconds, "flops": flops,
-              "flops_per_second": flops / seconds, "precision": last["precision"], "peaks": peaks,
-              "share_of_peak": median(answer["flops"] / answer["seconds"] / peak[answer["precision"]]
-                                      for answer, peak in zip(ours, answers["peaks"], strict=True)),
-              "memory": last["memory"], "others": {}}
+    result = {
+        "case": dataclasses.asdict(case),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds(ours),
+        "all_seconds": [answer["seconds"] for answer in ours],
+        "phases": {name: median(answer["phases"].get(name, 0.0) for answer in ours) for name in last["phases"]},
+        "tokens_per_second": last["tokens"] / seconds,
+        "rows_per_second": last["rows"] / seconds,
+        "flops": flops,
+        "flops_per_second": flops / seconds,
+        "precision": last["precision"],
+        "peaks": peaks,
+        "share_of_peak": median(
+            answer["flops"] / answer["seconds"] / peak[answer["precision"]]
+            for answer, peak in zip(ours, answers["peaks"], strict=True)
+        ),
+        "memory": last["memory"],
+        "others": {},
+    }
     for name, rounds in answers.items():
         if name not in ("peaks", "ours"):
             result["others"][name] = {
-                "seconds": median(answer["seconds"] for answer in rounds), "cpu_seconds": cpu_seconds(rounds),
+                "seconds": median(answer["seconds"] for answer in rounds),
+                "cpu_seconds": cpu_seconds(rounds),
                 "all_seconds": [answer["seconds"] for answer in rounds],
                 "memory": rounds[-1]["memory"],
                 "ratio": median(other["seconds"] / own["seconds"] for other, own in zip(rounds, ours, strict=True)),
-                "cpu_ratio": cpu_seconds(rounds) / cpu_seconds(ours)}
+                "cpu_ratio": cpu_seconds(rounds) / cpu_seconds(ours),
+            }
     return result

@@ -1,7 +1,7 @@
 """Peak memory of policy training, phase by phase, beside what `plan` predicts: `python -m benchmarks.memory --help`.
 
-Each case runs in a process of its own. On a CPU the peak is the process's resident memory, reset before each phase (Linux only); on a GPU it is what
-PyTorch's allocator had reserved, without the CUDA context.
+Each case runs in a process of its own. On a CPU the peak is the process's resident memory, reset before each phase
+(Linux only); on a GPU it is what PyTorch's allocator had reserved, without the CUDA context.
 """
 
 import argparse
@@ -19,16 +19,22 @@ import torch
 from benchmarks.cases import BATCHES, TASKS, Case
 from benchmarks.ours import policy_trainer
 from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.compute.optim import allocate_state
+from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.foundation.errors import exit_on_user_error
 from lm_human_preferences.language import logprobs
 from lm_human_preferences.language.gpt2 import GPT2, SHAPES
-from lm_human_preferences.runs.micro_batches import GIB, policy_training_memory
-from lm_human_preferences.compute.optim import allocate_state
-from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.runs.folder import RunParams
+from lm_human_preferences.runs.micro_batches import GIB, policy_training_memory
 from lm_human_preferences.train_policy import PPOTrainer, Rollout
 
-MEASURES = ["none", "logits in chunks", "frozen models in bfloat16", "micro-batches", "activations recomputed"]  # each with those before it
+MEASURES = [
+    "none",
+    "logits in chunks",
+    "frozen models in bfloat16",
+    "micro-batches",
+    "activations recomputed",
+]  # each with those before it
 
 
 def build(args: argparse.Namespace) -> PPOTrainer:
@@ -41,7 +47,12 @@ def build(args: argparse.Namespace) -> PPOTrainer:
     if level < 2:
         GPT2.round_projections = lambda self: None
     rows, rollout = (args.micro_batch, args.micro_batch_rollout) if level >= 3 else (args.batch, args.batch)
-    run = RunParams(micro_batch=rows, micro_batch_rollout=rollout, micro_batch_scoring=rows, recompute_activations="on" if level >= 4 else "off")
+    run = RunParams(
+        micro_batch=rows,
+        micro_batch_rollout=rollout,
+        micro_batch_scoring=rows,
+        recompute_activations="on" if level >= 4 else "off",
+    )
     return policy_trainer(case, choose_precision(args.device, args.precision), run, epochs=1)
 
 
@@ -67,22 +78,35 @@ def measure(args: argparse.Namespace) -> dict[str, int]:
     device, config, sizes = trainer.precision.device, trainer.policy.transformer.config, trainer.sizes
     memory = policy_training_memory(trainer.params, config, trainer.precision, 1, trainer.policy.formatter.length)
     held, training = sum(memory.held.values()), memory.recomputing if sizes.recompute else memory.training
-    predicted = {"rollout": memory.rollout.bytes(sizes.rollout), "scoring": memory.scoring.bytes(sizes.scoring), "training": training.bytes(sizes.training)}
+    predicted = {
+        "rollout": memory.rollout.bytes(sizes.rollout),
+        "scoring": memory.scoring.bytes(sizes.scoring),
+        "training": training.bytes(sizes.training),
+    }
     device_queries = trainer.queries.batch(args.batch).to(device)
     uniforms = trainer.uniforms(0).to(device)
-    responses = torch.randint(config.n_vocab - 1, (args.batch, trainer.params.task.response_length), generator=generator_for(1, "responses")).to(device)
+    responses = torch.randint(
+        config.n_vocab - 1, (args.batch, trainer.params.task.response_length), generator=generator_for(1, "responses")
+    ).to(device)
     zeros = torch.zeros(responses.shape, device=device)
 
     def rollout() -> None:
         with torch.no_grad(), trainer.precision.autocast():
-            trainer.policy.respond(device_queries[:sizes.rollout], uniforms[:sizes.rollout])
+            trainer.policy.respond(device_queries[: sizes.rollout], uniforms[: sizes.rollout])
 
     def scoring() -> None:
         with torch.no_grad():
-            trainer.score(device_queries[:sizes.scoring], responses[:sizes.scoring], zeros[:sizes.scoring], zeros[:sizes.scoring])
+            trainer.score(
+                device_queries[: sizes.scoring],
+                responses[: sizes.scoring],
+                zeros[: sizes.scoring],
+                zeros[: sizes.scoring],
+            )
 
     def training_step() -> None:
-        whole = Rollout(device_queries, responses, zeros - 1, zeros, zeros - 1, zeros[:, 0], zeros[:, 0] > -1, responses)
+        whole = Rollout(
+            device_queries, responses, zeros - 1, zeros, zeros - 1, zeros[:, 0], zeros[:, 0] > -1, responses
+        )
         rows = min(args.batch, 2 * sizes.training) if args.quick else args.batch
         trainer.train_minibatch(whole, zeros, torch.arange(rows, device=device), 1e-6)
 
@@ -95,7 +119,10 @@ def measure(args: argparse.Namespace) -> dict[str, int]:
 
 
 def table(title: str, found: dict[str, dict[str, int]]) -> str:
-    cells = [f"{name} {row['measured'] / GIB:6.2f} ({row['predicted'] / GIB:.2f}, {row['predicted'] / row['measured'] - 1:+.0%})" for name, row in found.items()]
+    cells = [
+        f"{name} {row['measured'] / GIB:6.2f} ({row['predicted'] / GIB:.2f}, {row['predicted'] / row['measured'] - 1:+.0%})"
+        for name, row in found.items()
+    ]
     return f"{title:60} " + "  ".join(cells)
 
 
@@ -105,12 +132,18 @@ def main() -> None:
     parser.add_argument("--model", default="124M", choices=list(SHAPES))
     parser.add_argument("--task", default="summary", choices=list(TASKS), help="its lengths, prefix and suffix")
     parser.add_argument("--batch", type=int, default=BATCHES["cuda"]["summary"], help="episodes of a step")
-    parser.add_argument("--micro_batch", type=int, default=8, help="rows trained on and scored at once from `micro-batches` onward")
-    parser.add_argument("--micro_batch_rollout", type=int, default=32, help="rows sampled at once from `micro-batches` onward")
+    parser.add_argument(
+        "--micro_batch", type=int, default=8, help="rows trained on and scored at once from `micro-batches` onward"
+    )
+    parser.add_argument(
+        "--micro_batch_rollout", type=int, default=32, help="rows sampled at once from `micro-batches` onward"
+    )
     parser.add_argument("--measures", nargs="+", default=MEASURES, choices=MEASURES)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--quick", action="store_true", help="less work with the same peaks: train on two micro-batches")
+    parser.add_argument(
+        "--quick", action="store_true", help="less work with the same peaks: train on two micro-batches"
+    )
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -118,7 +151,11 @@ def main() -> None:
         return
     print(f"{args.model}, {args.task}, batch {args.batch}: measured GiB (predicted, off by)")
     for name in args.measures:
-        done = subprocess.run([sys.executable, "-m", "benchmarks.memory", *sys.argv[1:], "--measure", name], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.memory", *sys.argv[1:], "--measure", name],
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}, out of memory?"])[-1]
             print(f"{name:60} failed: {reason}", flush=True)

@@ -1,4 +1,6 @@
-"""What a user would use instead: transformers' generate, TRL's PPO trainer, a plain PyTorch reward step. Random weights, nothing downloaded."""
+"""What a user would use instead: transformers' generate, TRL's PPO trainer, a plain PyTorch reward step. Random
+weights, nothing downloaded.
+"""
 
 import os
 import tempfile
@@ -8,10 +10,10 @@ import torch.nn.functional as F
 
 from benchmarks.cases import Case
 from benchmarks.ours import SEED, choices, query_documents
-from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.tasks import QueryFormatter
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.language.encoding import get_encoding
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 INSTALL = "pip install -r requirements-bench.txt, or measure ours alone with --alone"
@@ -28,15 +30,29 @@ def _model_config(case: Case, **more):
     except ImportError:
         raise UserError(f"transformers is missing: {INSTALL}") from None
     c = case.config()
-    return GPT2Config(vocab_size=c.n_vocab, n_positions=c.n_ctx, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, resid_pdrop=0.0, embd_pdrop=0.0,
-                      attn_pdrop=0.0, bos_token_id=c.n_vocab - 1, eos_token_id=None, **more)
+    return GPT2Config(
+        vocab_size=c.n_vocab,
+        n_positions=c.n_ctx,
+        n_embd=c.n_embd,
+        n_layer=c.n_layer,
+        n_head=c.n_head,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=c.n_vocab - 1,
+        eos_token_id=None,
+        **more,
+    )
 
 
 def _contexts(case: Case) -> list[list[int]]:
     """The policy's contexts, prefix and suffix included, without padding."""
     task = case.task_params()
     formatter = QueryFormatter.of(task, get_encoding("gpt2"))
-    return [formatter(torch.from_numpy(document.astype("int64"))[None])[0].tolist() for document in query_documents(case, task.query_length)]
+    return [
+        formatter(torch.from_numpy(document.astype("int64"))[None])[0].tolist()
+        for document in query_documents(case, task.query_length)
+    ]
 
 
 def _left_padded(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,6 +67,7 @@ def _generate(case: Case, precision: Precision):
     """Sampling with the cache, the same number of tokens for every row."""
     config = _model_config(case)
     from transformers import GPT2LMHeadModel
+
     torch.manual_seed(SEED)
     model, task = GPT2LMHeadModel(config).to(precision.device).eval(), case.task_params()
     tokens, mask = _left_padded(_contexts(case), precision.device)
@@ -58,8 +75,18 @@ def _generate(case: Case, precision: Precision):
 
     def work():
         with torch.no_grad(), precision.autocast():
-            model.generate(tokens, attention_mask=mask, do_sample=True, temperature=task.policy.temperature, top_k=0, top_p=1.0, max_new_tokens=R,
-                           min_new_tokens=R, use_cache=True, pad_token_id=0)
+            model.generate(
+                tokens,
+                attention_mask=mask,
+                do_sample=True,
+                temperature=task.policy.temperature,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=R,
+                min_new_tokens=R,
+                use_cache=True,
+                pad_token_id=0,
+            )
 
     return work
 
@@ -68,15 +95,22 @@ def _plain_reward(case: Case, precision: Precision):
     """All rows of the batch through GPT-2, float32, padding masked; PyTorch's Adam."""
     config = _model_config(case)
     from transformers import GPT2Model
+
     torch.manual_seed(SEED)
-    model, head, padding = GPT2Model(config).to(precision.device), torch.nn.Linear(config.n_embd, 1).to(precision.device), case.config().padding_token
+    model, head, padding = (
+        GPT2Model(config).to(precision.device),
+        torch.nn.Linear(config.n_embd, 1).to(precision.device),
+        case.config().padding_token,
+    )
     optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=1e-6)
     labels = choices(case).to(precision.device)
 
     def work():
         rows = torch.cat([labels.queries.repeat_interleave(4, 0), labels.responses.flatten(0, 1)], dim=1)
         real = rows != padding
-        hidden = model(rows.where(real, 0), attention_mask=real, position_ids=(real.cumsum(1) - 1).clamp(min=0)).last_hidden_state
+        hidden = model(
+            rows.where(real, 0), attention_mask=real, position_ids=(real.cumsum(1) - 1).clamp(min=0)
+        ).last_hidden_state
         rewards = head(hidden[:, -1])[:, 0].view(-1, 4)
         optimizer.zero_grad()
         F.cross_entropy(rewards, labels.target).backward()
@@ -88,8 +122,9 @@ def _plain_reward(case: Case, precision: Precision):
 def _trl(case: Case, precision: Precision):
     """TRL's PPO trainer: one update a call. Its value network has a trunk of its own, as its examples have it."""
     try:
-        from datasets import Dataset
         from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+        from datasets import Dataset
     except ImportError:
         raise UserError(f"trl is missing: {INSTALL}") from None
     from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
@@ -99,19 +134,42 @@ def _trl(case: Case, precision: Precision):
     width = max(map(len, rows))
     folder = tempfile.TemporaryDirectory()
     args = PPOConfig(
-        output_dir=folder.name, per_device_train_batch_size=case.batch, gradient_accumulation_steps=1, num_mini_batches=1,
-        local_rollout_forward_batch_size=case.batch, total_episodes=case.batch, num_ppo_epochs=4, num_sample_generations=0,
-        response_length=task.response_length, temperature=task.policy.temperature, learning_rate=1e-6, lr_scheduler_type="constant",
-        bf16=precision.bfloat16, gradient_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True,
-        use_cpu=precision.device.type == "cpu", seed=SEED)
+        output_dir=folder.name,
+        per_device_train_batch_size=case.batch,
+        gradient_accumulation_steps=1,
+        num_mini_batches=1,
+        local_rollout_forward_batch_size=case.batch,
+        total_episodes=case.batch,
+        num_ppo_epochs=4,
+        num_sample_generations=0,
+        response_length=task.response_length,
+        temperature=task.policy.temperature,
+        learning_rate=1e-6,
+        lr_scheduler_type="constant",
+        bf16=precision.bfloat16,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=precision.device.type == "cpu",
+        seed=SEED,
+    )
     torch.manual_seed(SEED)
     language_model = lambda: GPT2LMHeadModel(_model_config(case))
     scorer = lambda: GPT2ForSequenceClassification(_model_config(case, num_labels=1, pad_token_id=c.n_vocab))
     trainer = PPOTrainer(
-        args=args, processing_class=_tokens_only(c.n_vocab), model=language_model(), ref_model=language_model(), reward_model=scorer(),
+        args=args,
+        processing_class=_tokens_only(c.n_vocab),
+        model=language_model(),
+        ref_model=language_model(),
+        reward_model=scorer(),
         value_model=scorer(),
-        train_dataset=Dataset.from_dict({"input_ids": rows}), eval_dataset=Dataset.from_dict({"input_ids": rows}),
-        data_collator=lambda batch: {"input_ids": torch.tensor([[c.n_vocab] * (width - len(r["input_ids"])) + r["input_ids"] for r in batch])})
+        train_dataset=Dataset.from_dict({"input_ids": rows}),
+        eval_dataset=Dataset.from_dict({"input_ids": rows}),
+        data_collator=lambda batch: {
+            "input_ids": torch.tensor([[c.n_vocab] * (width - len(r["input_ids"])) + r["input_ids"] for r in batch])
+        },
+    )
 
     def work(folder=folder):  # the folder lives as long as the work
         trainer.train()
@@ -125,5 +183,9 @@ def _tokens_only(n_vocab: int):
     from transformers import PreTrainedTokenizerFast
 
     words = {"<|endoftext|>": n_vocab - 1, "<|pad|>": n_vocab}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<|pad|>")), eos_token="<|endoftext|>",
-                                   pad_token="<|pad|>", unk_token="<|pad|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<|pad|>")),
+        eos_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        unk_token="<|pad|>",
+    )

@@ -13,17 +13,17 @@ from benchmarks.clock import PhaseClock
 from benchmarks.flops import TRAINING, choice_flops, forward_flops, response_flops
 from lm_human_preferences import train_sft
 from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.labels import LabelBatch, LabelParams
+from lm_human_preferences.data.queries import QueryStream, TokenFile, write_token_file
+from lm_human_preferences.data.rows import Rows
+from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.ppo import PPOParams
-from lm_human_preferences.compute.precision import Precision
-from lm_human_preferences.data.queries import QueryStream, TokenFile, write_token_file
 from lm_human_preferences.learning.reward_model import RewardModel
-from lm_human_preferences.data.rows import Rows
 from lm_human_preferences.runs.folder import RunParams
-from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer, RewardsParams, Rollout
 from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams
 
@@ -48,11 +48,15 @@ def make(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
 
 # --- policy training ---
 
+
 def query_documents(case: Case, query_length: int) -> list[np.ndarray]:
     """One random document a query of a batch; their lengths run evenly from 1 - 2 * padding to 1 of `query_length`."""
     random = np.random.default_rng(SEED)
     shares = np.linspace(1 - 2 * case.padding, 1, case.batch) if case.batch > 1 else np.array([1 - case.padding])
-    return [random.integers(0, case.config().n_vocab - 1, max(1, round(share * query_length))).astype(np.uint16) for share in shares]
+    return [
+        random.integers(0, case.config().n_vocab - 1, max(1, round(share * query_length))).astype(np.uint16)
+        for share in shares
+    ]
 
 
 def policy_trainer(case: Case, precision: Precision, run: RunParams | None = None, epochs: int = 4) -> PPOTrainer:
@@ -65,17 +69,38 @@ def policy_trainer(case: Case, precision: Precision, run: RunParams | None = Non
     reference.load_state_dict(policy.state_dict())
     reward_model = RewardModel(weights("reward"))
     reward_model.head.initialise(generator_for(SEED, "benchmark/head"))
-    params = PolicyTrainingParams(task=task, rewards=RewardsParams(), run=run or RunParams(seed=SEED, captured_decoding=case.captured), ppo=PPOParams(
-        total_episodes=1000 * case.batch, batch_size=case.batch, noptepochs=epochs, lr=1e-6, whiten_rewards=case.task == "style"))
-    queries = QueryStream(query_documents(case, task.query_length), length=task.query_length, padding_token=config.padding_token)
+    params = PolicyTrainingParams(
+        task=task,
+        rewards=RewardsParams(),
+        run=run or RunParams(seed=SEED, captured_decoding=case.captured),
+        ppo=PPOParams(
+            total_episodes=1000 * case.batch,
+            batch_size=case.batch,
+            noptepochs=epochs,
+            lr=1e-6,
+            whiten_rewards=case.task == "style",
+        ),
+    )
+    queries = QueryStream(
+        query_documents(case, task.query_length), length=task.query_length, padding_token=config.padding_token
+    )
     temperature = task.policy.temperature
-    return PPOTrainer(Policy(policy, formatter, temperature), Policy(reference, formatter, temperature), reward_model, queries, params, precision,
-                      encoding)
+    return PPOTrainer(
+        Policy(policy, formatter, temperature),
+        Policy(reference, formatter, temperature),
+        reward_model,
+        queries,
+        params,
+        precision,
+        encoding,
+    )
 
 
 def _batch(trainer: PPOTrainer, precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and uniforms of a batch, on the device."""
-    return trainer.queries.batch(trainer.params.ppo.batch_size).to(precision.device), trainer.uniforms(0).to(precision.device)
+    return trainer.queries.batch(trainer.params.ppo.batch_size).to(precision.device), trainer.uniforms(0).to(
+        precision.device
+    )
 
 
 def _lengths(tokens: torch.Tensor, padding_token: int) -> list[int]:
@@ -92,7 +117,12 @@ def _rollout(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
             for q, u in zip(queries.split(trainer.sizes.rollout), uniforms.split(trainer.sizes.rollout), strict=True):
                 trainer.policy.respond(q, u)
 
-    return Subject(work, case.batch, lambda: case.batch * R, lambda: sum(response_flops(config, context, R) for context in contexts))
+    return Subject(
+        work,
+        case.batch,
+        lambda: case.batch * R,
+        lambda: sum(response_flops(config, context, R) for context in contexts),
+    )
 
 
 def _scoring(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
@@ -109,19 +139,29 @@ def _scoring(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     def flops() -> int:
         return _scoring_flops(trainer, rollout) + trainer.recompute * _analysis_flops(trainer, rollout)
 
-    return Subject(work, case.batch, lambda: int((rollout.queries != config.padding_token).sum()) + rollout.responses.numel(), flops)
+    return Subject(
+        work,
+        case.batch,
+        lambda: int((rollout.queries != config.padding_token).sum()) + rollout.responses.numel(),
+        flops,
+    )
 
 
 def _analysis_flops(trainer: PPOTrainer, rollout: Rollout) -> int:
     """Of the log-probabilities of a rollout's responses."""
     config, R = trainer.policy.transformer.config, rollout.responses.shape[1]
-    return sum(response_flops(config, context, R) for context in _lengths(trainer.policy.formatter(rollout.queries), config.padding_token))
+    return sum(
+        response_flops(config, context, R)
+        for context in _lengths(trainer.policy.formatter(rollout.queries), config.padding_token)
+    )
 
 
 def _scoring_flops(trainer: PPOTrainer, rollout: Rollout) -> int:
     """Of a rollout's comparison with the reference and its rewards."""
     config, rows = trainer.policy.transformer.config, torch.cat([rollout.queries, rollout.truncated], dim=1)
-    return _analysis_flops(trainer, rollout) + sum(forward_flops(config, length, outputs=1) for length in _lengths(rows, config.padding_token))
+    return _analysis_flops(trainer, rollout) + sum(
+        forward_flops(config, length, outputs=1) for length in _lengths(rows, config.padding_token)
+    )
 
 
 def _update(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
@@ -129,7 +169,9 @@ def _update(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     clock.watch(trainer.policy, "respond", "rollout")
     clock.watch(trainer.reference, "analyze", "reference")
     clock.watch(trainer, "scorer", "reward")
-    clock.watch(trainer, "update", "backward")  # what is left of the epochs when forward passes and optimizer have taken their own
+    clock.watch(
+        trainer, "update", "backward"
+    )  # what is left of the epochs when forward passes and optimizer have taken their own
     clock.watch(trainer.policy, "analyze", "forward")
     clock.watch(trainer.optimizer, "step", "optimizer")
 
@@ -145,13 +187,14 @@ def _update(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
 
 # --- reward training, supervised training ---
 
+
 def choices(case: Case) -> LabelBatch:
     """Random choices among four; responses run on after their end, as in the original's files."""
     task, config = case.task_params(), case.config()
     generator = generator_for(SEED, "benchmark/choices")
     queries = torch.full((case.batch, task.query_length), config.padding_token)
     for row, document in zip(queries, query_documents(case, task.query_length), strict=True):
-        row[:len(document)] = torch.from_numpy(document.astype(np.int64))
+        row[: len(document)] = torch.from_numpy(document.astype(np.int64))
     responses = torch.randint(config.n_vocab - 1, (case.batch, 4, task.response_length), generator=generator)
     return LabelBatch(queries, responses, torch.randint(4, (case.batch,), generator=generator))
 
@@ -161,23 +204,40 @@ def _reward(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     labels = choices(case)
     model = RewardModel(GPT2(config).initialise(generator_for(SEED, "benchmark/reward")))
     model.head.initialise(generator_for(SEED, "benchmark/head"))
-    language_model = GPT2(config).initialise(generator_for(SEED, "benchmark/policy"))  # for normalisations: it is there, but has no part in a step
+    language_model = GPT2(config).initialise(
+        generator_for(SEED, "benchmark/policy")
+    )  # for normalisations: it is there, but has no part in a step
     policy = Policy(language_model, QueryFormatter([], []), task.policy.temperature)
-    params = RewardTrainingParams(task=task, labels=LabelParams(num_train=1000 * case.batch), batch_size=case.batch, lr=1e-6,
-                                  run=RunParams(seed=SEED))
+    params = RewardTrainingParams(
+        task=task,
+        labels=LabelParams(num_train=1000 * case.batch),
+        batch_size=case.batch,
+        lr=1e-6,
+        run=RunParams(seed=SEED),
+    )
     trainer = RewardTrainer(model, policy, None, labels, None, params, precision)
     clock.watch(trainer.optimizer, "step", "optimizer")
     everything = torch.arange(case.batch)
-    queries, lengths = _lengths(labels.queries, config.padding_token), [_lengths(four, config.padding_token) for four in labels.responses]
-    return Subject(lambda: trainer.step(0, everything), case.batch, lambda: sum(queries) + sum(map(sum, lengths)),
-                   lambda: TRAINING * sum(choice_flops(config, q, four) for q, four in zip(queries, lengths, strict=True)))
+    queries, lengths = (
+        _lengths(labels.queries, config.padding_token),
+        [_lengths(four, config.padding_token) for four in labels.responses],
+    )
+    return Subject(
+        lambda: trainer.step(0, everything),
+        case.batch,
+        lambda: sum(queries) + sum(map(sum, lengths)),
+        lambda: TRAINING * sum(choice_flops(config, q, four) for q, four in zip(queries, lengths, strict=True)),
+    )
 
 
 def _supervised(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     task, config = case.task_params(), case.config()
     T = task.query_length + task.response_length
-    params = train_sft.SFTParams(data=train_sft.DataParams(rows="packed", block=T), optimizer=train_sft.SFTOptimizerParams(batch_size=case.batch),
-                                 run=RunParams(seed=SEED))
+    params = train_sft.SFTParams(
+        data=train_sft.DataParams(rows="packed", block=T),
+        optimizer=train_sft.SFTOptimizerParams(batch_size=case.batch),
+        run=RunParams(seed=SEED),
+    )
     folder = tempfile.TemporaryDirectory()
     document = np.random.default_rng(SEED).integers(0, config.n_vocab - 1, case.batch * T + 1)
     write_token_file(Path(folder.name), "train", [document])
@@ -189,4 +249,9 @@ def _supervised(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     def work(folder=folder):  # the folder lives as long as the work
         trainer.step(0)
 
-    return Subject(work, case.batch, lambda: case.batch * T, lambda: TRAINING * case.batch * forward_flops(config, T, outputs=T, logits=T))
+    return Subject(
+        work,
+        case.batch,
+        lambda: case.batch * T,
+        lambda: TRAINING * case.batch * forward_flops(config, T, outputs=T, logits=T),
+    )

@@ -21,23 +21,34 @@ def tables(result: dict) -> str:
         parts += [table(head, rows) for rows in [_other_rows(cases)] if rows]
     if result["scaling"]:
         sizes = lambda case: [str(case["batch"]), str(case["response_length"])]
-        rows = [[row["case"]["task"], *sizes(row["case"]), seconds(row["seconds"]), seconds(row["cpu_seconds"])] for row in result["scaling"]]
-        parts += [table([f"update of {result['scaling'][0]['case']['model']}", "batch", "response", "seconds", "CPU"], rows)]
+        rows = [
+            [row["case"]["task"], *sizes(row["case"]), seconds(row["seconds"]), seconds(row["cpu_seconds"])]
+            for row in result["scaling"]
+        ]
+        parts += [
+            table([f"update of {result['scaling'][0]['case']['model']}", "batch", "response", "seconds", "CPU"], rows)
+        ]
     return "\n\n".join(parts)
 
 
 def machine(facts: dict) -> str:
     """Where it was measured, in one line, and the peaks that shares refer to."""
     peaks = facts["peaks"]
-    return (f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}; measured peaks: {peaks['float32'] / 1e12:.3g} TFLOP/s in "
-            f"float32, {peaks['bfloat16'] / 1e12:.3g} in bfloat16, copy {peaks['copy'] / 1e9:.3g} GB/s. Medians of {facts['repeats']} rounds after "
-            f"{facts['warmup']}.")
+    return (
+        f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}; measured peaks: {peaks['float32'] / 1e12:.3g} TFLOP/s in "
+        f"float32, {peaks['bfloat16'] / 1e12:.3g} in bfloat16, copy {peaks['copy'] / 1e9:.3g} GB/s. Medians of {facts['repeats']} rounds after "
+        f"{facts['warmup']}."
+    )
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table in columns of equal width: the first on the left, numbers on the right."""
     widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-    align = lambda line: "| " + " | ".join([line[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True)]) + " |"
+    align = lambda line: (
+        "| "
+        + " | ".join([line[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True)])
+        + " |"
+    )
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return "\n".join([align(head), rule, *map(align, rows)])
 
@@ -57,25 +68,55 @@ def _memory(size: float) -> str:
 
 
 def _row(row: dict) -> list[str]:
-    return [name(row["case"]), seconds(row["seconds"]), seconds(row["cpu_seconds"]), f"{row['rows_per_second']:.3g}",
-            f"{row['tokens_per_second']:,.0f}", f"{row['flops'] / 1e9:,.0f}", f"{row['flops_per_second'] / 1e9:,.0f}", f"{row['share_of_peak']:.0%}",
-            _memory(row["memory"])]
+    return [
+        name(row["case"]),
+        seconds(row["seconds"]),
+        seconds(row["cpu_seconds"]),
+        f"{row['rows_per_second']:.3g}",
+        f"{row['tokens_per_second']:,.0f}",
+        f"{row['flops'] / 1e9:,.0f}",
+        f"{row['flops_per_second'] / 1e9:,.0f}",
+        f"{row['share_of_peak']:.0%}",
+        _memory(row["memory"]),
+    ]
 
 
 def _phase_names(cases: Iterable[dict]) -> list[str]:
-    return list(dict.fromkeys(phase for case in cases if len(case["phases"]) > 1 for phase in case["phases"] if phase != "other")) + ["other"]
+    return list(
+        dict.fromkeys(
+            phase for case in cases if len(case["phases"]) > 1 for phase in case["phases"] if phase != "other"
+        )
+    ) + ["other"]
 
 
 def _phase_rows(cases: list[dict]) -> list[list[str]]:
-    return [[name(row["case"])] + [seconds(row["phases"][phase]) if phase in row["phases"] else "" for phase in _phase_names(cases)]
-            for row in cases if len(row["phases"]) > 1]
+    return [
+        [name(row["case"])]
+        + [seconds(row["phases"][phase]) if phase in row["phases"] else "" for phase in _phase_names(cases)]
+        for row in cases
+        if len(row["phases"]) > 1
+    ]
 
 
 def _other_rows(cases: list[dict]) -> list[list[str]]:
-    return [[name(row["case"]), other, seconds(theirs["seconds"]), seconds(row["seconds"]), f"{theirs['ratio']:.2f}", f"{theirs['cpu_ratio']:.2f}",
-             _memory(theirs["memory"]), _memory(row["memory"])] for row in cases for other, theirs in row["others"].items()
-            ] + [[name(row["case"]), other, "failed", seconds(row["seconds"]), "", "", "", _memory(row["memory"])]
-                 for row in cases for other in row["failed"]]
+    return [
+        [
+            name(row["case"]),
+            other,
+            seconds(theirs["seconds"]),
+            seconds(row["seconds"]),
+            f"{theirs['ratio']:.2f}",
+            f"{theirs['cpu_ratio']:.2f}",
+            _memory(theirs["memory"]),
+            _memory(row["memory"]),
+        ]
+        for row in cases
+        for other, theirs in row["others"].items()
+    ] + [
+        [name(row["case"]), other, "failed", seconds(row["seconds"]), "", "", "", _memory(row["memory"])]
+        for row in cases
+        for other in row["failed"]
+    ]
 
 
 def check_page(page: Path) -> None:

@@ -1,6 +1,8 @@
-"""A process that holds one subject and does a repetition of its work whenever it is asked: `python -m benchmarks.worker CASE`.
+"""A process that holds one subject and does a repetition of its work whenever it is asked: `python -m benchmarks.worker
+CASE`.
 
-It answers each line of standard input with one line of JSON. Nothing else reaches its standard output: what libraries print goes to standard error.
+It answers each line of standard input with one line of JSON. Nothing else reaches its standard output: what libraries
+print goes to standard error.
 """
 
 import json
@@ -19,8 +21,8 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.clock import PhaseClock
-from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.compute.precision import choose_precision
+from lm_human_preferences.foundation.errors import UserError
 
 
 def main() -> None:
@@ -43,29 +45,43 @@ def prepare(case: Case) -> Callable[[], dict]:
     clock = PhaseClock(precision.device)
     if case.subject == "peaks":
         from benchmarks.peaks import Peaks
+
         return Peaks(case, precision.device)
     if case.subject == "ours":
         from benchmarks import ours
+
         subject = ours.make(case, precision, clock)
         work = subject.work
     else:
         from benchmarks import others
+
         subject, work = None, others.make(case, precision)
 
     def repeat() -> dict:
         started = time.process_time()
         seconds, phases, _ = clock.measure(work)
-        answer = {"seconds": seconds, "cpu_seconds": time.process_time() - started, "memory": peak_memory(precision.device)}
+        answer = {
+            "seconds": seconds,
+            "cpu_seconds": time.process_time() - started,
+            "memory": peak_memory(precision.device),
+        }
         if subject is not None:
-            answer |= {"phases": phases, "rows": subject.rows, "tokens": subject.tokens(), "flops": subject.flops(),
-                       "precision": "bfloat16" if precision.bfloat16 else "float32"}
+            answer |= {
+                "phases": phases,
+                "rows": subject.rows,
+                "tokens": subject.tokens(),
+                "flops": subject.flops(),
+                "precision": "bfloat16" if precision.bfloat16 else "float32",
+            }
         return answer
 
     return repeat
 
 
 def peak_memory(device: torch.device) -> int:
-    """The largest number of bytes held so far: on a GPU of its memory, on a CPU of this process, the libraries included."""
+    """The largest number of bytes held so far: on a GPU of its memory, on a CPU of this process, the libraries
+    included.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

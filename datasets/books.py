@@ -3,14 +3,16 @@
     python datasets/books.py --limit 2000000      BookCorpus from the Hugging Face hub (needs the package datasets)
     python datasets/books.py --input PATH         your own: a file or a folder
 
-Read from PATH: .txt (a book each; blank lines part paragraphs), .jsonl or .json, gzipped or not (a passage a record: a text, or an object
-with the field `text`; that is the form of the original's own passages and is taken as it is). What is written (S is each of train, valid, test):
+Read from PATH: .txt (a book each; blank lines part paragraphs), .jsonl or .json, gzipped or not (a passage a record: a
+text, or an object with the field `text`; that is the form of the original's own passages and is taken as it is). What
+is written (S is each of train, valid, test):
 
     S.bin, S.idx.npy    token file: passages of at least --passage characters, each of which gives one query
     meta.json           source, counts and digests
 
-A query begins after a passage's first full stop, which must be token 13 ('.'). BookCorpus on the hub is a sentence a row, in lower case, with
-spaces before its marks, and ' .' is another token (764): so sentences are joined to passages there and the spaces before marks removed.
+A query begins after a passage's first full stop, which must be token 13 ('.'). BookCorpus on the hub is a sentence a
+row, in lower case, with spaces before its marks, and ' .' is another token (764): so sentences are joined to passages
+there and the spaces before marks removed.
 """
 
 import argparse
@@ -24,32 +26,57 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
+from lm_human_preferences.data.preparation import (
+    Document,
+    Recipe,
+    SplitRule,
+    add_arguments,
+    check_arguments,
+    fingerprint,
+    hub_fingerprint,
+    hub_rows,
+    input_files,
+    prepare,
+    read_text,
+    unchanged,
+)
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
-from lm_human_preferences.data.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
-                                              input_files, prepare, read_text, unchanged)
 from lm_human_preferences.foundation.records import read_records
 
-HUB, REVISION = "bookcorpus/bookcorpus", "refs/convert/parquet"  # the hub's own conversion: the data set itself is a script
+HUB, REVISION = (
+    "bookcorpus/bookcorpus",
+    "refs/convert/parquet",
+)  # the hub's own conversion: the data set itself is a script
 PATTERNS = ("*.txt", "*.jsonl", "*.jsonl.gz", "*.json", "*.json.gz")
 PASSAGE = 700  # characters: a query of 64 tokens after the first sentence fits in nearly always
 
-_MARKS = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"``|''", '"'),
-    (r" (?=[.,;:!?%)\]}])", ""), (r"(?<=[(\[{$]) ", ""),
-    (r" (?=n't\b)", ""), (r" (?='(?:s|re|ve|ll|d|m)\b)", ""),
-    (r"(?<=\w) - (?=\w)", "-"))]
+_MARKS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"``|''", '"'),
+        (r" (?=[.,;:!?%)\]}])", ""),
+        (r"(?<=[(\[{$]) ", ""),
+        (r" (?=n't\b)", ""),
+        (r" (?='(?:s|re|ve|ll|d|m)\b)", ""),
+        (r"(?<=\w) - (?=\w)", "-"),
+    )
+]
 _QUOTED = re.compile(r'" *([^"]*?) *"')
 
 
 def join_marks(text: str) -> str:
-    """Text that a tokeniser took apart, together again: no space before marks and shortened verbs, quotes at their words."""
+    """Text that a tokeniser took apart, together again: no space before marks and shortened verbs, quotes at their
+    words.
+    """
     for pattern, replacement in _MARKS:
         text = pattern.sub(replacement, text)
     return _QUOTED.sub(r'"\1"', text)
 
 
 def passages(parts: Iterable[str], least: int, separator: str) -> Iterator[str]:
-    """Consecutive parts joined until they have `least` characters; what is left at the end is a passage if it has half of that."""
+    """Consecutive parts joined until they have `least` characters; what is left at the end is a passage if it has half
+    of that.
+    """
     joined, length = [], 0
     for part in parts:
         joined.append(part)
@@ -82,13 +109,17 @@ def texts_in(path: Path, least: int, bar: tqdm) -> Iterator[str]:
 
 
 def from_files(files: list[Path], least: int, rule: SplitRule, limit: int | None) -> Iterator[Document]:
-    with tqdm(total=sum(path.stat().st_size for path in files), unit="B", unit_scale=True, desc="books", disable=None) as bar:
+    with tqdm(
+        total=sum(path.stat().st_size for path in files), unit="B", unit_scale=True, desc="books", disable=None
+    ) as bar:
         for text in islice((text for path in files for text in texts_in(path, least, bar)), limit):
             yield Document(rule.of(text, "train"), text)
 
 
 def from_hub(name: str, revision: str | None, least: int, rule: SplitRule, limit: int | None) -> Iterator[Document]:
-    for text in passages((row["text"] for row in hub_rows(name, None, "train", revision, ("text",), limit)), least, " "):
+    for text in passages(
+        (row["text"] for row in hub_rows(name, None, "train", revision, ("text",), limit)), least, " "
+    ):
         yield Document(rule.of(text, "train"), text)
 
 
@@ -96,26 +127,50 @@ def from_hub(name: str, revision: str | None, least: int, rule: SplitRule, limit
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, metavar="PATH", help="file or folder of text, instead of the hub")
-    parser.add_argument("--hub", metavar="NAME", default=HUB, help=f"data set on the Hugging Face hub, or a folder of its files (default: {HUB})")
-    parser.add_argument("--passage", type=int, metavar="N", default=PASSAGE, help=f"least characters of a passage (default: {PASSAGE})")
+    parser.add_argument(
+        "--hub",
+        metavar="NAME",
+        default=HUB,
+        help=f"data set on the Hugging Face hub, or a folder of its files (default: {HUB})",
+    )
+    parser.add_argument(
+        "--passage", type=int, metavar="N", default=PASSAGE, help=f"least characters of a passage (default: {PASSAGE})"
+    )
     add_arguments(parser, "books", "1,1")
     arguments = parser.parse_args()
     rule = check_arguments(arguments)
     if rule.valid is None or not rule.valid or not rule.test:
-        raise UserError(f"--split {arguments.split}: books have no splits of their own; give percentages above 0 for valid and test like 1,1")
+        raise UserError(
+            f"--split {arguments.split}: books have no splits of their own; give percentages above 0 for valid and test like 1,1"
+        )
     if arguments.passage < 1:
         raise UserError(f"--passage {arguments.passage}: expected a number of characters from 1 up")
-    recipe = Recipe(1, "the books belong to their authors", ("train", "valid", "test"),
-                    clean=unchanged if arguments.input else join_marks)
+    recipe = Recipe(
+        1,
+        "the books belong to their authors",
+        ("train", "valid", "test"),
+        clean=unchanged if arguments.input else join_marks,
+    )
     if arguments.input is not None:
         files = input_files(arguments.input, PATTERNS)
         source = {path.name: fingerprint(path) for path in files}
-        prepare(recipe, arguments, source, lambda: from_files(files, arguments.passage, rule, arguments.limit), passage=arguments.passage)
+        prepare(
+            recipe,
+            arguments,
+            source,
+            lambda: from_files(files, arguments.passage, rule, arguments.limit),
+            passage=arguments.passage,
+        )
     else:
         revision = REVISION if arguments.hub == HUB else None
         source = {arguments.hub: hub_fingerprint(arguments.hub, revision)}
-        prepare(recipe, arguments, source, lambda: from_hub(arguments.hub, revision, arguments.passage, rule, arguments.limit),
-                passage=arguments.passage)
+        prepare(
+            recipe,
+            arguments,
+            source,
+            lambda: from_hub(arguments.hub, revision, arguments.passage, rule, arguments.limit),
+            passage=arguments.passage,
+        )
 
 
 if __name__ == "__main__":

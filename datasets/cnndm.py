@@ -3,16 +3,18 @@
     python datasets/cnndm.py                      cnn_dailymail 3.0.0 from the Hugging Face hub (needs the package datasets)
     python datasets/cnndm.py --input FOLDER       the original's files: cnn/stories/*.story and dailymail/stories/*.story
 
-The .story files are those of K. M. Hermann et al. 2015 (two archives on https://cs.nyu.edu/~kcho/DMQA/). Which articles belong to which
-split is said by the lists all_train.txt, all_val.txt and all_test.txt of their addresses: in FOLDER, in FOLDER/url_lists, or else
-fetched from OpenAI. A story's file is named after the SHA-1 of its address. What is written (S is each of train, valid, test):
+The .story files are those of K. M. Hermann et al. 2015 (two archives on https://cs.nyu.edu/~kcho/DMQA/). Which articles
+belong to which split is said by the lists all_train.txt, all_val.txt and all_test.txt of their addresses: in FOLDER, in
+FOLDER/url_lists, or else fetched from OpenAI. A story's file is named after the SHA-1 of its address. What is written
+(S is each of train, valid, test):
 
     S.bin, S.idx.npy              token file: the articles, cleaned as the original cleans them
     references_S.bin, .idx.npy    token file: the highlights, document by document; what supervised training learns to write
     meta.json                     source, counts and digests
 
-The hub's version has lost its line breaks, and a query of this task ends with one. So a break is put after each sentence there, as most
-paragraphs of these articles are a sentence long. For the original's queries themselves, use the .story files.
+The hub's version has lost its line breaks, and a query of this task ends with one. So a break is put after each
+sentence there, as most paragraphs of these articles are a sentence long. For the original's queries themselves, use the
+.story files.
 """
 
 import argparse
@@ -26,11 +28,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
+from lm_human_preferences.data.preparation import (
+    Document,
+    Recipe,
+    SplitRule,
+    add_arguments,
+    check_arguments,
+    fingerprint,
+    hub_fingerprint,
+    hub_rows,
+    prepare,
+    read_text,
+)
+from lm_human_preferences.data.queries import DOWNLOADS
 from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
-from lm_human_preferences.data.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
-                                              prepare, read_text)
-from lm_human_preferences.data.queries import DOWNLOADS
 from lm_human_preferences.judging.text_metrics import sentences
 
 HUB, CONFIG = "abisee/cnn_dailymail", "3.0.0"
@@ -41,11 +53,13 @@ ON_HUB = {"train": "train", "valid": "validation", "test": "test"}
 
 # --- cleaning ---
 
-def clean_up_start(text: str) -> str:
-    """An article without its byline, place and time of update. Original: datasets/cnndm.py clean_up_start, peculiarities included.
 
-    A text that begins with the letters By loses its first two lines ("Bye now." too); the last character of an update's line is
-    sought among 0-5 and |, since the original's brackets around years hold single characters.
+def clean_up_start(text: str) -> str:
+    """An article without its byline, place and time of update. Original: datasets/cnndm.py clean_up_start,
+    peculiarities included.
+
+    A text that begins with the letters By loses its first two lines ("Bye now." too); the last character of an update's
+    line is sought among 0-5 and |, since the original's brackets around years hold single characters.
     """
     if text.startswith("By"):
         text = "\n".join(text.split("\n")[2:])
@@ -75,14 +89,15 @@ def clean_reference(text: str) -> str:
 def with_paragraphs(article: str) -> str:
     """An article of the hub's version with line breaks again.
 
-    That version joined all lines with spaces and ended a line that had no closing mark with " ."; such marks are breaks, and each sentence
-    begins a paragraph.
+    That version joined all lines with spaces and ended a line that had no closing mark with " ."; such marks are
+    breaks, and each sentence begins a paragraph.
     """
     lines = re.split(r" \.(?: |$)", article)
     return "\n\n".join(sentence for line in lines for sentence in sentences(line)) + "\n"
 
 
 # --- sources ---
+
 
 def split_story(story: str) -> tuple[str, str]:
     """Article and highlights (a line each) of a .story file."""
@@ -113,11 +128,15 @@ def from_stories(folder: Path, lists: dict[str, Path], rule: SplitRule, limit: i
         for number, url in enumerate(tqdm(urls, desc=split, unit="story", disable=None), 1):
             story = folder / story_path(url)
             if not story.is_file():
-                raise UserError(f"{path}, line {number}: {url} has no story {story}; fetch both archives of stories, or take the hub's version")
+                raise UserError(
+                    f"{path}, line {number}: {url} has no story {story}; fetch both archives of stories, or take the hub's version"
+                )
             content = read_text(story)
             article, highlights = split_story(content)
             if article.strip():  # some stories are known to have none
-                yield Document(rule.of(url, split), content, highlights)  # `clean` cuts the highlights off after the start is cleaned
+                yield Document(
+                    rule.of(url, split), content, highlights
+                )  # `clean` cuts the highlights off after the start is cleaned
 
 
 def from_hub(name: str, config: str | None, rule: SplitRule, limit: int | None) -> Iterator[Document]:
@@ -129,13 +148,26 @@ def from_hub(name: str, config: str | None, rule: SplitRule, limit: int | None) 
 @exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, metavar="FOLDER", help="folder with cnn/stories and dailymail/stories, instead of the hub")
-    parser.add_argument("--hub", metavar="NAME", default=HUB, help=f"data set on the Hugging Face hub, or a folder of its files (default: {HUB})")
+    parser.add_argument(
+        "--input", type=Path, metavar="FOLDER", help="folder with cnn/stories and dailymail/stories, instead of the hub"
+    )
+    parser.add_argument(
+        "--hub",
+        metavar="NAME",
+        default=HUB,
+        help=f"data set on the Hugging Face hub, or a folder of its files (default: {HUB})",
+    )
     add_arguments(parser, "cnndm", "source")
     arguments = parser.parse_args()
     rule = check_arguments(arguments)
-    recipe = Recipe(1, "the articles belong to their publishers", ("train", "valid", "test"), references=True, clean=clean,
-                    clean_reference=clean_reference)
+    recipe = Recipe(
+        1,
+        "the articles belong to their publishers",
+        ("train", "valid", "test"),
+        references=True,
+        clean=clean,
+        clean_reference=clean_reference,
+    )
     if arguments.input is not None:
         if not arguments.input.is_dir():
             raise UserError(f"--input {arguments.input}: expected a folder with cnn/stories and dailymail/stories")

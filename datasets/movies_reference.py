@@ -1,9 +1,11 @@
-"""What a choice among four film-review sentences is worth: chance, a lexicon, a linear model, a person; and an independent judge.
+"""What a choice among four film-review sentences is worth: chance, a lexicon, a linear model, a person; and an
+independent judge.
 
     python datasets/movies_reference.py [--data FOLDER] [--json FILE] [--compare REWARD_RUN]
 
-prints the share of labels_test on which each picks the sentence that people rated highest, and how well the judge's ratings
-agree with people's. `reference_points` gives the same numbers elsewhere; the judge is lm_human_preferences/judging/ratings.py.
+prints the share of labels_test on which each picks the sentence that people rated highest, and how well the judge's
+ratings agree with people's. `reference_points` gives the same numbers elsewhere; the judge is
+lm_human_preferences/judging/ratings.py.
 """
 
 import argparse
@@ -17,11 +19,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from lm_human_preferences.data.queries import DATASETS_FOLDER
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json, write_json
-from lm_human_preferences.data.queries import DATASETS_FOLDER
-from lm_human_preferences.judging.ratings import ALPHAS, FOLDS, HeldOutJudge, lexicon_scores, linear_model, load_sentences, rated_rows
-
+from lm_human_preferences.judging.ratings import (
+    ALPHAS,
+    FOLDS,
+    HeldOutJudge,
+    lexicon_scores,
+    linear_model,
+    load_sentences,
+    rated_rows,
+)
 
 # ---- the data
 
@@ -29,6 +38,7 @@ from lm_human_preferences.judging.ratings import ALPHAS, FOLDS, HeldOutJudge, le
 @dataclass(frozen=True)
 class Choices:
     """Choices among four: sentence texts [n][4], each person's ratings [n][4][m], and the index of the best, int64 [n]."""
+
     texts: list[list[str]]
     ratings: list[list[list[int]]]
     best: np.ndarray
@@ -43,9 +53,11 @@ def load_choices(folder: Path, split: str) -> Choices:
     labels = rated_rows(Path(folder) / f"labels_{split}.jsonl")
     if not labels:
         raise UserError(f"{folder} has no choices for {split!r}: prepare the data set from more sentences")
-    return Choices([[by_id[number]["text"] for number in label["ids"]] for label in labels],
-                   [[by_id[number]["ratings"] for number in label["ids"]] for label in labels],
-                   np.array([label["best"] for label in labels]))
+    return Choices(
+        [[by_id[number]["text"] for number in label["ids"]] for label in labels],
+        [[by_id[number]["ratings"] for number in label["ids"]] for label in labels],
+        np.array([label["best"] for label in labels]),
+    )
 
 
 # ---- arithmetic
@@ -62,10 +74,11 @@ def choice_credit(scores: np.ndarray, best: np.ndarray) -> np.ndarray:
 
 
 def rater_credit(ratings: Sequence[Sequence[int]], best: int) -> float:
-    """The same for one person's ratings of four sentences, mean over persons: `ratings` [4][m], m may differ by sentence.
+    """The same for one person's ratings of four sentences, mean over persons: `ratings` [4][m], m may differ by
+    sentence.
 
-    Person j is the j-th rating of each sentence, as far as the shortest list goes. The person's own rating is part of the mean that
-    says which sentence is best, which flatters by a little.
+    Person j is the j-th rating of each sentence, as far as the shortest list goes. The person's own rating is part of
+    the mean that says which sentence is best, which flatters by a little.
     """
     persons = min(len(given) for given in ratings)
     scores = np.array([given[:persons] for given in ratings]).T  # [m, 4]
@@ -89,7 +102,9 @@ def _accuracy(rate: Callable[[list[str]], np.ndarray], choices: Choices) -> np.n
 
 
 def tfidf_ridge(folder: Path) -> Callable[[list[str]], np.ndarray]:
-    """Texts -> ratings, fitted on the sentences of `train`; the penalty is the one with the least squared error on those of `valid`."""
+    """Texts -> ratings, fitted on the sentences of `train`; the penalty is the one with the least squared error on
+    those of `valid`.
+    """
     train, valid = load_sentences(folder, ["train"]), load_sentences(folder, ["valid"])
     fitted = [linear_model(alpha, characters=False).fit(train.texts, train.ratings) for alpha in ALPHAS]
     return min(fitted, key=lambda model: ((model.predict(valid.texts) - valid.ratings) ** 2).mean()).predict
@@ -101,34 +116,55 @@ def reference_points(folder: Path) -> dict:
     Returns {"choices": n, "chance": {"accuracy", "standard_error"}, "lexicon": .., "tfidf_ridge": .., "one_rater": ..}.
     """
     test = load_choices(folder, "test")
-    return {"choices": len(test), "chance": point(np.full(len(test), 0.25)),
-            "lexicon": point(_accuracy(lexicon_scores, test)),
-            "tfidf_ridge": point(_accuracy(tfidf_ridge(folder), test)),
-            "one_rater": point(np.array([rater_credit(ratings, int(best)) for ratings, best in zip(test.ratings, test.best, strict=True)]))}
+    return {
+        "choices": len(test),
+        "chance": point(np.full(len(test), 0.25)),
+        "lexicon": point(_accuracy(lexicon_scores, test)),
+        "tfidf_ridge": point(_accuracy(tfidf_ridge(folder), test)),
+        "one_rater": point(
+            np.array([rater_credit(ratings, int(best)) for ratings, best in zip(test.ratings, test.best, strict=True)])
+        ),
+    }
 
 
-NAMES = {"chance": "chance", "lexicon": "VADER lexicon", "tfidf_ridge": "tf-idf + ridge regression", "one_rater": "one person"}
+NAMES = {
+    "chance": "chance",
+    "lexicon": "VADER lexicon",
+    "tfidf_ridge": "tf-idf + ridge regression",
+    "one_rater": "one person",
+}
 
 
 @exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="FOLDER", default=DATASETS_FOLDER / "movies", help="the prepared data set")
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", default=DATASETS_FOLDER / "movies", help="the prepared data set"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
-    parser.add_argument("--compare", type=Path, metavar="REWARD_RUN", help="print a reward run's accuracy beside these and keep them in its result.json")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        metavar="REWARD_RUN",
+        help="print a reward run's accuracy beside these and keep them in its result.json",
+    )
     arguments = parser.parse_args()
     points = reference_points(arguments.data)
     if arguments.compare:
         result = read_json(arguments.compare / "result.json")
-        write_json(arguments.compare / "result.json", result | {"reference_points": {name: points[name] for name in NAMES}})
+        write_json(
+            arguments.compare / "result.json", result | {"reference_points": {name: points[name] for name in NAMES}}
+        )
         print(f"  {'reward model':<28}{100 * result['accuracy']:5.1f}% +- {100 * result['standard_error']:.1f}")
     judge = HeldOutJudge.fit(arguments.data).cross_validation()
     print(f"choice of the best among four, {points['choices']:,} choices of held-out sentences")
     for name, title in NAMES.items():
         error = "" if name == "chance" else f" +- {100 * points[name]['standard_error']:.1f}"
         print(f"  {title:<28}{100 * points[name]['accuracy']:5.1f}%{error}")
-    print(f"judge fitted on {judge['sentences']:,} held-out sentences, {FOLDS}-fold cross-validation: "
-          f"Pearson {judge['pearson']:.3f}, R^2 {judge['r2']:.3f}, alpha {judge['alpha']:g}")
+    print(
+        f"judge fitted on {judge['sentences']:,} held-out sentences, {FOLDS}-fold cross-validation: "
+        f"Pearson {judge['pearson']:.3f}, R^2 {judge['r2']:.3f}, alpha {judge['alpha']:g}"
+    )
     if arguments.json:
         write_json(arguments.json, {**points, "judge": judge})
 

@@ -4,9 +4,10 @@
     python datasets/tldr.py --input FOLDER        train-subset.json and valid-subset.json on disk
     python datasets/tldr.py --hub webis/tldr-17 --split 1,1    all posts, with summaries, from the Hugging Face hub (needs the package datasets)
 
-Each file is a list of objects (or one a line) with the post in `content`; where `summary` is there too, it becomes the reference that
-supervised training learns to write. The posts are those of M. Völske et al. 2017, "TL;DR: Mining Reddit to learn automatic
-summarization". What is written (S is each of train, valid, test; as in the original, test is the same as valid):
+Each file is a list of objects (or one a line) with the post in `content`; where `summary` is there too, it becomes the
+reference that supervised training learns to write. The posts are those of M. Völske et al. 2017, "TL;DR: Mining Reddit
+to learn automatic summarization". What is written (S is each of train, valid, test; as in the original, test is the
+same as valid):
 
     S.bin, S.idx.npy              token file: the posts, cleaned as the original cleans them
     references_S.bin, .idx.npy    token file: the summaries, document by document; empty where there is none
@@ -24,11 +25,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
+from lm_human_preferences.data.preparation import (
+    Document,
+    Recipe,
+    SplitRule,
+    add_arguments,
+    check_arguments,
+    fingerprint,
+    hub_fingerprint,
+    hub_rows,
+    prepare,
+)
+from lm_human_preferences.data.queries import DOWNLOADS
 from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
-from lm_human_preferences.data.preparation import (Document, Recipe, SplitRule, add_arguments, check_arguments, fingerprint, hub_fingerprint, hub_rows,
-                                              prepare)
-from lm_human_preferences.data.queries import DOWNLOADS
 from lm_human_preferences.foundation.records import read_records
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/lm-human-preferences/tldr"
@@ -73,20 +83,37 @@ def from_hub(name: str, revision: str | None, rule: SplitRule, limit: int | None
 @exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, metavar="FOLDER", help="folder with train-subset.json and valid-subset.json, instead of downloading them")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="FOLDER",
+        help="folder with train-subset.json and valid-subset.json, instead of downloading them",
+    )
     parser.add_argument("--url", default=ADDRESS, help="download the two files from this address instead (a mirror)")
-    parser.add_argument("--hub", metavar="NAME", help=f"take a data set on the Hugging Face hub with columns content and summary instead ({HUB}), "
-                                                      "or a folder of its files")
+    parser.add_argument(
+        "--hub",
+        metavar="NAME",
+        help=f"take a data set on the Hugging Face hub with columns content and summary instead ({HUB}), "
+        "or a folder of its files",
+    )
     add_arguments(parser, "tldr", "source")
     arguments = parser.parse_args()
     rule = check_arguments(arguments)
-    recipe = Recipe(1, "the posts belong to their authors", ("train", "valid", "test"), references=True, clean=clean,
-                    clean_reference=clean_reference)
+    recipe = Recipe(
+        1,
+        "the posts belong to their authors",
+        ("train", "valid", "test"),
+        references=True,
+        clean=clean,
+        clean_reference=clean_reference,
+    )
     if arguments.hub is not None:
         if arguments.input is not None:
             raise UserError("--input and --hub exclude each other; give one of them")
         if not rule.valid or not rule.test:
-            raise UserError(f"--split {arguments.split}: the hub's posts have no splits of their own; give percentages above 0 for valid and test like 1,1")
+            raise UserError(
+                f"--split {arguments.split}: the hub's posts have no splits of their own; give percentages above 0 for valid and test like 1,1"
+            )
         revision = REVISION if arguments.hub == HUB else None
         source = {arguments.hub: hub_fingerprint(arguments.hub, revision)}
         prepare(recipe, arguments, source, lambda: from_hub(arguments.hub, revision, rule, arguments.limit))
@@ -98,7 +125,12 @@ def main() -> None:
         for path in files.values():
             if not path.is_file():
                 raise UserError(f"--input {arguments.input} holds no {path.name}")
-    prepare(recipe, arguments, {path.name: fingerprint(path) for path in files.values()}, lambda: posts(files, rule, arguments.limit))
+    prepare(
+        recipe,
+        arguments,
+        {path.name: fingerprint(path) for path in files.values()},
+        lambda: posts(files, rule, arguments.limit),
+    )
 
 
 if __name__ == "__main__":

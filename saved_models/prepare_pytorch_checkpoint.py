@@ -6,9 +6,10 @@
     python saved_models/prepare_pytorch_checkpoint.py NAME --from hf --input FOLDER
     python saved_models/prepare_pytorch_checkpoint.py NAME --input FOLDER --scope reward_model
 
-The result, saved_models/NAME, opens in `transformers` unchanged. TensorFlow checkpoints need the package tensorflow. A run that the
-original trained has several models in one checkpoint; --scope chooses: policy (default), ref_policy or reward_model. Their heads, and
-the reward's gain and bias, come along; Adam's state does not. A second run does nothing where the model is there already.
+The result, saved_models/NAME, opens in `transformers` unchanged. TensorFlow checkpoints need the package tensorflow. A
+run that the original trained has several models in one checkpoint; --scope chooses: policy (default), ref_policy or
+reward_model. Their heads, and the reward's gain and bias, come along; Adam's state does not. A second run does nothing
+where the model is there already.
 """
 
 import argparse
@@ -22,8 +23,8 @@ import torch
 
 from lm_human_preferences.foundation.downloads import download
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
-from lm_human_preferences.language.model_folders import convert_hugging_face, convert_model
 from lm_human_preferences.language.gpt2 import GPT2Config, count_parameters
+from lm_human_preferences.language.model_folders import convert_hugging_face, convert_model
 from lm_human_preferences.language.tensorflow_checkpoints import ADDRESS, RELEASE, OriginalCheckpoint
 
 HERE = Path(__file__).resolve().parent
@@ -32,13 +33,22 @@ NAMES_THERE = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "155
 
 
 def from_tensorflow(source: Path, output: Path, scope: str | None, hparams: Path | None, note: dict) -> GPT2Config:
-    """Convert one scope of a TensorFlow checkpoint, one variable at a time. Raises UserError before anything is written."""
+    """Convert one scope of a TensorFlow checkpoint, one variable at a time. Raises UserError before anything is
+    written.
+    """
     checkpoint = OriginalCheckpoint(source)
     scope = checkpoint.choose_scope(scope)
     config = checkpoint.config(scope, hparams)
     variables = {name: (shape, variable) for name, shape, variable in checkpoint.weights(scope, config)}
-    convert_model(output, config, {name: shape for name, (shape, _) in variables.items()}, lambda name: checkpoint.read(variables[name][1]),
-                  torch.float32, checkpoint.heads(scope), note | {"scope": scope})
+    convert_model(
+        output,
+        config,
+        {name: shape for name, (shape, _) in variables.items()},
+        lambda name: checkpoint.read(variables[name][1]),
+        torch.float32,
+        checkpoint.heads(scope),
+        note | {"scope": scope},
+    )
     others = [other for other in checkpoint.scopes if other != scope]
     if others:
         print(f"converted scope {scope!r}; the checkpoint also has {', '.join(others)} (--scope)")
@@ -56,12 +66,18 @@ def fetch(addresses: dict[str, str], folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help=f"{', '.join(NAMES_THERE)}; with --input any name for the new model folder")
-    parser.add_argument("--from", dest="source", choices=("openai", "hf"), default="openai", help="TensorFlow release, or Hugging Face")
+    parser.add_argument(
+        "--from", dest="source", choices=("openai", "hf"), default="openai", help="TensorFlow release, or Hugging Face"
+    )
     parser.add_argument("--input", type=Path, help="read this folder (or TensorFlow checkpoint) instead of downloading")
     parser.add_argument("--output", type=Path, help="model folder to write instead of saved_models/NAME")
     parser.add_argument("--scope", help="which model of a run of the original: policy, ref_policy or reward_model")
-    parser.add_argument("--hparams", type=Path, help="GPT-2's hparams.json, where it does not lie beside the checkpoint")
-    parser.add_argument("--url", help="download from this address instead (a mirror): the files lie below ADDRESS/NAME/")
+    parser.add_argument(
+        "--hparams", type=Path, help="GPT-2's hparams.json, where it does not lie beside the checkpoint"
+    )
+    parser.add_argument(
+        "--url", help="download from this address instead (a mirror): the files lie below ADDRESS/NAME/"
+    )
     parser.add_argument("--keep_download", action="store_true", help="keep the downloaded files after the conversion")
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is there already")
     arguments = parser.parse_args()
@@ -70,7 +86,9 @@ def main() -> None:
     if Path(name).name != name or name in ("", ".", ".."):
         raise UserError(f"{name!r} cannot be a model's name: it becomes a folder's name")
     if arguments.input is None and name not in NAMES_THERE:
-        raise UserError(f"there is no GPT-2 {name!r} to download; choose {', '.join(NAMES_THERE)}, or give --input FOLDER")
+        raise UserError(
+            f"there is no GPT-2 {name!r} to download; choose {', '.join(NAMES_THERE)}, or give --input FOLDER"
+        )
     if arguments.source == "hf" and (arguments.scope or arguments.hparams):
         raise UserError("--scope and --hparams are for TensorFlow checkpoints; leave them out with --from hf")
     output = arguments.output or HERE / name
@@ -95,7 +113,9 @@ def main() -> None:
         config = from_tensorflow(source, output, arguments.scope, arguments.hparams, note)
     if not arguments.keep_download:
         shutil.rmtree(downloads, ignore_errors=True)
-    print(f"{output}: {count_parameters(config)['total']:,} parameters, {config.n_layer} blocks of width {config.n_embd}, context {config.n_ctx}")
+    print(
+        f"{output}: {count_parameters(config)['total']:,} parameters, {config.n_layer} blocks of width {config.n_embd}, context {config.n_ctx}"
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start too: bitwise comparisons need one number of threads
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # for the processes that tests start too: bitwise comparisons need one number of threads
 
 import numpy as np
 import pytest

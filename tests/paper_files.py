@@ -22,14 +22,26 @@ def write_stories(folder: Path, stories: dict[str, dict[str, str]]) -> Path:
 
 def some_stories(count: int = 3) -> dict[str, dict[str, str]]:
     story = "London (CNN) -- Number {n} of {split} said it's so.\n\nA second paragraph follows.\n\n@highlight\n\nFirst thing\n\n@highlight\n\nSecond thing {n}\n"
-    return {split: {f"http://www.{('cnn.com', 'dailymail.co.uk')[n % 2]}/{split}{n}": story.format(n=n, split=split) for n in range(count)}
-            for split in ("train", "valid", "test")}
+    return {
+        split: {
+            f"http://www.{('cnn.com', 'dailymail.co.uk')[n % 2]}/{split}{n}": story.format(n=n, split=split)
+            for n in range(count)
+        }
+        for split in ("train", "valid", "test")
+    }
 
 
 def write_posts(folder: Path, count: int = 4) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("train", "valid"):
-        rows = [{"id": f"t3_{n}", "subreddit": "advice", "content": f" Post {n} of {name}.\n\n\n\nIt \u2018goes\u2019 on. ", "summary": f"it goes on {n}\n"}
-                for n in range(count)]
+        rows = [
+            {
+                "id": f"t3_{n}",
+                "subreddit": "advice",
+                "content": f" Post {n} of {name}.\n\n\n\nIt \u2018goes\u2019 on. ",
+                "summary": f"it goes on {n}\n",
+            }
+            for n in range(count)
+        ]
         (folder / f"{name}-subset.json").write_text(json.dumps(rows))
     return folder

@@ -1,6 +1,7 @@
 """Runs with several ranks, sharded or not, beside runs on one: `python tests/scaling.py` prints how far they are apart.
 
-Each stage trains on the very small world of small.py, in float32: policy training for ten updates. tests/test_scaling.py runs parts of it.
+Each stage trains on the very small world of small.py, in float32: policy training for ten updates.
+tests/test_scaling.py runs parts of it.
 """
 
 import argparse
@@ -34,21 +35,49 @@ def run(stage: str, name: str, world: Path, ranks: int, *more: str) -> Path:
     if ranks == 1:
         launch(*words)
     else:
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "launch.py", *map(str, words)],
-                              cwd=ROOT, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc_per_node",
+                str(ranks),
+                "launch.py",
+                *map(str, words),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
     return world / "runs" / name
 
 
 def distance(stage: str, one: Path, other: Path) -> dict[str, float]:
-    """How far two runs are apart: largest relative difference of a step's loss, largest difference of a weight, share of samples that are the same."""
-    losses = [np.array([row[LOSSES[stage]] for row in metrics(folder) if LOSSES[stage] in row]) for folder in (one, other)]
+    """How far two runs are apart: largest relative difference of a step's loss, largest difference of a weight, share
+    of samples that are the same.
+    """
+    losses = [
+        np.array([row[LOSSES[stage]] for row in metrics(folder) if LOSSES[stage] in row]) for folder in (one, other)
+    ]
     tensors = [load_file(folder / RESULTS[stage] / "model.safetensors") for folder in (one, other)]
     # the keys' bias has gradient 0 in exact arithmetic (softmax does not see it): Adam makes steps of noise there
-    weights = max(float((tensors[0][name] - value).abs().max()) for name, value in tensors[1].items() if not name.endswith("c_attn.bias"))
+    weights = max(
+        float((tensors[0][name] - value).abs().max())
+        for name, value in tensors[1].items()
+        if not name.endswith("c_attn.bias")
+    )
     found = {"loss": float(np.max(np.abs(losses[0] - losses[1]) / np.abs(losses[1]))), "weights": weights}
     if stage == "train_policy":
-        texts = [[(row["query"], row["response"]) for row in map(json.loads, (folder / "samples.jsonl").read_text().splitlines())] for folder in (one, other)]
+        texts = [
+            [
+                (row["query"], row["response"])
+                for row in map(json.loads, (folder / "samples.jsonl").read_text().splitlines())
+            ]
+            for folder in (one, other)
+        ]
         found["same responses"] = float(np.mean([a == b for a, b in zip(*texts, strict=True)]))
     return found
 
@@ -66,12 +95,29 @@ def main() -> None:
             for ranks in arguments.ranks:
                 for sharding in ("ddp", "fsdp"):
                     together = run(stage, f"{stage}_{ranks}_{sharding}", world, ranks, "--run.sharding", sharding)
-                    found = "  ".join(f"{name} {value:.1e}" if name != "same responses" else f"{name} {value:.0%}"
-                                      for name, value in distance(stage, together, alone).items())
+                    found = "  ".join(
+                        f"{name} {value:.1e}" if name != "same responses" else f"{name} {value:.0%}"
+                        for name, value in distance(stage, together, alone).items()
+                    )
                     print(f"{stage:13} {ranks} ranks {sharding:4} against 1:  {found}", flush=True)
-            micro = run(stage, f"{stage}_micro", world, 1, "--run.micro_batch", "3", "--run.micro_batch_rollout", "5", "--run.micro_batch_scoring", "2",
-                        "--run.recompute_activations", "on")
-            print(f"{stage:13} micro-batches of 3, recomputed, against whole:  {distance(stage, micro, alone)}", flush=True)
+            micro = run(
+                stage,
+                f"{stage}_micro",
+                world,
+                1,
+                "--run.micro_batch",
+                "3",
+                "--run.micro_batch_rollout",
+                "5",
+                "--run.micro_batch_scoring",
+                "2",
+                "--run.recompute_activations",
+                "on",
+            )
+            print(
+                f"{stage:13} micro-batches of 3, recomputed, against whole:  {distance(stage, micro, alone)}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A very small world for tests of whole stages: a random model, a data set and labels in their true formats, and the command line."""
+"""A very small world for tests of whole stages: a random model, a data set and labels in their true formats, and the
+command line.
+"""
 
 import json
 import os
@@ -11,9 +13,10 @@ import numpy as np
 
 from lm_human_preferences.commands import command_line
 from lm_human_preferences.compute.distributed import generator_for
-from lm_human_preferences.language.model_folders import save_model
-from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.data.queries import write_meta, write_token_file
+from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
+from lm_human_preferences.language.model_folders import save_model
+
 from params import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,12 +26,16 @@ LAUNCH = [sys.executable, str(ROOT / "launch.py")]
 
 
 def make_world(folder: Path, n_labels: int = 40, seed: int = 0) -> Path:
-    """`folder` with model/, data/ (token files of documents and of queries) and labels.json, labels.jsonl, ratings.json, comparisons.json."""
+    """`folder` with model/, data/ (token files of documents and of queries) and labels.json, labels.jsonl,
+    ratings.json, comparisons.json.
+    """
     random = np.random.default_rng(seed)
     save_model(folder / "model", GPT2(CONFIG).initialise(generator_for(seed, "test/model")))
     documents = [random.integers(0, 26, random.integers(4, 30)).tolist() + [26] for _ in range(120)]
-    splits = {split: write_token_file(folder / "data", split, documents[part]) for split, part in
-              (("train", slice(0, 80)), ("valid", slice(80, 120)))}
+    splits = {
+        split: write_token_file(folder / "data", split, documents[part])
+        for split, part in (("train", slice(0, 80)), ("valid", slice(80, 120)))
+    }
     write_meta(folder / "data", source="made up", licence="none", splits=splits, encoding="letters")
 
     def query() -> list[int]:
@@ -43,16 +50,43 @@ def make_world(folder: Path, n_labels: int = 40, seed: int = 0) -> Path:
     for _ in range(n_labels):
         responses = [response() for _ in range(4)]
         best = int(np.argmax([row.count(0) - row.count(1) + random.normal() * 0.01 for row in responses]))
-        choices.append({"query": query(), **{f"sample{i}": row for i, row in enumerate(responses)}, "best": best, "worker": "ignored"})
+        choices.append(
+            {
+                "query": query(),
+                **{f"sample{i}": row for i, row in enumerate(responses)},
+                "best": best,
+                "worker": "ignored",
+            }
+        )
     write = lambda name, value: (folder / name).write_text(json.dumps(value))
     write("labels.json", choices)
-    write("ratings.json", [{"query": c["query"], "sample": c["sample0"], "score": float(c["sample0"].count(0))} for c in choices])
-    write("comparisons.json", [{"query": c["query"], "sample0": c["sample0"], "sample1": c["sample1"],
-                                "difference": float(c["sample1"].count(0) - c["sample0"].count(0))} for c in choices])
+    write(
+        "ratings.json",
+        [{"query": c["query"], "sample": c["sample0"], "score": float(c["sample0"].count(0))} for c in choices],
+    )
+    write(
+        "comparisons.json",
+        [
+            {
+                "query": c["query"],
+                "sample0": c["sample0"],
+                "sample1": c["sample1"],
+                "difference": float(c["sample1"].count(0) - c["sample0"].count(0)),
+            }
+            for c in choices
+        ],
+    )
     letters = "abcdefghijklmnopqrstuvwxyz."
     text = lambda tokens: "".join(letters[t] for t in tokens if t != PAD)
-    (folder / "labels.jsonl").write_text("".join(json.dumps(
-        {"query": text(c["query"]), "responses": [text(c[f"sample{i}"]) for i in range(4)], "best": c["best"]}) + "\n" for c in choices))
+    (folder / "labels.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {"query": text(c["query"]), "responses": [text(c[f"sample{i}"]) for i in range(4)], "best": c["best"]}
+            )
+            + "\n"
+            for c in choices
+        )
+    )
     return folder
 
 
@@ -62,34 +96,85 @@ def flags(**values) -> list[str]:
 
 
 def task_flags(world: Path) -> list[str]:
-    return flags(task__query_dataset=world / "data", task__query_length=QUERY, task__response_length=RESPONSE, task__truncate_token=26,
-                 task__truncate_after=1, task__policy__initial_model=world / "model")
+    return flags(
+        task__query_dataset=world / "data",
+        task__query_length=QUERY,
+        task__response_length=RESPONSE,
+        task__truncate_token=26,
+        task__truncate_after=1,
+        task__policy__initial_model=world / "model",
+    )
 
 
 def reward_flags(world: Path) -> list[str]:
-    return task_flags(world) + flags(labels__source=world / "labels.json", labels__valid_source="none", labels__num_train=32, batch_size=8, lr=0.01,
-                                     rollout_batch_size=16, normalize_samples=16, run__save_dir=world / "runs", run__device="cpu",
-                                     run__precision="float32", run__save_interval=2)
+    return task_flags(world) + flags(
+        labels__source=world / "labels.json",
+        labels__valid_source="none",
+        labels__num_train=32,
+        batch_size=8,
+        lr=0.01,
+        rollout_batch_size=16,
+        normalize_samples=16,
+        run__save_dir=world / "runs",
+        run__device="cpu",
+        run__precision="float32",
+        run__save_interval=2,
+    )
 
 
 def policy_flags(world: Path, reward_model: Path | None = None) -> list[str]:
     """With the original's PPO, whitening included, where task movies has values of its own."""
-    words = task_flags(world) + flags(ppo__total_episodes=64, ppo__batch_size=16, ppo__lr=0.003, ppo__lam=0.95, ppo__vf_coef=0.1, ppo__cliprange_value=0.2,
-                                      ppo__whiten_rewards="on", run__save_dir=world / "runs", run__device="cpu", run__precision="float32",
-                                      run__save_interval=2, evaluation__samples=8, evaluation__split="valid")
+    words = task_flags(world) + flags(
+        ppo__total_episodes=64,
+        ppo__batch_size=16,
+        ppo__lr=0.003,
+        ppo__lam=0.95,
+        ppo__vf_coef=0.1,
+        ppo__cliprange_value=0.2,
+        ppo__whiten_rewards="on",
+        run__save_dir=world / "runs",
+        run__device="cpu",
+        run__precision="float32",
+        run__save_interval=2,
+        evaluation__samples=8,
+        evaluation__split="valid",
+    )
     return words + (flags(rewards__trained_model=reward_model) if reward_model else [])
 
 
 def sft_flags(world: Path) -> list[str]:
-    return flags(data__dataset=world / "data", data__block=16, model__initial="none", model__encoding="letters", model__n_ctx=32, model__n_embd=16,
-                 model__n_head=2, model__n_layer=2, optimizer__epochs=3, optimizer__batch_size=8, optimizer__lr=0.01, optimizer__warmup=2, optimizer__dropout=0,
-                 validation__interval=5, run__save_dir=world / "runs", run__device="cpu", run__precision="float32", run__save_interval=4)
+    return flags(
+        data__dataset=world / "data",
+        data__block=16,
+        model__initial="none",
+        model__encoding="letters",
+        model__n_ctx=32,
+        model__n_embd=16,
+        model__n_head=2,
+        model__n_layer=2,
+        optimizer__epochs=3,
+        optimizer__batch_size=8,
+        optimizer__lr=0.01,
+        optimizer__warmup=2,
+        optimizer__dropout=0,
+        validation__interval=5,
+        run__save_dir=world / "runs",
+        run__device="cpu",
+        run__precision="float32",
+        run__save_interval=4,
+    )
 
 
 def launch(*words, cwd: Path = ROOT, check: bool = True, **environment) -> subprocess.CompletedProcess:
     """Run the command line as a user does. With `check` a failure shows its output."""
-    result = subprocess.run([*LAUNCH, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300,
-                            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment)
+    result = subprocess.run(
+        [*LAUNCH, *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment,
+    )
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
 

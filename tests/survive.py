@@ -1,11 +1,13 @@
-"""Kill a small run with SIGKILL at random moments, resume it each time, and compare its end with an uninterrupted run's.
+"""Kill a small run with SIGKILL at random moments, resume it each time, and compare its end with an uninterrupted
+run's.
 
     python tests/survive.py --stage train_policy --kills 20 --seed 0
     python tests/survive.py --stage train_policy --kills 5 --ranks 2
 
-Every second kill is aimed at a moment while a checkpoint is being written. Of several ranks a random one is killed, or all of them and torchrun.
-Survived means: the resumed run ends with status 0, its weights are bitwise those of the uninterrupted run, metrics.jsonl has each step once with
-the same numbers, and nothing half-written is left. Prints a table; the exit status is 1 if a kill was not survived.
+Every second kill is aimed at a moment while a checkpoint is being written. Of several ranks a random one is killed, or
+all of them and torchrun. Survived means: the resumed run ends with status 0, its weights are bitwise those of the
+uninterrupted run, metrics.jsonl has each step once with the same numbers, and nothing half-written is left. Prints a
+table; the exit status is 1 if a kill was not survived.
 """
 
 import argparse
@@ -30,8 +32,11 @@ from safetensors.torch import load_file
 from small import LAUNCH, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags
 
 RESULTS = {"train_policy": "policy", "train_reward": "reward_model", "train_sft": "lm"}
-LONGER = {"train_policy": flags(ppo__total_episodes=16 * 16), "train_reward": flags(labels__num_train=120, batch_size=4),
-          "train_sft": flags(optimizer__epochs=4, validation__interval=4)}
+LONGER = {
+    "train_policy": flags(ppo__total_episodes=16 * 16),
+    "train_reward": flags(labels__num_train=120, batch_size=4),
+    "train_sft": flags(optimizer__epochs=4, validation__interval=4),
+}
 PATIENCE = 120  # seconds that anything here may take
 
 
@@ -53,14 +58,25 @@ class Victim:
     def __init__(self, folder: Path, stage: str, ranks: int):
         self.stage, self.ranks, self.runs = stage, ranks, folder / "runs"
         make_world(folder, n_labels=130)
-        words = {"train_policy": lambda: policy_flags(folder, self.runs / "reward/reward_model"), "train_reward": lambda: reward_flags(folder),
-                 "train_sft": lambda: sft_flags(folder)}
+        words = {
+            "train_policy": lambda: policy_flags(folder, self.runs / "reward/reward_model"),
+            "train_reward": lambda: reward_flags(folder),
+            "train_sft": lambda: sft_flags(folder),
+        }
         if stage == "train_policy":
             launch("train_reward", "movies", "reward", *reward_flags(folder))
         self.words = [*map(str, words[stage]()), *LONGER[stage], "--run.save_interval", "1"]
 
     def command(self, name: str, *more: str) -> list[str]:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.ranks), LAUNCH[1]]
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(self.ranks),
+            LAUNCH[1],
+        ]
         return [*(torchrun if self.ranks > 1 else LAUNCH), self.stage, "movies", name, *self.words, *more]
 
     def finish(self, name: str, *more: str) -> tuple[int, str]:
@@ -75,7 +91,9 @@ def started(command: list[str], errors: Path) -> Iterator[subprocess.Popen]:
     """A process whose standard error goes to a file; whatever is left of it is killed at the end."""
     errors.parent.mkdir(exist_ok=True)
     with open(errors, "w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
         try:
             yield process
         finally:
@@ -115,7 +133,9 @@ def writing(checkpoints: Path) -> bool:
 
 
 def strike(victim: Victim, name: str, aim: str, seconds: float, steps: int, rng: random.Random) -> Trial | None:
-    """Start the run and kill it at a random moment; None if it had ended before. Of several ranks the survivors then end by themselves."""
+    """Start the run and kill it at a random moment; None if it had ended before. Of several ranks the survivors then
+    end by themselves.
+    """
     run = victim.runs / name
     with started(victim.command(name), victim.runs / f"{name}.err") as process:
         if not wait_for(process, (run / "config.json").exists):
@@ -151,7 +171,9 @@ def compare(victim: Victim, name: str, reference: str) -> str:
         ours, theirs = load_file(one / RESULTS[victim.stage] / file.name), load_file(file)
         if ours.keys() != theirs.keys() or any(not torch.equal(ours[key], theirs[key]) for key in theirs):
             return f"{file.name} differs"
-    left = [str(path.relative_to(one)) for path in one.rglob(".*")] + (["checkpoints/"] if (one / "checkpoints").exists() else [])
+    left = [str(path.relative_to(one)) for path in one.rglob(".*")] + (
+        ["checkpoints/"] if (one / "checkpoints").exists() else []
+    )
     return f"left behind: {', '.join(left)}" if left else ""
 
 
@@ -173,7 +195,11 @@ def trials(victim: Victim, kills: int, seed: int) -> Iterator[Trial]:
         if trial is None:
             raise SystemExit("the run always ends before it is killed")
         status, errors = victim.finish(name, "--run.resume")
-        yield trial._replace(problem=compare(victim, name, "whole") if status == 0 else f"exit status {status}: {errors.strip().splitlines()[-1:]}")
+        yield trial._replace(
+            problem=compare(victim, name, "whole")
+            if status == 0
+            else f"exit status {status}: {errors.strip().splitlines()[-1:]}"
+        )
 
 
 def main() -> None:
@@ -186,11 +212,26 @@ def main() -> None:
     survived, row = 0, "{:>4}  {:<10}  {:<11}  {:>7}  {:>10}  {:>8}  {:>4}  {}"
     print(row.format("kill", "aimed at", "killed", "after s", "mid-saving", "saved", "rows", "outcome"))
     with tempfile.TemporaryDirectory() as folder:
-        for number, trial in enumerate(trials(Victim(Path(folder), arguments.stage, arguments.ranks), arguments.kills, arguments.seed), 1):
+        for number, trial in enumerate(
+            trials(Victim(Path(folder), arguments.stage, arguments.ranks), arguments.kills, arguments.seed), 1
+        ):
             survived += not trial.problem
-            print(row.format(number, trial.aim, trial.killed, f"{trial.after:.2f}", "yes" if trial.hit_saving else "no", trial.checkpoint, trial.rows,
-                             trial.problem or "same end"), flush=True)
-    print(f"{arguments.stage}, {arguments.ranks} rank{'s' if arguments.ranks > 1 else ''}: {survived} of {arguments.kills} survived")
+            print(
+                row.format(
+                    number,
+                    trial.aim,
+                    trial.killed,
+                    f"{trial.after:.2f}",
+                    "yes" if trial.hit_saving else "no",
+                    trial.checkpoint,
+                    trial.rows,
+                    trial.problem or "same end",
+                ),
+                flush=True,
+            )
+    print(
+        f"{arguments.stage}, {arguments.ranks} rank{'s' if arguments.ranks > 1 else ''}: {survived} of {arguments.kills} survived"
+    )
     raise SystemExit(survived < arguments.kills)
 
 

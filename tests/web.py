@@ -10,9 +10,11 @@ from pathlib import Path
 
 
 class Server:
-    """`url` of a folder. `requests` lists (path, Range header). `break_after`: bytes after which a connection is closed, once an entry.
+    """`url` of a folder. `requests` lists (path, Range header). `break_after`: bytes after which a connection is
+    closed, once an entry.
 
-    `fail`: answers to give instead, an HTTP status each. `headers`: more headers by path. `published`: whether MD5s are sent.
+    `fail`: answers to give instead, an HTTP status each. `headers`: more headers by path. `published`: whether MD5s are
+    sent.
     """
 
     def __init__(self, folder: Path, url: str):
@@ -58,7 +60,9 @@ def _handler(server: Server) -> type:
             self.send_header("Content-Length", str(len(content) - start))
             self.send_header("ETag", etag)
             if server.published:
-                name = "x-ms-blob-content-md5" if start else "Content-MD5"  # as Azure: of a part, Content-MD5 would be the part's own
+                name = (
+                    "x-ms-blob-content-md5" if start else "Content-MD5"
+                )  # as Azure: of a part, Content-MD5 would be the part's own
                 self.send_header(name, base64.b64encode(hashlib.md5(content).digest()).decode())
                 if start:
                     self.send_header("Content-MD5", base64.b64encode(hashlib.md5(content[start:]).digest()).decode())
@@ -68,6 +72,7 @@ def _handler(server: Server) -> type:
             end = start + server.break_after.pop(0) if server.break_after else len(content)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 self.wfile.write(content[start:end])
+
     return Handler
 
 

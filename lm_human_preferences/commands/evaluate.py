@@ -1,7 +1,8 @@
-"""Policies side by side: `python launch.py evaluate TASK --policies NAME=PATH,NAME=PATH`. docs/evaluation.md explains every number.
+"""Policies side by side: `python launch.py evaluate TASK --policies NAME=PATH,NAME=PATH`. docs/evaluation.md explains
+every number.
 
-From top to bottom: judges, policies and held-out queries -> each policy answers the same queries at the same uniforms -> figures of each
-policy and win rates of each pair, with intervals over queries -> a table, and the run's folder.
+From top to bottom: judges, policies and held-out queries -> each policy answers the same queries at the same uniforms
+-> figures of each policy and win rates of each pair, with intervals over queries -> a table, and the run's folder.
 """
 
 import itertools
@@ -15,22 +16,29 @@ import numpy as np
 import torch
 
 from lm_human_preferences.compute import distributed
+from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.compute.precision import choose_precision
+from lm_human_preferences.data.label_files import load_texts
+from lm_human_preferences.data.queries import TokenFile, dataset_split, query_stream
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, readable
+from lm_human_preferences.foundation.configuration import named_paths, param, to_dict
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import atomic_file, atomic_folder, write_json
 from lm_human_preferences.judging import text_metrics
 from lm_human_preferences.judging.bootstrap import Bootstrap
-from lm_human_preferences.foundation.configuration import named_paths, param, to_dict
-from lm_human_preferences.compute.distributed import generator_for
-from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.judging.evaluation import Responses, given_logprobs, per_token_kl, sample_and_score, uniforms_of, unpadded
-from lm_human_preferences.foundation.files import atomic_file, atomic_folder, write_json
+from lm_human_preferences.judging.evaluation import (
+    Responses,
+    given_logprobs,
+    per_token_kl,
+    sample_and_score,
+    uniforms_of,
+    unpadded,
+)
 from lm_human_preferences.judging.judges import SPECS, Judge, PeoplesChoices, load_judge, sheet_row
-from lm_human_preferences.data.label_files import load_texts
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.policy import Policy
-from lm_human_preferences.compute.precision import choose_precision
-from lm_human_preferences.data.queries import TokenFile, dataset_split, query_stream
 from lm_human_preferences.reports.result_tables import evaluation_table
 from lm_human_preferences.runs.folder import describe_run, free_result_folder, model_and_task
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, readable
 
 
 @dataclass
@@ -39,12 +47,20 @@ class EvaluateParams:
 
     task: TaskParams = param(TaskParams, "")
     policies: str = param("", "NAME=PATH,NAME=PATH,...: the policies, each a run (by name or path) or a model folder")
-    reference: str | None = param(None, "NAME of one of them, or another run or model folder: KL and perplexity are against it; none takes the first")
+    reference: str | None = param(
+        None,
+        "NAME of one of them, or another run or model folder: KL and perplexity are against it; none takes the first",
+    )
     judges: str | None = param(None, f"SPEC,SPEC,... or NAME=SPEC,...: {SPECS}")
     samples: int = param(1000, "held-out queries")
     split: str = param("test", "split of the query data set that they come from")
-    texts: str | None = param(None, "file of responses whose perplexity under each policy is measured: JSONL with query and response, or choices")
-    people_sheet: str | None = param(None, "write a sheet here (.jsonl or .json) for people to choose between responses; then --judges choices:FILE")
+    texts: str | None = param(
+        None,
+        "file of responses whose perplexity under each policy is measured: JSONL with query and response, or choices",
+    )
+    people_sheet: str | None = param(
+        None, "write a sheet here (.jsonl or .json) for people to choose between responses; then --judges choices:FILE"
+    )
     experiment: str | None = param(None, "folder of the results in save_dir; none is evaluate_TASK")
     shown: int = param(3, "queries to print with every policy's response")
     seed: int = param(1, "seed of queries, uniforms and intervals")
@@ -53,7 +69,9 @@ class EvaluateParams:
     device: str = param("auto", "auto, cpu, cuda or cuda:N")
     precision: str = param("auto", "auto (bfloat16 where the hardware multiplies it fast), float32 or bfloat16")
     micro_batch: int = param(64, "responses in memory at once; changes nothing but memory and rounding")
-    timeout: float = param(distributed.WAIT, "with torchrun: seconds that a rank waits for the others before it takes them for lost")
+    timeout: float = param(
+        distributed.WAIT, "with torchrun: seconds that a rank waits for the others before it takes them for lost"
+    )
 
 
 class Answers(NamedTuple):
@@ -77,14 +95,21 @@ class HeldOut(NamedTuple):
 
 
 def evaluate(params: EvaluateParams, task: str) -> Path:
-    """Compare, print the table and write the folder of the results, which is returned. UserError before anything is written if it cannot work."""
+    """Compare, print the table and write the folder of the results, which is returned. UserError before anything is
+    written if it cannot work.
+    """
     if params.samples < 1 or params.micro_batch < 1 or params.shown < 0:
         raise UserError("--samples and --micro_batch must be at least 1, --shown not negative")
     distributed.check_wait(params.timeout, "--timeout")
     paths, precision = named_paths(params.policies, "--policies"), choose_precision(params.device, params.precision)
     if not paths:
         raise UserError("nothing to evaluate: give --policies NAME=PATH,NAME=PATH")
-    folder = free_result_folder(params.save_dir, f"evaluate_{task}" if params.experiment is None else params.experiment, "evaluate", params.overwrite)
+    folder = free_result_folder(
+        params.save_dir,
+        f"evaluate_{task}" if params.experiment is None else params.experiment,
+        "evaluate",
+        params.overwrite,
+    )
     with distributed.world(precision.device.type, params.timeout, "--timeout") as world:
         judges, people = load_judges(params.judges, precision.device)
         check_sheets(params, folder, people, len(paths))
@@ -92,25 +117,58 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
         held_out = held_out_queries(params.task, encoding, params.samples, params.split, params.seed)
         texts = load_texts(params.texts, params.task, encoding) if params.texts else None
         if world.is_main:
-            print(f"evaluate {task}: {', '.join(policies)} on {params.samples:,} queries of {params.split}, {precision.describe()}")
-        uniforms, rewards = uniforms_of(params.task, params.samples, params.seed), [judge.on_tokens(encoding) for judge in judges]
+            print(
+                f"evaluate {task}: {', '.join(policies)} on {params.samples:,} queries of {params.split}, {precision.describe()}"
+            )
+        uniforms, rewards = (
+            uniforms_of(params.task, params.samples, params.seed),
+            [judge.on_tokens(encoding) for judge in judges],
+        )
         answers, text_logprobs = {}, {}
         for name, policy in policies.items():
-            measured = sample_and_score(policy.to(precision.device), reference.to(precision.device), rewards, params.task, held_out.tokens,
-                                        uniforms, precision, params.micro_batch, world)
-            plain = given_logprobs(reference, held_out.tokens, measured.tokens, encoding.padding_token, precision, params.micro_batch, world)
+            measured = sample_and_score(
+                policy.to(precision.device),
+                reference.to(precision.device),
+                rewards,
+                params.task,
+                held_out.tokens,
+                uniforms,
+                precision,
+                params.micro_batch,
+                world,
+            )
+            plain = given_logprobs(
+                reference,
+                held_out.tokens,
+                measured.tokens,
+                encoding.padding_token,
+                precision,
+                params.micro_batch,
+                world,
+            )
             if texts:
-                text_logprobs[name] = given_logprobs(policy, *texts, encoding.padding_token, precision, params.micro_batch, world)
+                text_logprobs[name] = given_logprobs(
+                    policy, *texts, encoding.padding_token, precision, params.micro_batch, world
+                )
             answers[name] = collect_answers(measured, plain, judges, held_out, encoding)
         if not world.is_main:
             return folder
-        result = {"task": task, "split": params.split, "queries": params.samples, "seed": params.seed,
-                  "reference": reference_of(params, policies)}
+        result = {
+            "task": task,
+            "split": params.split,
+            "queries": params.samples,
+            "seed": params.seed,
+            "reference": reference_of(params, policies),
+        }
         result |= compare(answers, held_out, people, encoding, params.seed)
         for name, logprobs in text_logprobs.items():
             count = (texts[1] != encoding.padding_token).sum(1).numpy()
-            result["policies"][name]["text_perplexity"] = Bootstrap(len(count), params.seed).ratio(-logprobs.double().sum(1).numpy(), count, np.exp)
-        write_results(folder, describe_run("evaluate", task, folder.name, to_dict(params)), result, answers, held_out, encoding)
+            result["policies"][name]["text_perplexity"] = Bootstrap(len(count), params.seed).ratio(
+                -logprobs.double().sum(1).numpy(), count, np.exp
+            )
+        write_results(
+            folder, describe_run("evaluate", task, folder.name, to_dict(params)), result, answers, held_out, encoding
+        )
         if params.people_sheet:
             write_sheet(Path(params.people_sheet), answers, held_out, params.seed)
         print(evaluation_table(result))
@@ -121,14 +179,19 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
 
 # --- what is compared ---
 
+
 def load_judges(text: str | None, device: torch.device) -> tuple[list[Judge], list[PeoplesChoices]]:
-    """The judges that score responses, and those that hold people's choices. UserError if one cannot be had or two have one name."""
+    """The judges that score responses, and those that hold people's choices. UserError if one cannot be had or two have
+    one name.
+    """
     loaded = [load_judge(spec, device) for spec in filter(None, (text or "").split(","))]
     names = [judge.name for judge in loaded]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UserError(f"--judges has the name {twice} twice; give one another with NAME=SPEC")
-    return [judge for judge in loaded if isinstance(judge, Judge)], [judge for judge in loaded if isinstance(judge, PeoplesChoices)]
+    return [judge for judge in loaded if isinstance(judge, Judge)], [
+        judge for judge in loaded if isinstance(judge, PeoplesChoices)
+    ]
 
 
 def check_sheets(params: EvaluateParams, folder: Path, people: list[PeoplesChoices], policies: int) -> None:
@@ -140,7 +203,9 @@ def check_sheets(params: EvaluateParams, folder: Path, people: list[PeoplesChoic
         if folder.resolve() in path.resolve().parents:
             raise UserError(f"{path} lies in {folder}, which is replaced as a whole; keep sheets elsewhere")
     if params.people_sheet and Path(params.people_sheet).exists():
-        raise UserError(f"--people_sheet {params.people_sheet} exists already and may hold people's choices; give another name")
+        raise UserError(
+            f"--people_sheet {params.people_sheet} exists already and may hold people's choices; give another name"
+        )
     if params.people_sheet and Path(params.people_sheet).suffix not in (".jsonl", ".json"):
         raise UserError(f"--people_sheet {params.people_sheet}: its name must end in .jsonl or .json")
 
@@ -151,16 +216,22 @@ def reference_of(params: EvaluateParams, policies: Iterable[str]) -> str:
 
 
 def load_policies(paths: dict[str, str], params: EvaluateParams) -> tuple[dict[str, Policy], Policy, Encoding]:
-    """The policies by name, the reference (one of them or another), and their encoding. UserError if one does not fit the task or the others."""
+    """The policies by name, the reference (one of them or another), and their encoding. UserError if one does not fit
+    the task or the others.
+    """
     reference = reference_of(params, paths)
     policies, encoding = {}, None
     for name, path in ({reference: reference} | paths).items():  # the reference first: the others must fit it
-        policy = Policy.load(model_and_task(path, params.save_dir)[0], QueryFormatter([], []), params.task.policy.temperature)
+        policy = Policy.load(
+            model_and_task(path, params.save_dir)[0], QueryFormatter([], []), params.task.policy.temperature
+        )
         config = policy.transformer.config
         encoding = encoding or get_encoding(config.encoding)
         if (config.encoding, config.n_vocab) != (encoding.name, encoding.n_vocab):
-            raise UserError(f"{name} ({path}) has the encoding {config.encoding} with {config.n_vocab} tokens, the reference {reference} has "
-                            f"{encoding.name} with {encoding.n_vocab}; only policies of one encoding can answer the same queries")
+            raise UserError(
+                f"{name} ({path}) has the encoding {config.encoding} with {config.n_vocab} tokens, the reference {reference} has "
+                f"{encoding.name} with {encoding.n_vocab}; only policies of one encoding can answer the same queries"
+            )
         check_task(params.task, encoding, config.n_ctx)
         policy.formatter = QueryFormatter.of(params.task, encoding)
         policies[name] = policy.requires_grad_(False)
@@ -168,38 +239,60 @@ def load_policies(paths: dict[str, str], params: EvaluateParams) -> tuple[dict[s
 
 
 def held_out_queries(task: TaskParams, encoding: Encoding, samples: int, split: str, seed: int) -> HeldOut:
-    """The queries in their random order, no document twice. UserError if the split has too few, or references that do not match it."""
+    """The queries in their random order, no document twice. UserError if the split has too few, or references that do
+    not match it.
+    """
     stream = query_stream(task, encoding, seed, "evaluation", split)
     tokens, documents = stream.batch_with_documents(samples)
     folder, name = dataset_split(task, split)
     if (found := len(set(documents))) < samples:
-        raise UserError(f"--samples {samples}: {folder / name}.bin has only {found} documents with a query; ask for as many at most")
+        raise UserError(
+            f"--samples {samples}: {folder / name}.bin has only {found} documents with a query; ask for as many at most"
+        )
     references = None
     if (folder / f"references_{name}.bin").exists():
         file = TokenFile(folder, f"references_{name}")
         file.check_vocabulary(encoding.n_vocab)
         if len(file) != len(stream.documents):
-            raise UserError(f"{folder}/references_{name}.bin has {len(file)} documents, {name}.bin has {len(stream.documents)}: "
-                            "prepare the data set again")
+            raise UserError(
+                f"{folder}/references_{name}.bin has {len(file)} documents, {name}.bin has {len(stream.documents)}: "
+                "prepare the data set again"
+            )
         references = [readable(encoding, torch.from_numpy(file[i].astype(np.int64))) for i in documents]
     return HeldOut(tokens, [readable(encoding, row) for row in tokens], documents, references)
 
 
 # --- what is measured ---
 
-def collect_answers(measured: Responses, plain_logprobs: torch.Tensor, judges: list[Judge], held_out: HeldOut, encoding: Encoding) -> Answers:
+
+def collect_answers(
+    measured: Responses, plain_logprobs: torch.Tensor, judges: list[Judge], held_out: HeldOut, encoding: Encoding
+) -> Answers:
     """The tensors of `sample_and_score` with the responses' texts and what is measured on these."""
     texts = [readable(encoding, row) for row in measured.tokens]
     lengths = (measured.tokens != encoding.padding_token).sum(1).double().numpy()
     scores = {judge.name: measured.scores[:, i].double().numpy() for i, judge in enumerate(judges)}
-    return Answers(measured, plain_logprobs, texts, lengths, scores, text_metrics.rouge(held_out.references, texts) if held_out.references else {})
+    return Answers(
+        measured,
+        plain_logprobs,
+        texts,
+        lengths,
+        scores,
+        text_metrics.rouge(held_out.references, texts) if held_out.references else {},
+    )
 
 
-def compare(answers: dict[str, Answers], held_out: HeldOut, people: list[PeoplesChoices], encoding: Encoding, seed: int) -> dict:
-    """`policies`: figures of each; `wins`: of each pair under each judge; `baselines`: lead-3, where there are references."""
+def compare(
+    answers: dict[str, Answers], held_out: HeldOut, people: list[PeoplesChoices], encoding: Encoding, seed: int
+) -> dict:
+    """`policies`: figures of each; `wins`: of each pair under each judge; `baselines`: lead-3, where there are
+    references.
+    """
     bootstrap = Bootstrap(len(held_out.texts), seed)
-    result = {"policies": {name: policy_figures(side, held_out, bootstrap, encoding) for name, side in answers.items()},
-              "wins": win_rates(answers, held_out, people, bootstrap)}
+    result = {
+        "policies": {name: policy_figures(side, held_out, bootstrap, encoding) for name, side in answers.items()},
+        "wins": win_rates(answers, held_out, people, bootstrap),
+    }
     if held_out.references:
         scores = text_metrics.rouge(held_out.references, [text_metrics.lead(query) for query in held_out.texts])
         result["baselines"] = {"lead_3": {name: bootstrap.mean(values) for name, values in scores.items()}}
@@ -215,12 +308,17 @@ def policy_figures(side: Answers, held_out: HeldOut, bootstrap: Bootstrap, encod
         return torch.where(seen, values.double(), 0.0).sum(1).numpy()
 
     rows = unpadded(m.tokens, encoding.padding_token)
-    figures = {"scores": {judge: bootstrap.mean(scores) for judge, scores in side.scores.items()},
-               "kl": bootstrap.mean(m.kl.double().sum(1).numpy()), "kl_per_token": bootstrap.ratio(summed(m.kl), lengths),
-               "entropy": bootstrap.ratio(summed(m.entropies), lengths), "length": bootstrap.mean(lengths),
-               "no_valid_end": bootstrap.mean((~m.valid).double().numpy()),
-               "distinct_1": bootstrap.around(*text_metrics.distinct(rows, 1)), "distinct_2": bootstrap.around(*text_metrics.distinct(rows, 2)),
-               "perplexity": bootstrap.ratio(-side.plain_logprobs.double().sum(1).numpy(), lengths, np.exp)}
+    figures = {
+        "scores": {judge: bootstrap.mean(scores) for judge, scores in side.scores.items()},
+        "kl": bootstrap.mean(m.kl.double().sum(1).numpy()),
+        "kl_per_token": bootstrap.ratio(summed(m.kl), lengths),
+        "entropy": bootstrap.ratio(summed(m.entropies), lengths),
+        "length": bootstrap.mean(lengths),
+        "no_valid_end": bootstrap.mean((~m.valid).double().numpy()),
+        "distinct_1": bootstrap.around(*text_metrics.distinct(rows, 1)),
+        "distinct_2": bootstrap.around(*text_metrics.distinct(rows, 2)),
+        "perplexity": bootstrap.ratio(-side.plain_logprobs.double().sum(1).numpy(), lengths, np.exp),
+    }
     if held_out.references:
         figures |= {name: bootstrap.mean(values) for name, values in side.rouge.items()}
         figures |= copying_figures(held_out.texts, side.texts, bootstrap)
@@ -231,18 +329,27 @@ def copying_figures(queries: list[str], responses: list[str], bootstrap: Bootstr
     """What responses copy from their queries, and from where: shares over all sentences, n-grams, responses."""
     pairs = list(zip(queries, responses, strict=True))
     counts = {"copied_sentences": [text_metrics.copied_sentences(*pair) for pair in pairs]}
-    counts |= {f"copied_{n}_grams": [text_metrics.copied_ngrams(*pair, n) for pair in pairs] for n in text_metrics.COPIED_NGRAMS}
+    counts |= {
+        f"copied_{n}_grams": [text_metrics.copied_ngrams(*pair, n) for pair in pairs]
+        for n in text_metrics.COPIED_NGRAMS
+    }
     figures = {name: bootstrap.ratio(*np.array(rows).T) for name, rows in counts.items()}
     figures["copied_responses"] = bootstrap.mean(np.array([float(text_metrics.is_copied(*pair)) for pair in pairs]))
-    figures["copied_lead_3"] = bootstrap.mean(np.array([float(text_metrics.is_copied(text_metrics.lead(query), text)) for query, text in pairs]))
+    figures["copied_lead_3"] = bootstrap.mean(
+        np.array([float(text_metrics.is_copied(text_metrics.lead(query), text)) for query, text in pairs])
+    )
     places = [text_metrics.copy_places(*pair) for pair in pairs]
-    figures["copied_from"] = bootstrap.ratio(np.array([sum(row) for row in places]), np.array([len(row) for row in places]))
+    figures["copied_from"] = bootstrap.ratio(
+        np.array([sum(row) for row in places]), np.array([len(row) for row in places])
+    )
     flat = [int(10 * place) for row in places for place in row]
     figures["copied_from_tenths"] = [flat.count(tenth) / len(flat) if flat else 0.0 for tenth in range(10)]
     return figures
 
 
-def win_rates(answers: dict[str, Answers], held_out: HeldOut, people: list[PeoplesChoices], bootstrap: Bootstrap) -> list[dict]:
+def win_rates(
+    answers: dict[str, Answers], held_out: HeldOut, people: list[PeoplesChoices], bootstrap: Bootstrap
+) -> list[dict]:
     """For each judge and pair the share of queries on which the first policy's response is the better one, ties split.
 
     Raises UserError for people's choices of which none is about these responses.
@@ -250,17 +357,29 @@ def win_rates(answers: dict[str, Answers], held_out: HeldOut, people: list[Peopl
     pairs, rows = _pairs(answers), []
 
     def add(judge: str, pair: tuple[str, str], wins: np.ndarray) -> None:
-        rows.append({"judge": judge, "policy": pair[0], "against": pair[1], "share": bootstrap.mean(wins), "queries": int((~np.isnan(wins)).sum())})
+        rows.append(
+            {
+                "judge": judge,
+                "policy": pair[0],
+                "against": pair[1],
+                "share": bootstrap.mean(wins),
+                "queries": int((~np.isnan(wins)).sum()),
+            }
+        )
 
     for judge in next(iter(answers.values())).scores:
         for a, b in pairs:
             one, other = answers[a].scores[judge], answers[b].scores[judge]
             add(judge, (a, b), (one > other) + 0.5 * (one == other))
     for judge in people:
-        shares = {pair: judge.wins(held_out.texts, pair, (answers[pair[0]].texts, answers[pair[1]].texts)) for pair in pairs}
+        shares = {
+            pair: judge.wins(held_out.texts, pair, (answers[pair[0]].texts, answers[pair[1]].texts)) for pair in pairs
+        }
         if all(np.isnan(wins).all() for wins in shares.values()):
-            raise UserError(f"{judge.path} has no choice about these responses: evaluate the same policies, under the same names, "
-                            "with the --seed, --samples and --split that the sheet was written with")
+            raise UserError(
+                f"{judge.path} has no choice about these responses: evaluate the same policies, under the same names, "
+                "with the --seed, --samples and --split that the sheet was written with"
+            )
         for pair, wins in shares.items():
             add(judge.name, pair, wins)
     return rows
@@ -273,15 +392,28 @@ def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
 
 # --- what is written ---
 
-def write_results(folder: Path, description: dict, result: dict, answers: dict[str, Answers], held_out: HeldOut, encoding: Encoding) -> None:
+
+def write_results(
+    folder: Path, description: dict, result: dict, answers: dict[str, Answers], held_out: HeldOut, encoding: Encoding
+) -> None:
     """config.json, result.json and evaluation.jsonl (a line a query) in `folder`, which is replaced as a whole."""
     lines = []
     for i, query in enumerate(held_out.texts):
-        row = {"query": query, "document": held_out.documents[i]} | ({"reference": held_out.references[i]} if held_out.references else {})
-        row["policies"] = {name: {"response": side.texts[i], "scores": {judge: float(scores[i]) for judge, scores in side.scores.items()},
-                                  "kl": float(side.measured.kl[i].sum()), "length": int(side.lengths[i]), "valid": bool(side.measured.valid[i]),
-                                  **per_token_kl(side.measured.tokens[i], side.measured.kl[i], encoding),
-                                  **{metric: float(values[i]) for metric, values in side.rouge.items()}} for name, side in answers.items()}
+        row = {"query": query, "document": held_out.documents[i]} | (
+            {"reference": held_out.references[i]} if held_out.references else {}
+        )
+        row["policies"] = {
+            name: {
+                "response": side.texts[i],
+                "scores": {judge: float(scores[i]) for judge, scores in side.scores.items()},
+                "kl": float(side.measured.kl[i].sum()),
+                "length": int(side.lengths[i]),
+                "valid": bool(side.measured.valid[i]),
+                **per_token_kl(side.measured.tokens[i], side.measured.kl[i], encoding),
+                **{metric: float(values[i]) for metric, values in side.rouge.items()},
+            }
+            for name, side in answers.items()
+        }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     with atomic_folder(folder) as temporary:
         write_json(temporary / "config.json", description)
@@ -293,8 +425,11 @@ def write_sheet(path: Path, answers: dict[str, Answers], held_out: HeldOut, seed
     """A row for each query and pair of policies, for people to choose; which response comes first is drawn."""
     pairs = _pairs(answers)
     swapped = torch.rand(len(held_out.texts), len(pairs), generator=generator_for(seed, "evaluation/sheet")) < 0.5
-    rows = [sheet_row(query, (a, b), (answers[a].texts[i], answers[b].texts[i]), bool(swapped[i, j]))
-            for i, query in enumerate(held_out.texts) for j, (a, b) in enumerate(pairs)]
+    rows = [
+        sheet_row(query, (a, b), (answers[a].texts[i], answers[b].texts[i]), bool(swapped[i, j]))
+        for i, query in enumerate(held_out.texts)
+        for j, (a, b) in enumerate(pairs)
+    ]
     if path.suffix == ".json":
         write_json(path, rows)
         return

@@ -1,4 +1,6 @@
-"""What is in a label file, and the same labels in the other form: `python launch.py labels inspect SOURCE`, `labels convert SOURCE OUTPUT`."""
+"""What is in a label file, and the same labels in the other form: `python launch.py labels inspect SOURCE`, `labels
+convert SOURCE OUTPUT`.
+"""
 
 import math
 from collections.abc import Iterator
@@ -7,12 +9,19 @@ from pathlib import Path
 
 import torch
 
+from lm_human_preferences.data.label_files import (
+    infer_kind,
+    infer_lengths,
+    load_labels,
+    readable_label,
+    save_labels,
+    token_label,
+)
+from lm_human_preferences.data.labels import LabelBatch, LabelType, label_type
+from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.data.label_files import infer_kind, infer_lengths, load_labels, readable_label, save_labels, token_label
-from lm_human_preferences.data.labels import LabelBatch, LabelType, label_type
 from lm_human_preferences.language.encoding import ENCODINGS, Encoding, get_encoding
-from lm_human_preferences.data.tasks import TaskParams
 
 SURPRISING = 4.0  # standard errors: of a dozen shares none strays so far by chance
 
@@ -24,8 +33,12 @@ class LabelToolParams:
     type: str | None = param(None, "type of the labels; none takes it from the first label's keys")
     encoding: str = param("gpt2", "encoding of the tokens: gpt2 or letters")
     query_length: int | None = param(None, "tokens of a query; none takes the first label's, or the longest text's")
-    response_length: int | None = param(None, "tokens of a response; none takes the first label's, or the longest text's")
-    end_of_text: bool = param(False, "close responses that are texts with <|endoftext|>, as tasks do that truncate there")
+    response_length: int | None = param(
+        None, "tokens of a response; none takes the first label's, or the longest text's"
+    )
+    end_of_text: bool = param(
+        False, "close responses that are texts with <|endoftext|>, as tasks do that truncate there"
+    )
     examples: int = param(5, "examples to show")
     overwrite: bool = param(False, "replace an output file that is there already")
 
@@ -42,7 +55,11 @@ def read(source: str, params: LabelToolParams) -> tuple[LabelBatch, LabelType, E
         query, response = query or inferred[0], response or inferred[1] + params.end_of_text
     if query < 1 or response < 1:
         raise UserError(f"--query_length {query} and --response_length {response} must be at least 1")
-    task = TaskParams(query_length=query, response_length=response, truncate_token=encoding.end_of_text if params.end_of_text else None)
+    task = TaskParams(
+        query_length=query,
+        response_length=response,
+        truncate_token=encoding.end_of_text if params.end_of_text else None,
+    )
     return load_labels(source, kind, task, encoding), kind, encoding
 
 
@@ -52,9 +69,11 @@ def inspect(source: str, params: LabelToolParams) -> str:
     lengths = (batch.responses != encoding.padding_token).sum(2)  # [B, N]
     query_lengths = (batch.queries != encoding.padding_token).sum(1)
     distinct = len({row.tobytes() for row in batch.queries.numpy()})
-    lines = [f"{source}: {len(batch):,} labels, {kind.name}, {distinct:,} different queries",
-             f"query     {_spread(query_lengths)} of {batch.queries.shape[1]} tokens",
-             f"response  {_spread(lengths)} of {batch.responses.shape[2]} tokens"]
+    lines = [
+        f"{source}: {len(batch):,} labels, {kind.name}, {distinct:,} different queries",
+        f"query     {_spread(query_lengths)} of {batch.queries.shape[1]} tokens",
+        f"response  {_spread(lengths)} of {batch.responses.shape[2]} tokens",
+    ]
     lines += _choices(batch, lengths) if kind.is_choice else _numbers(batch, lengths, kind)
     same = sum(len({row.tobytes() for row in responses}) < len(responses) for responses in batch.responses.numpy())
     if same:
@@ -76,7 +95,9 @@ def _spread(values: torch.Tensor) -> str:
 
 def position_shares(best: torch.Tensor, n: int) -> tuple[list[float], float]:
     """How often each of n positions is the best [B], and the standard error of such a share if all are alike."""
-    return (torch.bincount(best, minlength=n).double() / len(best)).tolist(), math.sqrt((1 / n) * (1 - 1 / n) / len(best))
+    return (torch.bincount(best, minlength=n).double() / len(best)).tolist(), math.sqrt(
+        (1 / n) * (1 - 1 / n) / len(best)
+    )
 
 
 def _choices(batch: LabelBatch, lengths: torch.Tensor) -> list[str]:
@@ -90,13 +111,19 @@ def _choices(batch: LabelBatch, lengths: torch.Tensor) -> list[str]:
         longest = (best == lengths.max(1).values)[different].double().mean()
         shortest = (best == lengths.min(1).values)[different].double().mean()
         others = (lengths.sum(1) - best).double() / (n - 1)
-        lines.append(f"best: {float(best.double().mean()):.1f} tokens long, the others {float(others.mean()):.1f}; it is a longest one in {float(longest):.1%}, "
-                     f"a shortest one in {float(shortest):.1%} of the labels whose lengths differ")
+        lines.append(
+            f"best: {float(best.double().mean()):.1f} tokens long, the others {float(others.mean()):.1f}; it is a longest one in {float(longest):.1%}, "
+            f"a shortest one in {float(shortest):.1%} of the labels whose lengths differ"
+        )
     return lines
 
 
 def _warning(share: float, expected: float, error: float) -> str:
-    return f"  <- {(share - expected) / error:+.0f} standard errors: is the order of the responses random?" if abs(share - expected) > SURPRISING * error else ""
+    return (
+        f"  <- {(share - expected) / error:+.0f} standard errors: is the order of the responses random?"
+        if abs(share - expected) > SURPRISING * error
+        else ""
+    )
 
 
 def _numbers(batch: LabelBatch, lengths: torch.Tensor, kind: LabelType) -> list[str]:
@@ -110,7 +137,9 @@ def _numbers(batch: LabelBatch, lengths: torch.Tensor, kind: LabelType) -> list[
 
 
 def convert(source: str, output: str, params: LabelToolParams) -> str:
-    """Write a file's labels in the other form; returns what to tell. Raises UserError if the output is there or its name ends otherwise."""
+    """Write a file's labels in the other form; returns what to tell. Raises UserError if the output is there or its
+    name ends otherwise.
+    """
     target = Path(output)
     if target.suffix not in (".json", ".jsonl"):
         raise UserError(f"{output}: must end in .json (token lists, the original's form) or .jsonl (texts)")
@@ -130,12 +159,17 @@ def convert(source: str, output: str, params: LabelToolParams) -> str:
             yield label
 
     count = save_labels(target, texts())
-    return (f"{output}: {count:,} labels as texts; {kept:,} of them encode to the same tokens again"
-            + ("" if kept == count else ", the others were sampled in tokens that the encoder would not choose, or cut within a character"))
+    return f"{output}: {count:,} labels as texts; {kept:,} of them encode to the same tokens again" + (
+        ""
+        if kept == count
+        else ", the others were sampled in tokens that the encoder would not choose, or cut within a character"
+    )
 
 
 def _encodes_back(label: dict, batch: LabelBatch, index: int, encoding: Encoding) -> bool:
-    for text, tokens in zip([label["query"], *label["responses"]], [batch.queries[index], *batch.responses[index]], strict=True):
+    for text, tokens in zip(
+        [label["query"], *label["responses"]], [batch.queries[index], *batch.responses[index]], strict=True
+    ):
         real = [token for token in tokens.tolist() if token != encoding.padding_token]
         if encoding.encode(text) != (real[:-1] if real and real[-1] == encoding.end_of_text else real):
             return False

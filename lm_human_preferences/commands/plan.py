@@ -1,4 +1,6 @@
-"""What fits where: `python launch.py plan TASK` predicts each stage's memory and names the micro-batches, before anything is downloaded or started."""
+"""What fits where: `python launch.py plan TASK` predicts each stage's memory and names the micro-batches, before
+anything is downloaded or started.
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,16 +9,25 @@ from typing import Any
 
 import torch
 
+from lm_human_preferences.compute.precision import Precision, choose_precision
+from lm_human_preferences.data.labels import label_type
+from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.data.labels import label_type
-from lm_human_preferences.language.model_folders import load_config
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import SHAPES, GPT2Config, count_parameters
-from lm_human_preferences.runs.micro_batches import (GIB, SHARE, Pass, StageMemory, fitting_micro_batches, free_memory, policy_training_memory,
-                                         reward_training_memory, supervised_training_memory)
-from lm_human_preferences.compute.precision import Precision, choose_precision
-from lm_human_preferences.data.tasks import QueryFormatter
+from lm_human_preferences.language.model_folders import load_config
+from lm_human_preferences.runs.micro_batches import (
+    GIB,
+    SHARE,
+    Pass,
+    StageMemory,
+    fitting_micro_batches,
+    free_memory,
+    policy_training_memory,
+    reward_training_memory,
+    supervised_training_memory,
+)
 from lm_human_preferences.train_sft import config_from_scratch
 
 
@@ -33,6 +44,7 @@ class PlanParams:
 
 # --- what is asked ---
 
+
 def _model(name: str) -> tuple[str, GPT2Config] | None:
     """Name and architecture of a model folder or of one of GPT-2's sizes."""
     if Path(name).is_dir():
@@ -42,7 +54,9 @@ def _model(name: str) -> tuple[str, GPT2Config] | None:
 
 
 def _models(params: PlanParams, entries: dict[str, Any]) -> dict[str, tuple[str, GPT2Config]]:
-    """Each stage's model: the one asked for, else the one that the stage starts from, else the one of the next stage. UserError if it is unknown."""
+    """Each stage's model: the one asked for, else the one that the stage starts from, else the one of the next stage.
+    UserError if it is unknown.
+    """
     if params.model is not None:
         if (found := _model(params.model)) is None:
             raise UserError(f"--model {params.model}: must be {', '.join(SHAPES)} or an existing model folder")
@@ -58,7 +72,10 @@ def _models(params: PlanParams, entries: dict[str, Any]) -> dict[str, tuple[str,
 
 
 def _precision(params: PlanParams) -> Precision:
-    for name, value, known in (("device", params.device, ("auto", "cpu", "cuda")), ("precision", params.precision, ("auto", "float32", "bfloat16"))):
+    for name, value, known in (
+        ("device", params.device, ("auto", "cpu", "cuda")),
+        ("precision", params.precision, ("auto", "float32", "bfloat16")),
+    ):
         if value not in known:
             raise UserError(f"--{name} {value}: must be {', '.join(known[:-1])} or {known[-1]}")
     if params.device == "cuda" and not torch.cuda.is_available():
@@ -72,14 +89,19 @@ def _stage_memory(stage: str, entry: Any, config: GPT2Config, precision: Precisi
         tokens = outside + entry.task.query_length + entry.task.response_length - 1 if entry.task else entry.data.block
         return supervised_training_memory(entry, config, tokens, precision, ranks)
     if stage == "train_reward":
-        return reward_training_memory(entry, config, label_type(entry.labels.type).n_responses, precision, ranks, outside)
+        return reward_training_memory(
+            entry, config, label_type(entry.labels.type).n_responses, precision, ranks, outside
+        )
     return policy_training_memory(entry, config, precision, ranks, outside)
 
 
 # --- what is answered ---
 
+
 def plan(params: PlanParams, entries: dict[str, Any], task: str) -> str:
-    """The plan for all stages of a task, in words. entries: stage -> its parameters. Raises UserError for a model or numbers that make no sense."""
+    """The plan for all stages of a task, in words. entries: stage -> its parameters. Raises UserError for a model or
+    numbers that make no sense.
+    """
     if params.devices < 1 or (params.memory is not None and params.memory <= 0):
         raise UserError("--devices must be at least 1 and --memory positive")
     precision = _precision(params)
@@ -87,16 +109,22 @@ def plan(params: PlanParams, entries: dict[str, Any], task: str) -> str:
         raise UserError("--device cuda on a machine without one: say with --memory how many GiB each GPU has")
     budget = int(params.memory * GIB) if params.memory is not None else free_memory(precision.device)
     one, many = {"cuda": ("GPU", "GPUs"), "cpu": ("process", "processes")}[precision.device.type]
-    lines = [f"{task} on {params.devices} {one if params.devices == 1 else many} with {budget / GIB:.1f} GiB each, {SHARE:.0%} of it planned with; "
-             f"{precision.describe()}"]
+    lines = [
+        f"{task} on {params.devices} {one if params.devices == 1 else many} with {budget / GIB:.1f} GiB each, {SHARE:.0%} of it planned with; "
+        f"{precision.describe()}"
+    ]
     models = _models(params, entries)
     for stage, entry in entries.items():
         name, config = models[stage]
         for sharding in ("ddp", "fsdp") if params.devices > 1 else ("ddp",):
             entry = dataclasses.replace(entry, run=dataclasses.replace(entry.run, sharding=sharding))
             memory = _stage_memory(stage, entry, config, precision, params.devices)
-            lines += ["", f"{stage}, {name} ({count_parameters(config)['total'] / 1e6:.0f}M parameters)"
-                          + (f", --run.sharding {sharding}" if params.devices > 1 else ""), *_table(memory, entry.run, budget, precision.device.type)]
+            lines += [
+                "",
+                f"{stage}, {name} ({count_parameters(config)['total'] / 1e6:.0f}M parameters)"
+                + (f", --run.sharding {sharding}" if params.devices > 1 else ""),
+                *_table(memory, entry.run, budget, precision.device.type),
+            ]
     return "\n".join(lines)
 
 
@@ -104,10 +132,19 @@ def _table(memory: StageMemory, run: Any, budget: int, device: str) -> list[str]
     sizes = fitting_micro_batches(run, memory, int(SHARE * budget), device)
     training = memory.recomputing if sizes.recompute else memory.training
     held = sum(memory.held.values())
-    lines = [f"  all the time       {held / GIB:7.2f} GiB   " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory.held.items())]
-    for name, which, rows in (("sampling", memory.rollout, sizes.rollout), ("scoring", memory.scoring, sizes.scoring), ("training", training, sizes.training)):
+    lines = [
+        f"  all the time       {held / GIB:7.2f} GiB   "
+        + ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory.held.items())
+    ]
+    for name, which, rows in (
+        ("sampling", memory.rollout, sizes.rollout),
+        ("scoring", memory.scoring, sizes.scoring),
+        ("training", training, sizes.training),
+    ):
         if which is not None:
-            lines.append(f"  {name:16} + {which.bytes(rows) / GIB:7.2f} GiB   {_words(which, rows)}{', activations recomputed' if which is memory.recomputing else ''}")
+            lines.append(
+                f"  {name:16} + {which.bytes(rows) / GIB:7.2f} GiB   {_words(which, rows)}{', activations recomputed' if which is memory.recomputing else ''}"
+            )
     peak = memory.peak(sizes)
     verdict = "fits" if peak <= SHARE * budget else "just fits" if peak <= budget else "does not fit"
     return [*lines, f"  at most            {peak / GIB:7.2f} GiB   {verdict}"]
@@ -116,4 +153,8 @@ def _table(memory: StageMemory, run: Any, budget: int, device: str) -> list[str]
 def _words(which: Pass, rows: int) -> str:
     parts = -(-which.rows // rows)
     fixed = which.fixed + (which.gradients if parts > 1 else 0)
-    return f"{rows} rows at once" + (f", {parts} times" if parts > 1 else "") + f": {fixed / GIB:.2f} + {rows} x {which.per_row / GIB:.3f}"
+    return (
+        f"{rows} rows at once"
+        + (f", {parts} times" if parts > 1 else "")
+        + f": {fixed / GIB:.2f} + {rows} x {which.per_row / GIB:.3f}"
+    )

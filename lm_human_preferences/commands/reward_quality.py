@@ -1,7 +1,8 @@
-"""A reward model's own quality: `python launch.py reward_quality EXPERIMENT`. docs/reward_quality.md explains every number.
+"""A reward model's own quality: `python launch.py reward_quality EXPERIMENT`. docs/reward_quality.md explains every
+number.
 
-From top to bottom: the reward model and held-out choices -> its rewards -> accuracy, calibration, length, agreement with people ->
-a learning curve of reward models trained on fewer labels -> a table, and the folder of the results.
+From top to bottom: the reward model and held-out choices -> its rewards -> accuracy, calibration, length, agreement
+with people -> a learning curve of reward models trained on fewer labels -> a table, and the folder of the results.
 """
 
 import copy
@@ -13,21 +14,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lm_human_preferences.compute.distributed import World
+from lm_human_preferences.compute.precision import Precision, choose_precision
+from lm_human_preferences.data.label_files import is_address, load_labels, readable_label
+from lm_human_preferences.data.labels import LabelBatch, label_type
+from lm_human_preferences.foundation.configuration import from_dict, named_paths, param, to_dict
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import atomic_folder, read_json, write_json
 from lm_human_preferences.judging import calibration
 from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.judging.calibration import Estimate
-from lm_human_preferences.foundation.configuration import from_dict, named_paths, param, to_dict
-from lm_human_preferences.compute.distributed import World
-from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.files import atomic_folder, read_json, write_json
-from lm_human_preferences.data.label_files import is_address, load_labels, readable_label
-from lm_human_preferences.data.labels import LabelBatch, label_type
-from lm_human_preferences.language.encoding import Encoding, get_encoding
-from lm_human_preferences.compute.precision import Precision, choose_precision
 from lm_human_preferences.judging.ratings import rated_rows
+from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.reports.result_figures import write_quality_figures
 from lm_human_preferences.reports.result_tables import quality_table
-from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.runs.folder import describe_run, free_result_folder
 from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams, check, rewards_of
 
@@ -38,17 +39,25 @@ TABLES = "sentences.jsonl"  # of a data set: every sentence with every person's 
 class RewardQualityParams:
     """What to measure a reward model on, and which others to train for its learning curve."""
 
-    task: str | None = param(None, "the task of a reward-model folder: its labels and settings; a run of train_reward has its own")
+    task: str | None = param(
+        None, "the task of a reward-model folder: its labels and settings; a run of train_reward has its own"
+    )
     labels: str | None = param(None, "file of choices to measure on; none takes those that the run or task holds out")
-    ratings: str | None = param(None, f"folder of a data set whose {TABLES} has every rating; none takes the labels' folder if it has one")
+    ratings: str | None = param(
+        None, f"folder of a data set whose {TABLES} has every rating; none takes the labels' folder if it has one"
+    )
     bins: int = param(10, "parts of 0..1 in the table of reliability")
     equal_length: float = param(1.25, "responses count as equally long up to this ratio of their tokens")
-    curve: str | None = param(None, "N,N,...: also train a reward model with the same settings on each of these numbers of labels")
+    curve: str | None = param(
+        None, "N,N,...: also train a reward model with the same settings on each of these numbers of labels"
+    )
     models: str | None = param(None, "NAME=FOLDER,...: train such a curve on each of these language models too")
     experiment: str | None = param(None, "folder of the results in save_dir; none is quality_EXPERIMENT")
     seed: int = param(1, "seed of the resamples that give standard errors")
     save_dir: str = param("saved_models", "folder that holds the run folders, those of the curve too")
-    overwrite: bool = param(False, "replace results of the same name; finished runs of the curve are kept and used in any case")
+    overwrite: bool = param(
+        False, "replace results of the same name; finished runs of the curve are kept and used in any case"
+    )
     device: str = param("auto", "auto, cpu, cuda or cuda:N")
     precision: str = param("auto", "auto (bfloat16 where the hardware multiplies it fast), float32 or bfloat16")
     micro_batch: int = param(64, "responses in memory at once; changes nothing but memory and rounding")
@@ -100,29 +109,56 @@ def measure(experiment: str, params: RewardQualityParams, settings: RewardTraini
     if params.threads:
         torch.set_num_threads(params.threads)
     subject = find_subject(experiment, params, settings)
-    folder = free_result_folder(params.save_dir, f"quality_{subject.name}" if params.experiment is None else params.experiment, "reward_quality", params.overwrite)
+    folder = free_result_folder(
+        params.save_dir,
+        f"quality_{subject.name}" if params.experiment is None else params.experiment,
+        "reward_quality",
+        params.overwrite,
+    )
     model = RewardModel.load(subject.folder)
     encoding = get_encoding(model.transformer.config.encoding)
     choices = held_out_choices(subject, params, encoding)
     curve = plan_curve(subject, params)
-    print(f"reward_quality {subject.name}: {len(choices.best):,} held-out choices of {choices.source}, {precision.describe()}")
+    print(
+        f"reward_quality {subject.name}: {len(choices.best):,} held-out choices of {choices.source}, {precision.describe()}"
+    )
     rewards = score(model, choices, precision, params.micro_batch)
-    result = {"task": subject.task, "model": str(subject.folder), "labels": choices.source, "choices": len(choices.best), "seed": params.seed}
+    result = {
+        "task": subject.task,
+        "model": str(subject.folder),
+        "labels": choices.source,
+        "choices": len(choices.best),
+        "seed": params.seed,
+    }
     result |= quality(rewards, choices, params)
     if curve:
         points = [curve_point(run, subject.task, choices, encoding, precision, params) for run in curve]
         if subject.trained:
-            points.append({"model": None, "labels": subject.settings.labels.num_train, "run": subject.name, **point(rewards, choices.best)})
+            points.append(
+                {
+                    "model": None,
+                    "labels": subject.settings.labels.num_train,
+                    "run": subject.name,
+                    **point(rewards, choices.best),
+                }
+            )
         result["curve"] = sorted(points, key=lambda row: (row["model"] or "", row["labels"]))
-    write_results(folder, describe_run("reward_quality", subject.task, folder.name, to_dict(params)), result, rewards, choices)
-    print(f"{quality_table(result)}\n\nresults and figures in {folder}; python launch.py report {folder.name} makes a page of them")
+    write_results(
+        folder, describe_run("reward_quality", subject.task, folder.name, to_dict(params)), result, rewards, choices
+    )
+    print(
+        f"{quality_table(result)}\n\nresults and figures in {folder}; python launch.py report {folder.name} makes a page of them"
+    )
     return folder
 
 
 # --- what is measured ---
 
+
 def find_subject(experiment: str, params: RewardQualityParams, settings: RewardTrainingParams | None) -> Subject:
-    """A run of train_reward by name or path, or a reward-model folder with --task. UserError if it is neither or not finished."""
+    """A run of train_reward by name or path, or a reward-model folder with --task. UserError if it is neither or not
+    finished.
+    """
     for folder in (Path(params.save_dir) / experiment, Path(experiment)):
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
         if isinstance(config, dict) and config.get("stage") == "train_reward":
@@ -131,7 +167,9 @@ def find_subject(experiment: str, params: RewardQualityParams, settings: RewardT
             if not (folder / "reward_model").is_dir():
                 raise UserError(f"{folder} has no reward_model/ yet; its training has not finished")
             settings = from_dict(RewardTrainingParams, config["parameters"])
-            return Subject(folder.resolve().name, str(config.get("task")), folder / "reward_model", settings, trained=True)
+            return Subject(
+                folder.resolve().name, str(config.get("task")), folder / "reward_model", settings, trained=True
+            )
         if (folder / "model.safetensors").is_file():
             if settings is None:
                 raise UserError(f"{folder} is a model folder: say with --task TASK whose labels to measure it on")
@@ -150,15 +188,26 @@ def held_out_choices(subject: Subject, params: RewardQualityParams, encoding: En
     skip, source, limit = 0, params.labels or labels.valid_source, None if params.labels else labels.num_valid
     if source is None:
         source, skip = labels.source, labels.num_train
-    batch = load_labels(source, kind, task, encoding, limit=limit, skip=skip, needed=bool(params.labels)) if source and limit != 0 else None
+    batch = (
+        load_labels(source, kind, task, encoding, limit=limit, skip=skip, needed=bool(params.labels))
+        if source and limit != 0
+        else None
+    )
     if batch is None:
         raise UserError(f"{subject.name} holds no labels out; give a file of choices with --labels")
     texts = [readable_label(batch, i, kind, encoding) for i in range(len(batch))]
-    return Choices(batch, texts, (batch.responses != encoding.padding_token).sum(2).numpy(), source, rated_responses(source, skip, batch, params.ratings))
+    return Choices(
+        batch,
+        texts,
+        (batch.responses != encoding.padding_token).sum(2).numpy(),
+        source,
+        rated_responses(source, skip, batch, params.ratings),
+    )
 
 
 def rated_responses(source: str, skip: int, batch: LabelBatch, given: str | None) -> list[list[dict]] | None:
-    """Each response's row of sentences.jsonl, found by the `ids` of the readable label file beside the token lists. None if there are none.
+    """Each response's row of sentences.jsonl, found by the `ids` of the readable label file beside the token lists.
+    None if there are none.
 
     UserError where a folder was given and has nothing about these labels.
     """
@@ -168,16 +217,23 @@ def rated_responses(source: str, skip: int, batch: LabelBatch, given: str | None
     readable = folder / f"{Path(source).stem}.jsonl"
     if not given and not readable.is_file():
         return None
-    rows, by_id = rated_rows(readable)[skip:skip + len(batch)], {row.get("id"): row for row in rated_rows(folder / TABLES)}
+    rows, by_id = (
+        rated_rows(readable)[skip : skip + len(batch)],
+        {row.get("id"): row for row in rated_rows(folder / TABLES)},
+    )
     try:
         found = [[by_id[number] for number in row["ids"]] for row in rows]
-        fits = [row["best"] for row in rows] == batch.target.tolist() and all(len(row) == batch.responses.shape[1] for row in found)
+        fits = [row["best"] for row in rows] == batch.target.tolist() and all(
+            len(row) == batch.responses.shape[1] for row in found
+        )
         if fits and all(sentence["ratings"] for row in found for sentence in row):
             return found
     except (KeyError, TypeError):
         pass
     if given:
-        raise UserError(f"{readable} and {folder / TABLES} do not rate the choices of {source}: expected the same labels with ids, each rated")
+        raise UserError(
+            f"{readable} and {folder / TABLES} do not rate the choices of {source}: expected the same labels with ids, each rated"
+        )
     return None
 
 
@@ -188,8 +244,11 @@ def score(model: RewardModel, choices: Choices, precision: Precision, micro_batc
 
 def point(rewards: np.ndarray, best: np.ndarray) -> dict[str, Estimate]:
     """Accuracy, mean log-likelihood of the choices in nats, and the temperature that would calibrate the rewards."""
-    return {"temperature": calibration.best_temperature(rewards, best), "accuracy": calibration.mean(rewards.argmax(1) == best),
-            "log_likelihood": calibration.mean(calibration.log_probabilities(rewards)[np.arange(len(best)), best])}
+    return {
+        "temperature": calibration.best_temperature(rewards, best),
+        "accuracy": calibration.mean(rewards.argmax(1) == best),
+        "log_likelihood": calibration.mean(calibration.log_probabilities(rewards)[np.arange(len(best)), best]),
+    }
 
 
 def quality(rewards: np.ndarray, choices: Choices, params: RewardQualityParams) -> dict:
@@ -207,13 +266,19 @@ def quality(rewards: np.ndarray, choices: Choices, params: RewardQualityParams) 
     return found
 
 
-def calibration_of(rewards: np.ndarray, best: np.ndarray, temperature: Estimate, bins: int, bootstrap: Bootstrap) -> dict:
+def calibration_of(
+    rewards: np.ndarray, best: np.ndarray, temperature: Estimate, bins: int, bootstrap: Bootstrap
+) -> dict:
     """How far the choice probabilities hold, as they are and at the temperature that would calibrate them."""
     logs, right = calibration.log_probabilities(rewards), rewards.argmax(1) == best
     confidence = np.exp(logs.max(1))
-    found = {"confidence": calibration.mean(confidence), "error": calibration.calibration_error(confidence, right, bins, bootstrap),
-             "temperature": temperature, "uniform_log_likelihood": -float(np.log(rewards.shape[1])),
-             "reliability": calibration.reliability(confidence, right, bins)}
+    found = {
+        "confidence": calibration.mean(confidence),
+        "error": calibration.calibration_error(confidence, right, bins, bootstrap),
+        "temperature": temperature,
+        "uniform_log_likelihood": -float(np.log(rewards.shape[1])),
+        "reliability": calibration.reliability(confidence, right, bins),
+    }
     if temperature["value"] is not None:
         cooled = calibration.log_probabilities(rewards, temperature["value"])
         found["log_likelihood_at_temperature"] = calibration.mean(cooled[np.arange(len(best)), best])
@@ -231,13 +296,20 @@ def length_of(rewards: np.ndarray, choices: Choices, equal: float, bootstrap: Bo
     of_best, reward_of_best = lengths[np.arange(n), best, None], rewards[np.arange(n), best, None]
     close = other & (np.maximum(lengths, of_best) <= equal * np.minimum(lengths, of_best))
     wins = (reward_of_best > rewards) + 0.5 * (reward_of_best == rewards)
-    return {"correlation": calibration.correlation(rewards.ravel(), lengths.ravel(), unit, bootstrap),
-            "correlation_within": calibration.correlation(within[0].ravel(), within[1].ravel(), unit, bootstrap),
-            "people_longest": calibration.mean(longest[np.arange(n), best]), "model_longest": calibration.mean(longest[np.arange(n), picked]),
-            "equal_length": equal, "equal_choices": int(alike.sum()), "equal_accuracy": calibration.mean((picked == best)[alike]),
-            "pairs": int(other.sum()), "pairs_accuracy": calibration.ratio((wins * other).sum(1), other.sum(1), bootstrap),
-            "equal_pairs": int(close.sum()), "equal_pairs_accuracy": calibration.ratio((wins * close).sum(1), close.sum(1), bootstrap),
-            "by_length": by_length(rewards.ravel(), lengths.ravel())}
+    return {
+        "correlation": calibration.correlation(rewards.ravel(), lengths.ravel(), unit, bootstrap),
+        "correlation_within": calibration.correlation(within[0].ravel(), within[1].ravel(), unit, bootstrap),
+        "people_longest": calibration.mean(longest[np.arange(n), best]),
+        "model_longest": calibration.mean(longest[np.arange(n), picked]),
+        "equal_length": equal,
+        "equal_choices": int(alike.sum()),
+        "equal_accuracy": calibration.mean((picked == best)[alike]),
+        "pairs": int(other.sum()),
+        "pairs_accuracy": calibration.ratio((wins * other).sum(1), other.sum(1), bootstrap),
+        "equal_pairs": int(close.sum()),
+        "equal_pairs_accuracy": calibration.ratio((wins * close).sum(1), close.sum(1), bootstrap),
+        "by_length": by_length(rewards.ravel(), lengths.ravel()),
+    }
 
 
 def by_length(rewards: np.ndarray, lengths: np.ndarray, groups: int = 8) -> list[dict]:
@@ -246,7 +318,13 @@ def by_length(rewards: np.ndarray, lengths: np.ndarray, groups: int = 8) -> list
     place, rows = np.searchsorted(edges, lengths, side="left"), []
     for group in np.unique(place):
         inside = place == group
-        rows.append({"length": float(lengths[inside].mean()), "responses": int(inside.sum()), "reward": calibration.mean(rewards[inside])})
+        rows.append(
+            {
+                "length": float(lengths[inside].mean()),
+                "responses": int(inside.sum()),
+                "reward": calibration.mean(rewards[inside]),
+            }
+        )
     return rows
 
 
@@ -262,14 +340,24 @@ def people_of(rewards: np.ndarray, choices: Choices, seed: int) -> dict:
     single = np.concatenate([np.asarray(given, dtype=np.float64) for given in ratings])
     several = np.array([len(given) > 1 for given in ratings])[each]
     others = np.concatenate([(np.sum(given) - np.asarray(given)) / max(1, len(given) - 1) for given in ratings])
-    found = {"sentences": len(ratings), "ratings": len(single), "reliability": calibration.rating_reliability(ratings),
-             "mean_correlation": calibration.correlation(score, means, sentence, bootstrap),
-             "mean_rank_correlation": calibration.correlation(calibration.ranks(score), calibration.ranks(means), sentence, bootstrap),
-             "single_correlation": calibration.correlation(score[each], single, each, bootstrap)}
+    found = {
+        "sentences": len(ratings),
+        "ratings": len(single),
+        "reliability": calibration.rating_reliability(ratings),
+        "mean_correlation": calibration.correlation(score, means, sentence, bootstrap),
+        "mean_rank_correlation": calibration.correlation(
+            calibration.ranks(score), calibration.ranks(means), sentence, bootstrap
+        ),
+        "single_correlation": calibration.correlation(score[each], single, each, bootstrap),
+    }
     if several.any():
-        found["single_with_others_correlation"] = calibration.correlation(single[several], others[several], each[several], bootstrap)
-    agreement = [calibration.rater_agreement([row["ratings"] for row in four], int(pick))
-                 for four, pick in zip(choices.sentences, rewards.argmax(1), strict=True)]
+        found["single_with_others_correlation"] = calibration.correlation(
+            single[several], others[several], each[several], bootstrap
+        )
+    agreement = [
+        calibration.rater_agreement([row["ratings"] for row in four], int(pick))
+        for four, pick in zip(choices.sentences, rewards.argmax(1), strict=True)
+    ]
     for name in ("model", "people", "rest"):
         values = np.array([row[name] for row in agreement if name in row])
         found[f"agreement_{name}"] = calibration.mean(values)
@@ -278,33 +366,48 @@ def people_of(rewards: np.ndarray, choices: Choices, seed: int) -> dict:
 
 # --- the learning curve ---
 
+
 def plan_curve(subject: Subject, params: RewardQualityParams) -> list[CurveRun]:
-    """The runs of --curve, for the subject's language model and each of --models. UserError if one could not be trained."""
+    """The runs of --curve, for the subject's language model and each of --models. UserError if one could not be
+    trained.
+    """
     if params.curve is None:
         if params.models is not None:
             raise UserError("--models compares learning curves: say with --curve N,N,... how many labels to train on")
         return []
     counts = [part.strip() for part in params.curve.split(",")]
     if not all(part.isdigit() for part in counts):
-        raise UserError(f"--curve {params.curve}: expected numbers of labels with commas between them, as in 64,256,1024")
+        raise UserError(
+            f"--curve {params.curve}: expected numbers of labels with commas between them, as in 64,256,1024"
+        )
     runs = []
     for model, path in [(None, None), *named_paths(params.models or "", "--models").items()]:
         for labels in sorted({int(part) for part in counts}):
             settings = copy.deepcopy(subject.settings)
             settings.labels.num_train = labels
             settings.task.policy.initial_model = path or settings.task.policy.initial_model
-            settings.run.save_dir, settings.run.device, settings.run.precision = params.save_dir, params.device, params.precision
+            settings.run.save_dir, settings.run.device, settings.run.precision = (
+                params.save_dir,
+                params.device,
+                params.precision,
+            )
             settings.run.overwrite, settings.run.threads = False, params.threads
             settings.tracking.tensorboard = settings.tracking.wandb = False
             name = "_".join(filter(None, [subject.name, model, f"labels_{labels}"]))
             if labels == subject.settings.labels.num_train and model is None and subject.trained:
                 continue  # the subject itself
             if not subject.settings.labels.valid_source and labels > subject.settings.labels.num_train:
-                raise UserError(f"--curve {labels}: after the first {subject.settings.labels.num_train} labels those begin that are held out")
+                raise UserError(
+                    f"--curve {labels}: after the first {subject.settings.labels.num_train} labels those begin that are held out"
+                )
             if labels < 1 or labels % settings.batch_size:
-                raise UserError(f"--curve {labels}: numbers of labels must divide by the batch size, {settings.batch_size}")
+                raise UserError(
+                    f"--curve {labels}: numbers of labels must divide by the batch size, {settings.batch_size}"
+                )
             if not Path(settings.task.policy.initial_model).is_dir():
-                raise UserError(f"the curve needs the language model {settings.task.policy.initial_model}, which is not here")
+                raise UserError(
+                    f"the curve needs the language model {settings.task.policy.initial_model}, which is not here"
+                )
             settings.run.resume = _begun(Path(params.save_dir) / name, settings)
             check(settings)
             runs.append(CurveRun(model, labels, name, settings))
@@ -319,27 +422,49 @@ def _begun(folder: Path, settings: RewardTrainingParams) -> bool:
     parameters, wanted = dict(stored.get("parameters") or {}), to_dict(settings)
     same = all(parameters.get(name) == wanted[name] for name in wanted if name not in ("run", "tracking"))
     if stored.get("stage") != "train_reward" or not same or parameters.get("run", {}).get("seed") != settings.run.seed:
-        raise UserError(f"{folder} exists and is no such run of this curve (other settings); move it away or measure in another --save_dir")
+        raise UserError(
+            f"{folder} exists and is no such run of this curve (other settings); move it away or measure in another --save_dir"
+        )
     return True
 
 
-def curve_point(run: CurveRun, task: str, choices: Choices, encoding: Encoding, precision: Precision, params: RewardQualityParams) -> dict:
-    """The run's reward model, trained now unless it is there, on the same held-out choices. UserError if it has another encoding."""
+def curve_point(
+    run: CurveRun, task: str, choices: Choices, encoding: Encoding, precision: Precision, params: RewardQualityParams
+) -> dict:
+    """The run's reward model, trained now unless it is there, on the same held-out choices. UserError if it has another
+    encoding.
+    """
     folder = Path(params.save_dir) / run.name
     if not ((folder / "reward_model").is_dir() and (folder / "result.json").is_file()):
         RewardTrainer.prepare(run.settings, precision, World()).run(task, run.name)
     model = RewardModel.load(folder / "reward_model")
     if model.transformer.config.encoding != encoding.name:
-        raise UserError(f"{run.model} has the encoding {model.transformer.config.encoding}, these choices have {encoding.name}")
-    return {"model": run.model, "labels": run.labels, "run": run.name, **point(score(model, choices, precision, params.micro_batch), choices.best)}
+        raise UserError(
+            f"{run.model} has the encoding {model.transformer.config.encoding}, these choices have {encoding.name}"
+        )
+    return {
+        "model": run.model,
+        "labels": run.labels,
+        "run": run.name,
+        **point(score(model, choices, precision, params.micro_batch), choices.best),
+    }
 
 
 # --- what is written ---
 
+
 def write_results(folder: Path, description: dict, result: dict, rewards: np.ndarray, choices: Choices) -> None:
-    """config.json, result.json, choices.jsonl (a line a choice) and the figures in `folder`, which is replaced as a whole."""
-    lines = [json.dumps(text | {"rewards": [round(float(value), 6) for value in row], "lengths": lengths.tolist()}, ensure_ascii=False) + "\n"
-             for text, row, lengths in zip(choices.texts, rewards, choices.lengths, strict=True)]
+    """config.json, result.json, choices.jsonl (a line a choice) and the figures in `folder`, which is replaced as a
+    whole.
+    """
+    lines = [
+        json.dumps(
+            text | {"rewards": [round(float(value), 6) for value in row], "lengths": lengths.tolist()},
+            ensure_ascii=False,
+        )
+        + "\n"
+        for text, row, lengths in zip(choices.texts, rewards, choices.lengths, strict=True)
+    ]
     with atomic_folder(folder) as temporary:
         write_json(temporary / "config.json", description)
         write_json(temporary / "result.json", result)

@@ -1,19 +1,21 @@
-"""Continuations from a finished run or any model folder, with scores: `python launch.py sample EXPERIMENT [--prompt TEXT] [--judge SPEC]`."""
+"""Continuations from a finished run or any model folder, with scores: `python launch.py sample EXPERIMENT [--prompt
+TEXT] [--judge SPEC]`.
+"""
 
 from dataclasses import dataclass
 
 import torch
 
-from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.compute.precision import choose_precision
+from lm_human_preferences.data.queries import query_stream
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, readable, truncate_responses
+from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.judging.judges import PeoplesChoices, load_judge
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.learning.policy import Policy
-from lm_human_preferences.compute.precision import choose_precision
-from lm_human_preferences.data.queries import query_stream
 from lm_human_preferences.runs.folder import model_and_task
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, readable, truncate_responses
 
 
 @dataclass
@@ -22,7 +24,9 @@ class SampleParams:
 
     prompt: str | None = param(None, "text to continue; none takes held-out queries of the task")
     task: str | None = param(None, "task whose queries, lengths and temperature are used; none takes the run's own")
-    judge: str | None = param(None, "who scores the continuations: a reward-model folder, or another judge of docs/evaluation.md")
+    judge: str | None = param(
+        None, "who scores the continuations: a reward-model folder, or another judge of docs/evaluation.md"
+    )
     count: int = param(8, "continuations to write")
     length: int | None = param(None, "tokens in a continuation; none takes the task's response length, or 40")
     temperature: float | None = param(None, "sampling temperature; none takes the task's, or 1")
@@ -36,7 +40,8 @@ class SampleParams:
 
 
 def write_samples(experiment: str, params: SampleParams, given_task: TaskParams | None = None) -> None:
-    """Print continuations. UserError if there is no such run, it has no language model, or the texts do not fit its context.
+    """Print continuations. UserError if there is no such run, it has no language model, or the texts do not fit its
+    context.
 
     `given_task` is the one that `params.task` names.
     """
@@ -49,7 +54,9 @@ def write_samples(experiment: str, params: SampleParams, given_task: TaskParams 
     precision = choose_precision(params.device, params.precision)
     judge = load_judge(params.judge, precision.device) if params.judge else None
     if isinstance(judge, PeoplesChoices):
-        raise UserError(f"--judge {params.judge}: people choose between two policies (launch.py evaluate); they score no single text")
+        raise UserError(
+            f"--judge {params.judge}: people choose between two policies (launch.py evaluate); they score no single text"
+        )
     policy = Policy.load(folder, QueryFormatter([], []), 1.0)
     config = policy.transformer.config
     encoding = get_encoding(config.encoding)
@@ -71,10 +78,16 @@ def write_samples(experiment: str, params: SampleParams, given_task: TaskParams 
     uniforms = torch.rand(params.count, length, generator=generator_for(params.seed, "sample"))
     policy.to(precision.device)
     with precision.autocast():
-        drawn = policy.respond(queries.to(precision.device), uniforms.to(precision.device), params.top_k, params.top_p).tokens.cpu()
+        drawn = policy.respond(
+            queries.to(precision.device), uniforms.to(precision.device), params.top_k, params.top_p
+        ).tokens.cpu()
     end = task.truncate_token if task and task.truncate_token is not None else encoding.end_of_text
     drawn = truncate_responses(drawn, end, task.truncate_after if task else 0, encoding.padding_token)
     with torch.no_grad():
-        scores = judge.on_tokens(encoding)(queries.to(precision.device), drawn.to(precision.device)).tolist() if judge else [None] * params.count
+        scores = (
+            judge.on_tokens(encoding)(queries.to(precision.device), drawn.to(precision.device)).tolist()
+            if judge
+            else [None] * params.count
+        )
     for query, response, score in zip(queries, drawn, scores, strict=True):
         print((f"[{score:+.3f}] " if judge else "") + f"{readable(encoding, query)}|{readable(encoding, response)}\n")

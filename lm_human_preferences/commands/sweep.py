@@ -1,7 +1,9 @@
-"""A sweep over KL coefficients: `python launch.py sweep TASK EXPERIMENT --rewards.kl_coef 0.01,0.03,0.1,0.3 --seeds 3`. docs/sweep.md explains it.
+"""A sweep over KL coefficients: `python launch.py sweep TASK EXPERIMENT --rewards.kl_coef 0.01,0.03,0.1,0.3 --seeds 3`.
+docs/sweep.md explains it.
 
-From top to bottom: judges, reference and held-out queries -> a policy for each coefficient and seed, by policy training -> all of them, best-of-n and
-the optimal policies on the same queries: proxy (the reward trained against), gold judges, KL -> who games the reward -> table, figure, result.json.
+From top to bottom: judges, reference and held-out queries -> a policy for each coefficient and seed, by policy training
+-> all of them, best-of-n and the optimal policies on the same queries: proxy (the reward trained against), gold judges,
+KL -> who games the reward -> table, figure, result.json.
 """
 
 import copy
@@ -18,30 +20,44 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lm_human_preferences.compute import distributed
 from lm_human_preferences import train_policy
-from lm_human_preferences.judging.bootstrap import Bootstrap, Interval
-from lm_human_preferences.foundation.configuration import param, to_dict
-from lm_human_preferences.compute.distributed import World, generator_for
-from lm_human_preferences.foundation.errors import Interrupted, UserError
 from lm_human_preferences.commands.evaluate import HeldOut, held_out_queries, load_judges
-from lm_human_preferences.judging.evaluation import sample_and_score, uniforms_of
-from lm_human_preferences.foundation.files import atomic_file, make_folder, read_json, write_json
-from lm_human_preferences.judging.frontier import best_of_n_kl, best_of_n_weights, betas_for, means, optimal_policy
-from lm_human_preferences.judging.judges import SPECS, Judge
-from lm_human_preferences.learning.scoring import Rewards
-from lm_human_preferences.language.encoding import Encoding, get_encoding
-from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.compute import distributed
+from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import dataset_split
-from lm_human_preferences.learning.reward_model import RewardModel
-from lm_human_preferences.runs.folder import check_same_configuration, describe_run, go_on_after_restart, start_computing
 from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, penalise, readable
+from lm_human_preferences.foundation.configuration import param, to_dict
+from lm_human_preferences.foundation.errors import Interrupted, UserError
+from lm_human_preferences.foundation.files import atomic_file, make_folder, read_json, write_json
+from lm_human_preferences.judging.bootstrap import Bootstrap, Interval
+from lm_human_preferences.judging.evaluation import sample_and_score, uniforms_of
+from lm_human_preferences.judging.frontier import best_of_n_kl, best_of_n_weights, betas_for, means, optimal_policy
+from lm_human_preferences.judging.judges import SPECS, Judge
+from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.learning.scoring import Rewards
+from lm_human_preferences.runs.folder import (
+    check_same_configuration,
+    describe_run,
+    go_on_after_restart,
+    start_computing,
+)
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 
 COEFFICIENTS_HELP = "prices of a nat of KL, with commas between them: a policy is trained for each and every seed"
 LARGEST_N = 64  # of best-of-n
-_FREE = ("run.", "tracking.", "judges", "samples", "split", "responses", "min_effective", "shown")  # parameters that train nothing
+_FREE = (
+    "run.",
+    "tracking.",
+    "judges",
+    "samples",
+    "split",
+    "responses",
+    "min_effective",
+    "shown",
+)  # parameters that train nothing
 
 
 @dataclass
@@ -49,18 +65,31 @@ class SweepParams(PolicyTrainingParams):
     """What policy training is told, and how the policies are measured."""
 
     seeds: int = param(1, "policies for each coefficient: of the seeds run.seed, run.seed + 1, ...")
-    judges: str | None = param(None, "gold judges, SPEC,SPEC,... or NAME=SPEC,..., that have no part in training; none takes the human ratings of "
-                                     f"the query data set where it has some (ratings:datasets/movies). {SPECS}")
+    judges: str | None = param(
+        None,
+        "gold judges, SPEC,SPEC,... or NAME=SPEC,..., that have no part in training; none takes the human ratings of "
+        f"the query data set where it has some (ratings:datasets/movies). {SPECS}",
+    )
     samples: int = param(256, "held-out queries on which all are measured")
     split: str = param("test", "split of the query data set that they come from")
-    responses: int = param(64, f"responses of the reference to each, for the best of n = 1, 2, 4, ... up to {LARGEST_N} and for the optimal policies")
-    min_effective: float = param(10.0, "optimal policies whose mean effective sample size, of those responses, is below this are left out")
+    responses: int = param(
+        64,
+        f"responses of the reference to each, for the best of n = 1, 2, 4, ... up to {LARGEST_N} and for the optimal policies",
+    )
+    min_effective: float = param(
+        10.0, "optimal policies whose mean effective sample size, of those responses, is below this are left out"
+    )
     shown: int = param(3, "queries to print with every policy's response")
 
     @classmethod
     def of(cls, entry: PolicyTrainingParams) -> "SweepParams":
-        """The task's policy training; each policy's own comparison is off unless asked for, since all are compared in the end."""
-        return cls(**vars(entry) | {"evaluation": dataclasses.replace(entry.evaluation, samples=0)}, split=entry.evaluation.split)
+        """The task's policy training; each policy's own comparison is off unless asked for, since all are compared in
+        the end.
+        """
+        return cls(
+            **vars(entry) | {"evaluation": dataclasses.replace(entry.evaluation, samples=0)},
+            split=entry.evaluation.split,
+        )
 
 
 class Member(NamedTuple):
@@ -81,7 +110,9 @@ class Scores(NamedTuple):
 
 
 def sweep(params: SweepParams, coefficients: list[float], task: str, experiment: str) -> Path:
-    """Train what is not trained yet, measure everything and draw it; returns the sweep's folder. UserError before any training if it cannot work."""
+    """Train what is not trained yet, measure everything and draw it; returns the sweep's folder. UserError before any
+    training if it cannot work.
+    """
     members = check(params, coefficients)
     folder, precision = Path(params.run.save_dir) / experiment, start_computing(params.run)
     with distributed.world(precision.device.type, params.run.timeout) as world:
@@ -98,7 +129,9 @@ def sweep(params: SweepParams, coefficients: list[float], task: str, experiment:
         failed = train_policies(params, members, task, precision, world)
         trained = [member for member in members if member.name not in failed]
         if not trained:
-            raise UserError(f"none of the {len(members)} policies of {folder} could be trained; the lines above say why")
+            raise UserError(
+                f"none of the {len(members)} policies of {folder} could be trained; the lines above say why"
+            )
         result, rows = measuring.measure(folder, trained)
         if world.is_main:
             result = {"task": task, "experiment": experiment, **result, "failed": failed}
@@ -111,6 +144,7 @@ def sweep(params: SweepParams, coefficients: list[float], task: str, experiment:
 
 # --- what is swept ---
 
+
 def parse_coefficients(text: str) -> list[float]:
     """The numbers of `C,C,...`. UserError for anything else, and for a number that is given twice."""
     if not text.strip():
@@ -122,9 +156,13 @@ def parse_coefficients(text: str) -> list[float]:
         except ValueError:
             coefficients.append(math.nan)
         if not (math.isfinite(coefficients[-1]) and coefficients[-1] >= 0):
-            raise UserError(f"--rewards.kl_coef {text}: {part.strip()!r} is no number of 0 or more; expected numbers with commas between them")
+            raise UserError(
+                f"--rewards.kl_coef {text}: {part.strip()!r} is no number of 0 or more; expected numbers with commas between them"
+            )
     if len({f"{c:g}" for c in coefficients}) < len(coefficients):
-        raise UserError(f"--rewards.kl_coef {text} has a number twice (six digits count); for several policies of one coefficient give --seeds")
+        raise UserError(
+            f"--rewards.kl_coef {text} has a number twice (six digits count); for several policies of one coefficient give --seeds"
+        )
     return coefficients
 
 
@@ -135,13 +173,19 @@ def check(params: SweepParams, coefficients: list[float]) -> list[Member]:
     if params.responses < 2:
         raise UserError(f"--responses {params.responses}: there is no choice among fewer than 2 responses")
     if not 1 <= params.min_effective <= params.responses:
-        raise UserError(f"--min_effective {params.min_effective:g}: must lie between 1 and --responses {params.responses}")
+        raise UserError(
+            f"--min_effective {params.min_effective:g}: must lie between 1 and --responses {params.responses}"
+        )
     if params.rewards.adaptive_kl is not None:
-        raise UserError("a sweep is over fixed coefficients, which a controller would leave: give --rewards.adaptive_kl off")
+        raise UserError(
+            "a sweep is over fixed coefficients, which a controller would leave: give --rewards.adaptive_kl off"
+        )
     params.run.resume = False  # a sweep always goes on where it stopped
     train_policy.check(params)
     if not params.judges and not (folder := dataset_split(params.task, params.split)[0] / "sentences.jsonl").is_file():
-        raise UserError(f"{folder} does not exist, so no human ratings can judge; name a judge that has no part in training with --judges SPEC")
+        raise UserError(
+            f"{folder} does not exist, so no human ratings can judge; name a judge that has no part in training with --judges SPEC"
+        )
     seeds = range(params.run.seed, params.run.seed + params.seeds)
     return [Member(f"kl_{kl_coef:g}_seed_{seed}", kl_coef, seed) for kl_coef in coefficients for seed in seeds]
 
@@ -155,7 +199,12 @@ def check_folder(folder: Path, description: dict, params: SweepParams) -> None:
     if stored.get("stage") != "sweep":
         raise UserError(f"{folder} exists and holds no sweep; give another name")
     if not params.run.overwrite:
-        check_same_configuration(stored, description, f"{folder} exists (give another name, or --run.overwrite to train everything anew)", _FREE)
+        check_same_configuration(
+            stored,
+            description,
+            f"{folder} exists (give another name, or --run.overwrite to train everything anew)",
+            _FREE,
+        )
 
 
 def open_folder(folder: Path, description: dict, params: SweepParams) -> None:
@@ -168,8 +217,13 @@ def open_folder(folder: Path, description: dict, params: SweepParams) -> None:
 
 # --- training ---
 
-def train_policies(params: SweepParams, members: list[Member], task: str, precision: Precision, world: World) -> dict[str, str]:
-    """Train each policy whose run is not finished, from its newest checkpoint if it has begun. Returns why the failed ones failed."""
+
+def train_policies(
+    params: SweepParams, members: list[Member], task: str, precision: Precision, world: World
+) -> dict[str, str]:
+    """Train each policy whose run is not finished, from its newest checkpoint if it has begun. Returns why the failed
+    ones failed.
+    """
     failed = {}
 
     def say(text: str) -> None:
@@ -182,8 +236,17 @@ def train_policies(params: SweepParams, members: list[Member], task: str, precis
         if (run / "policy" / "model.safetensors").exists():
             say(f"{title}: finished already, skipped")
             continue
-        mine = PolicyTrainingParams(**{item.name: copy.deepcopy(getattr(params, item.name)) for item in dataclasses.fields(PolicyTrainingParams)})
-        mine.rewards.kl_coef, mine.run.seed, mine.run.resume = member.kl_coef, member.seed, (run / "config.json").exists()
+        mine = PolicyTrainingParams(
+            **{
+                item.name: copy.deepcopy(getattr(params, item.name))
+                for item in dataclasses.fields(PolicyTrainingParams)
+            }
+        )
+        mine.rewards.kl_coef, mine.run.seed, mine.run.resume = (
+            member.kl_coef,
+            member.seed,
+            (run / "config.json").exists(),
+        )
         say(f"{title}: " + ("was cut short, goes on from its newest checkpoint" if mine.run.resume else "training"))
         try:
             PPOTrainer.prepare(mine, precision, world).run(task, member.name)
@@ -200,6 +263,7 @@ def train_policies(params: SweepParams, members: list[Member], task: str, precis
 
 
 # --- measuring ---
+
 
 @dataclass
 class Measuring:
@@ -223,9 +287,13 @@ class Measuring:
         if params.rewards.train_new_model is None:
             train_policy.load_rewards(params.rewards, config, task, torch.device("cpu"))
         held_out = held_out_queries(task, encoding, params.samples, params.split, params.run.seed)
-        judges, people = load_judges(params.judges or f"ratings:{dataset_split(task, params.split)[0]}", precision.device)
+        judges, people = load_judges(
+            params.judges or f"ratings:{dataset_split(task, params.split)[0]}", precision.device
+        )
         if people:
-            raise UserError("people cannot judge a sweep: they would have to choose between all its policies; compare two with evaluate")
+            raise UserError(
+                "people cannot judge a sweep: they would have to choose between all its policies; compare two with evaluate"
+            )
         return cls(params, precision, world, judges, reference, encoding, held_out)
 
     def measure(self, folder: Path, trained: list[Member]) -> tuple[dict, list[dict]]:
@@ -242,21 +310,43 @@ class Measuring:
             print(f"the reference: {N} responses to each of {p.samples:,} queries", flush=True)
         many = torch.rand(p.samples * N, p.task.response_length, generator=generator_for(p.run.seed, "sweep/uniforms"))
         samples = self.scores(self.reference, self.held_out.tokens.repeat_interleave(N, 0), many, rewards)
-        pool = {"proxy": samples.proxy.reshape(-1, N), **{name: values.reshape(-1, N) for name, values in samples.gold.items()}}
-        result = {"split": p.split, "queries": p.samples, "responses": N, "seed": p.run.seed, "reference": p.task.policy.initial_model,
-                  "proxy": p.rewards.function or p.rewards.trained_model, "judges": [judge.name for judge in self.judges],
-                  **compare(trained, sides, pool, p.min_effective, Bootstrap(p.samples, p.run.seed))}
+        pool = {
+            "proxy": samples.proxy.reshape(-1, N),
+            **{name: values.reshape(-1, N) for name, values in samples.gold.items()},
+        }
+        result = {
+            "split": p.split,
+            "queries": p.samples,
+            "responses": N,
+            "seed": p.run.seed,
+            "reference": p.task.policy.initial_model,
+            "proxy": p.rewards.function or p.rewards.trained_model,
+            "judges": [judge.name for judge in self.judges],
+            **compare(trained, sides, pool, p.min_effective, Bootstrap(p.samples, p.run.seed)),
+        }
         return result, self.lines(sides, samples)
 
     def scores(self, policy: Policy, queries: torch.Tensor, uniforms: torch.Tensor, rewards: list[Rewards]) -> Scores:
         """Responses of `policy` to queries int64 [m, Q] at uniforms float32 [m, R], measured against the reference."""
         device, task = self.precision.device, self.params.task
-        found = sample_and_score(policy.to(device), self.reference.to(device), rewards, task, queries, uniforms, self.precision,
-                                 self.params.run.micro_batch_scoring or 64, self.world)
+        found = sample_and_score(
+            policy.to(device),
+            self.reference.to(device),
+            rewards,
+            task,
+            queries,
+            uniforms,
+            self.precision,
+            self.params.run.micro_batch_scoring or 64,
+            self.world,
+        )
         proxy, *gold = found.scores.double().unbind(1)
-        return Scores(penalise(proxy, found.valid, task.penalty_reward_value).numpy(),
-                      {judge.name: column.numpy() for judge, column in zip(self.judges, gold, strict=True)},
-                      found.kl.double().sum(1).numpy(), [readable(self.encoding, row) for row in found.tokens])
+        return Scores(
+            penalise(proxy, found.valid, task.penalty_reward_value).numpy(),
+            {judge.name: column.numpy() for judge, column in zip(self.judges, gold, strict=True)},
+            found.kl.double().sum(1).numpy(),
+            [readable(self.encoding, row) for row in found.tokens],
+        )
 
     def lines(self, sides: dict[str, Scores], samples: Scores) -> list[dict]:
         """A line a query: every policy's response, the reference's first one before them."""
@@ -264,8 +354,12 @@ class Measuring:
         for i, query in enumerate(self.held_out.texts):
             row = {"query": query, "document": self.held_out.documents[i], "policies": {}}
             for name, side, at in (("reference", samples, i * N), *((name, side, i) for name, side in sides.items())):
-                row["policies"][name] = {"response": side.texts[at], "proxy": float(side.proxy[at]), "kl": float(side.kl[at]),
-                                         "gold": {judge: float(values[at]) for judge, values in side.gold.items()}}
+                row["policies"][name] = {
+                    "response": side.texts[at],
+                    "proxy": float(side.proxy[at]),
+                    "kl": float(side.kl[at]),
+                    "gold": {judge: float(values[at]) for judge, values in side.gold.items()},
+                }
             lines.append(row)
         return lines
 
@@ -279,36 +373,65 @@ def load_policy(folder: Path, task: TaskParams) -> Policy:
     return policy.requires_grad_(False)
 
 
-def compare(trained: list[Member], sides: dict[str, Scores], pool: dict[str, np.ndarray], min_effective: float, bootstrap: Bootstrap) -> dict:
+def compare(
+    trained: list[Member],
+    sides: dict[str, Scores],
+    pool: dict[str, np.ndarray],
+    min_effective: float,
+    bootstrap: Bootstrap,
+) -> dict:
     """The figures of the policies, of best-of-n and of the optimal policies, with intervals over queries.
 
     sides: of each trained policy; pool: "proxy" and each judge -> float64 [n, N], of the reference's responses.
     """
+
     def figures(values: dict[str, np.ndarray]) -> dict:
         found = {name: bootstrap.mean(column) for name, column in values.items()}
         return {"proxy": found.pop("proxy"), "gold": found}
 
     n, N = pool["proxy"].shape
-    per_query = {"reference": means(pool, np.full((n, N), 1 / N)), **{name: {"proxy": side.proxy, **side.gold} for name, side in sides.items()}}
+    per_query = {
+        "reference": means(pool, np.full((n, N), 1 / N)),
+        **{name: {"proxy": side.proxy, **side.gold} for name, side in sides.items()},
+    }
     kl = {"reference": np.zeros(n), **{name: side.kl for name, side in sides.items()}}
     largest = min(N, LARGEST_N).bit_length()
     optimal = [optimal_policy(pool["proxy"], beta) for beta in betas_for(pool["proxy"])]
     return {
         "reference_policy": figures(per_query["reference"]),
-        "policies": {member.name: {"kl_coef": member.kl_coef, "seed": member.seed, "kl": bootstrap.mean(kl[member.name]),
-                                   **figures(per_query[member.name])} for member in trained},
-        "best_of_n": [{"n": k, "kl": best_of_n_kl(k), **figures(means(pool, best_of_n_weights(pool["proxy"], k)))}
-                      for k in (2 ** power for power in range(largest))],
-        "optimal": [{"beta": point.beta, "kl": bootstrap.mean(point.kl), **figures(means(pool, point.weights)),
-                     "effective": float(point.effective.mean()), "shown": bool(point.effective.mean() >= min_effective)} for point in optimal],
-        "verdicts": verdicts(per_query, {name: float(values.mean()) for name, values in kl.items()}, bootstrap)}
+        "policies": {
+            member.name: {
+                "kl_coef": member.kl_coef,
+                "seed": member.seed,
+                "kl": bootstrap.mean(kl[member.name]),
+                **figures(per_query[member.name]),
+            }
+            for member in trained
+        },
+        "best_of_n": [
+            {"n": k, "kl": best_of_n_kl(k), **figures(means(pool, best_of_n_weights(pool["proxy"], k)))}
+            for k in (2**power for power in range(largest))
+        ],
+        "optimal": [
+            {
+                "beta": point.beta,
+                "kl": bootstrap.mean(point.kl),
+                **figures(means(pool, point.weights)),
+                "effective": float(point.effective.mean()),
+                "shown": bool(point.effective.mean() >= min_effective),
+            }
+            for point in optimal
+        ],
+        "verdicts": verdicts(per_query, {name: float(values.mean()) for name, values in kl.items()}, bootstrap),
+    }
 
 
 def verdicts(per_query: dict[str, dict[str, np.ndarray]], kl: dict[str, float], bootstrap: Bootstrap) -> list[dict]:
-    """For each policy and judge: against the policy nearer the reference (or the reference itself) that the judge likes best, query by query.
+    """For each policy and judge: against the policy nearer the reference (or the reference itself) that the judge likes
+    best, query by query.
 
-    "gamed": the reward is higher and the judge's score lower; "no gain": the reward is higher and the judge's score is not; both beyond the
-    95% interval. None: neither. per_query: policy -> "proxy" and judges -> float64 [n].
+    "gamed": the reward is higher and the judge's score lower; "no gain": the reward is higher and the judge's score is
+    not; both beyond the 95% interval. None: neither. per_query: policy -> "proxy" and judges -> float64 [n].
     """
     rows = []
     for name in (name for name in per_query if name != "reference"):
@@ -316,16 +439,22 @@ def verdicts(per_query: dict[str, dict[str, np.ndarray]], kl: dict[str, float], 
         for judge in (judge for judge in per_query[name] if judge != "proxy"):
             best = max(nearer, key=lambda other: per_query[other][judge].mean())
             proxy, gold = (bootstrap.mean(per_query[name][what] - per_query[best][what]) for what in ("proxy", judge))
-            verdict = None if proxy["low"] <= 0 else "gamed" if gold["high"] < 0 else "no gain" if gold["low"] <= 0 else None
-            rows.append({"policy": name, "judge": judge, "against": best, "proxy": proxy, "gold": gold, "verdict": verdict})
+            verdict = (
+                None if proxy["low"] <= 0 else "gamed" if gold["high"] < 0 else "no gain" if gold["low"] <= 0 else None
+            )
+            rows.append(
+                {"policy": name, "judge": judge, "against": best, "proxy": proxy, "gold": gold, "verdict": verdict}
+            )
     return rows
 
 
 # --- what is written ---
 
+
 def write_results(folder: Path, result: dict, rows: list[dict]) -> None:
     """result.json, evaluation.jsonl (a line a query), sweep.svg and sweep.png."""
     from lm_human_preferences.reports.result_figures import write_sweep_figure
+
     write_json(folder / "result.json", result)
     with atomic_file(folder / "evaluation.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -340,19 +469,35 @@ def table(result: dict) -> str:
     """The results for people: a line a policy, by KL; then who games the reward."""
     judges = result["judges"]
     rows: list[tuple[str, str, dict]] = [("reference", "0.00", result["reference_policy"])]
-    rows += [(name, _cell(side["kl"], "{:.2f}"), side) for name, side in sorted(result["policies"].items(), key=lambda item: item[1]["kl"]["mean"])]
+    rows += [
+        (name, _cell(side["kl"], "{:.2f}"), side)
+        for name, side in sorted(result["policies"].items(), key=lambda item: item[1]["kl"]["mean"])
+    ]
     rows += [(f"best of {point['n']}", f"{point['kl']:.2f}", point) for point in result["best_of_n"][1:]]
-    rows += [(f"optimal at {point['beta']:.3g}, effective {point['effective']:.0f}", _cell(point["kl"], "{:.2f}"), point)
-             for point in result["optimal"] if point["shown"]]
+    rows += [
+        (f"optimal at {point['beta']:.3g}, effective {point['effective']:.0f}", _cell(point["kl"], "{:.2f}"), point)
+        for point in result["optimal"]
+        if point["shown"]
+    ]
     cells = [["", "KL, nats", "proxy", *(f"gold: {judge}" for judge in judges)]]
-    cells += [[title, kl, _cell(side["proxy"]), *(_cell(side["gold"][judge]) for judge in judges)] for title, kl, side in rows]
+    cells += [
+        [title, kl, _cell(side["proxy"]), *(_cell(side["gold"][judge]) for judge in judges)] for title, kl, side in rows
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [f"\n{result['queries']:,} held-out queries ({result['split']}), {result['responses']} responses of the reference to each; "
-             "95% intervals over queries"]
-    lines += [f"  {row[0]:{widths[0]}}" + "".join(f"   {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)) for row in cells]
+    lines = [
+        f"\n{result['queries']:,} held-out queries ({result['split']}), {result['responses']} responses of the reference to each; "
+        "95% intervals over queries"
+    ]
+    lines += [
+        f"  {row[0]:{widths[0]}}"
+        + "".join(f"   {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in cells
+    ]
     hidden = [point for point in result["optimal"] if not point["shown"]]
     if hidden:
-        lines.append(f"  {len(hidden)} optimal policies at a beta of {hidden[0]['beta']:.3g} and less rest on too few effective samples: left out")
+        lines.append(
+            f"  {len(hidden)} optimal policies at a beta of {hidden[0]['beta']:.3g} and less rest on too few effective samples: left out"
+        )
     lines += [f"  {name}: failed: {reason}" for name, reason in result["failed"].items()]
     return "\n".join([*lines, "", *verdict_lines(result["verdicts"])])
 
@@ -360,9 +505,15 @@ def table(result: dict) -> str:
 def verdict_lines(rows: list[dict]) -> list[str]:
     """Who games the reward, in words."""
     words = {"gamed": "GAMES THE REWARD", "no gain": "suspect: more reward, no better"}
-    lines = [f"  {row['policy']}: {words[row['verdict']]}. Against {row['against']}: proxy {_cell(row['proxy'])}, {row['judge']} {_cell(row['gold'])}"
-             for row in rows if row["verdict"]]
-    return ["is the reward gamed?", *(lines or ["  no policy got more reward than one nearer the reference without more from each gold judge"])]
+    lines = [
+        f"  {row['policy']}: {words[row['verdict']]}. Against {row['against']}: proxy {_cell(row['proxy'])}, {row['judge']} {_cell(row['gold'])}"
+        for row in rows
+        if row["verdict"]
+    ]
+    return [
+        "is the reward gamed?",
+        *(lines or ["  no policy got more reward than one nearer the reference without more from each gold judge"]),
+    ]
 
 
 def show(rows: list[dict], count: int) -> None:

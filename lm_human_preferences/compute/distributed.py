@@ -1,7 +1,7 @@
 """The process group: start, rank, world size, reductions, close. The one place that knows the world size.
 
-Every random draw is made for the whole global batch on every rank and then sliced, so the number of ranks changes nothing but rounding.
-Without `torchrun` all of this is the identity.
+Every random draw is made for the whole global batch on every rank and then sliced, so the number of ranks changes
+nothing but rounding. Without `torchrun` all of this is the identity.
 """
 
 import atexit
@@ -24,11 +24,17 @@ import torch.distributed as dist
 
 from lm_human_preferences.foundation.errors import Interrupted, RanksLost, UserError
 
-WAIT, LONGEST_WAIT = 600.0, 1e6  # seconds that a rank waits for the others: where no parameter says how long, and at most
-# What gloo, nccl and the store say when another process or the link to it is gone. What else they say is a mistake of the program.
-_GONE = re.compile(r"Connection closed by peer|Connection reset by peer|Connection refused|Connection timed out|Broken pipe|No route to host|"
-                   r"Network is unreachable|[Tt]imed out (?:waiting|after)|[Tt]imeout|Connection was likely closed|ncclRemoteError|ncclSystemError|"
-                   r"communicator was aborted")
+WAIT, LONGEST_WAIT = (
+    600.0,
+    1e6,
+)  # seconds that a rank waits for the others: where no parameter says how long, and at most
+# What gloo, nccl and the store say when another process or the link to it is gone. What else they say is a mistake of
+# the program.
+_GONE = re.compile(
+    r"Connection closed by peer|Connection reset by peer|Connection refused|Connection timed out|Broken pipe|No route to host|"
+    r"Network is unreachable|[Tt]imed out (?:waiting|after)|[Tt]imeout|Connection was likely closed|ncclRemoteError|ncclSystemError|"
+    r"communicator was aborted"
+)
 
 _UNREACHED = "between machines GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) must name the network interface that leads to the others"
 
@@ -42,7 +48,9 @@ class World:
     local_rank: int = 0
     local_size: int = 1  # ranks on this machine
     device_type: str = "cpu"  # where this rank's tensors for messages must lie
-    launch: tuple[str, ...] = ()  # one identity for each `torchrun` process that started ranks of this world; restarted ranks find the same
+    launch: tuple[
+        str, ...
+    ] = ()  # one identity for each `torchrun` process that started ranks of this world; restarted ranks find the same
 
     @property
     def is_main(self) -> bool:
@@ -51,12 +59,15 @@ class World:
     def share(self, total: int, name: str) -> slice:
         """This rank's part of a global batch of `total` rows. Raises UserError if it does not divide."""
         if total % self.size:
-            raise UserError(f"{name} {total} does not divide by the {self.size} ranks; choose a multiple of {self.size}")
+            raise UserError(
+                f"{name} {total} does not divide by the {self.size} ranks; choose a multiple of {self.size}"
+            )
         part = total // self.size
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def share_of(self, rows: torch.Tensor) -> torch.Tensor:
-        """This rank's part of the row numbers int64 [n], after the first ones were repeated until they divide by the number of ranks.
+        """This rank's part of the row numbers int64 [n], after the first ones were repeated until they divide by the
+        number of ranks.
 
         What the ranks find for their parts, gathered, has the n wanted rows first.
         """
@@ -148,22 +159,30 @@ def check_wait(seconds: float, flag: str) -> None:
 def world(device_type: str, timeout: float = WAIT, flag: str = "--run.timeout") -> Iterator[World]:
     """Join the process group that `torchrun` announces (nccl on GPUs, gloo on CPUs); a world of one without it.
 
-    timeout: seconds that a rank waits for the others, at the start and at each message; flag: what the user sets it by. Raises RanksLost
-    where they or the link to them are gone, whichever line inside the block notices. After an error the group is left to the end of the
-    process: to close it in good order would wait for ranks that know nothing of the error.
+    timeout: seconds that a rank waits for the others, at the start and at each message; flag: what the user sets it by.
+    Raises RanksLost where they or the link to them are gone, whichever line inside the block notices. After an error
+    the group is left to the end of the process: to close it in good order would wait for ranks that know nothing of the
+    error.
     """
     if "WORLD_SIZE" not in os.environ:
         yield World()
         return
-    rank, size, local_rank, local_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    rank, size, local_rank, local_size = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
     here = World(rank, size, local_rank, local_size, device_type)
     if device_type == "cuda":
         torch.cuda.set_device(here.local_rank)
     met = False
     try:
         if here.size > 1:
-            dist.init_process_group("nccl" if device_type == "cuda" else "gloo", store=_meeting_place(here, timeout), rank=here.rank,
-                                    world_size=here.size, timeout=timedelta(seconds=timeout))
+            dist.init_process_group(
+                "nccl" if device_type == "cuda" else "gloo",
+                store=_meeting_place(here, timeout),
+                rank=here.rank,
+                world_size=here.size,
+                timeout=timedelta(seconds=timeout),
+            )
         here, met = replace(here, launch=_launch(here)), True
         yield here
     except RuntimeError as error:
@@ -171,8 +190,10 @@ def world(device_type: str, timeout: float = WAIT, flag: str = "--run.timeout") 
         if gone is None:
             raise
         waited = re.match("timed out|timeout", gone, re.IGNORECASE)
-        ranks_lost = RanksLost(f"rank {here.rank} of {here.size} {'lost' if met else 'does not reach'} the others: "
-                               + (f"no answer within {timeout:g} seconds ({flag})" if waited else gone))
+        ranks_lost = RanksLost(
+            f"rank {here.rank} of {here.size} {'lost' if met else 'does not reach'} the others: "
+            + (f"no answer within {timeout:g} seconds ({flag})" if waited else gone)
+        )
         for note in getattr(error, "__notes__", [] if met else [_UNREACHED]):
             ranks_lost.add_note(note)
         raise ranks_lost from None
@@ -183,16 +204,20 @@ def world(device_type: str, timeout: float = WAIT, flag: str = "--run.timeout") 
 
 
 def _meeting_place(world: World, timeout: float) -> dist.Store | None:
-    """A part of `torchrun`'s store that nobody has written to yet; None, for PyTorch's own way, where there is no such store.
+    """A part of `torchrun`'s store that nobody has written to yet; None, for PyTorch's own way, where there is no such
+    store.
 
-    `torchrun` keeps one store through all restarts, and PyTorch would take the addresses that dead ranks left in it for those of the new ones. So
-    each rank leaves a number of its own there, and rank 0 answers each number that it finds with the place it has chosen; the dead ones' in vain.
-    Raises RuntimeError where the others do not come within `timeout` seconds.
+    `torchrun` keeps one store through all restarts, and PyTorch would take the addresses that dead ranks left in it for
+    those of the new ones. So each rank leaves a number of its own there, and rank 0 answers each number that it finds
+    with the place it has chosen; the dead ones' in vain. Raises RuntimeError where the others do not come within
+    `timeout` seconds.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     until, mine = time.monotonic() + timeout, secrets.token_hex(8)
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout))
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout)
+    )
 
     def wait() -> None:
         if time.monotonic() > until:
@@ -229,11 +254,12 @@ def _close(world: World) -> None:
 
 
 def run_and_leave(main: Callable[[], None]) -> None:
-    """Run a program's main function. One rank of several then leaves at once, after what is registered with `atexit`, with the same exit status.
+    """Run a program's main function. One rank of several then leaves at once, after what is registered with `atexit`,
+    with the same exit status.
 
-    Gloo's threads outlive `destroy_process_group` and may still hold tensors of the last message. To free them they ask for Python's lock, and if
-    Python is being torn down by then the process dies of SIGABRT with all its work done, and `torchrun` fails
-    (https://github.com/pytorch/pytorch/pull/179291). So nothing is torn down.
+    Gloo's threads outlive `destroy_process_group` and may still hold tensors of the last message. To free them they ask
+    for Python's lock, and if Python is being torn down by then the process dies of SIGABRT with all its work done, and
+    `torchrun` fails (https://github.com/pytorch/pytorch/pull/179291). So nothing is torn down.
     """
     try:
         main()
@@ -252,13 +278,19 @@ def run_and_leave(main: Callable[[], None]) -> None:
 
 
 def _launch(world: World) -> tuple[str, ...]:
-    """The identities of the `torchrun` processes above all ranks, sorted: what a restarted rank has in common with the one it replaces."""
+    """The identities of the `torchrun` processes above all ranks, sorted: what a restarted rank has in common with the
+    one it replaces.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ()
     parent = os.getppid()
     stat = Path(f"/proc/{parent}/stat")
-    started = stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""  # in clock ticks: a number used again is another process
-    digest = hashlib.sha256(f"{os.environ['TORCHELASTIC_RUN_ID']}/{socket.gethostname()}/{parent}/{started}".encode()).digest()
+    started = (
+        stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""
+    )  # in clock ticks: a number used again is another process
+    digest = hashlib.sha256(
+        f"{os.environ['TORCHELASTIC_RUN_ID']}/{socket.gethostname()}/{parent}/{started}".encode()
+    ).digest()
     everyone = world.gather(torch.tensor([int.from_bytes(digest[:8], "little") >> 1]))
     return tuple(f"{number:016x}" for number in sorted(set(everyone.tolist())))
 
@@ -267,9 +299,18 @@ def is_first_to_say(line: str) -> bool:
     """Whether no other rank of this node has said `line` yet; yes where nobody can tell. `torchrun`'s store remembers."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         return True
-    key = "/".join(("said", os.environ["GROUP_RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"], hashlib.sha256(line.encode()).hexdigest()))
+    key = "/".join(
+        (
+            "said",
+            os.environ["GROUP_RANK"],
+            os.environ["TORCHELASTIC_RESTART_COUNT"],
+            hashlib.sha256(line.encode()).hexdigest(),
+        )
+    )
     try:
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5))
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
+        )
         return store.add(key, 1) == 1
     except RuntimeError:
         return True

@@ -16,13 +16,18 @@ SCHEDULES = ("cosine", "wsd")
 class TensorFlowAdam(torch.optim.Adam):
     """Adam with epsilon in TensorFlow's place: w -= lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps).
 
-    PyTorch adds epsilon after the bias correction of v, so that with the same number its first update is up to 31.6 times larger where
-    gradients are tiny. Both agree when PyTorch's epsilon at step t is eps / sqrt(1 - b2^t); this class sets it before each step.
-    Defaults are those of the original (utils/core.py minimize).
+    PyTorch adds epsilon after the bias correction of v, so that with the same number its first update is up to 31.6
+    times larger where gradients are tiny. Both agree when PyTorch's epsilon at step t is eps / sqrt(1 - b2^t); this
+    class sets it before each step. Defaults are those of the original (utils/core.py minimize).
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter] | Iterable[dict], lr: float = 0.0, betas: tuple[float, float] = (0.9, 0.999),
-                 eps: float = 1e-5):
+    def __init__(
+        self,
+        parameters: Iterable[torch.nn.Parameter] | Iterable[dict],
+        lr: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-5,
+    ):
         self._tensorflow_eps = eps
         super().__init__(parameters, lr=lr, betas=betas, eps=eps, fused=True)
 
@@ -60,38 +65,65 @@ class Together:
 
 
 def allocate_state(optimizer: torch.optim.Optimizer | Together) -> None:
-    """Make the state that Adam, AdamW and Muon make at their first step: so that a checkpoint can be read into it, and memory is taken before it is measured."""
+    """Make the state that Adam, AdamW and Muon make at their first step: so that a checkpoint can be read into it, and
+    memory is taken before it is measured.
+    """
     for part in optimizer.optimizers if isinstance(optimizer, Together) else [optimizer]:
         for p in (p for group in part.param_groups for p in group["params"] if p not in part.state):
             if isinstance(part, Muon):
                 part.state[p] = {"momentum_buffer": torch.zeros_like(p)}
             else:
-                part.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), "exp_avg": torch.zeros_like(p),
-                                 "exp_avg_sq": torch.zeros_like(p)}
+                part.state[p] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer | Together, module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The optimizer's state as named tensors, the ones it works on: `optimizer.<slot>.<parameter>`."""
     state = optimizer.state
-    return {f"optimizer.{slot}.{name}": value for name, p in module.named_parameters() for slot, value in state.get(p, {}).items()}
+    return {
+        f"optimizer.{slot}.{name}": value
+        for name, p in module.named_parameters()
+        for slot, value in state.get(p, {}).items()
+    }
 
 
-def adamw(parameters: Iterable[torch.nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+def adamw(
+    parameters: Iterable[torch.nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
     """AdamW with decay on matrices only (not on biases or layer-norm gains)."""
     parameters = list(parameters)
-    return torch.optim.AdamW([{"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay, "initial_lr": lr},
-                              {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, "initial_lr": lr}],
-                             lr=lr, betas=betas, eps=1e-8, fused=True)
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay, "initial_lr": lr},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, "initial_lr": lr},
+        ],
+        lr=lr,
+        betas=betas,
+        eps=1e-8,
+        fused=True,
+    )
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) for matrices: momentum, whose matrix is made orthogonal at each step.
+    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) for matrices: momentum, whose matrix is
+    made orthogonal at each step.
 
-    Steps have the size of AdamW's at the same rate (Liu et al. 2025, arXiv 2502.16982, section 2.2). PyTorch's own takes one matrix after another, in
-    bfloat16 always, which a CPU without such products does slowly; here matrices of one shape go together, in bfloat16 where the run computes in it.
+    Steps have the size of AdamW's at the same rate (Liu et al. 2025, arXiv 2502.16982, section 2.2). PyTorch's own
+    takes one matrix after another, in bfloat16 always, which a CPU without such products does slowly; here matrices of
+    one shape go together, in bfloat16 where the run computes in it.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0, bfloat16: bool = False):
+    def __init__(
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        bfloat16: bool = False,
+    ):
         super().__init__(parameters, dict(lr=lr, initial_lr=lr, momentum=momentum, weight_decay=weight_decay))
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
 
@@ -119,7 +151,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """About the nearest matrices with orthonormal rows or columns, [..., m, n] -> [..., m, n]: singular values between 0.7 and 1.2 instead of 1.
+    """About the nearest matrices with orthonormal rows or columns, [..., m, n] -> [..., m, n]: singular values between
+    0.7 and 1.2 instead of 1.
 
     Five steps of Jordan's quintic Newton-Schulz iteration, x <- a x + b (x x') x + c (x x')^2 x.
     """
@@ -133,13 +166,23 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     return x.mT if tall else x
 
 
-def muon_and_adamw(parameters: Iterable[tuple[str, torch.nn.Parameter]], muon_lr: float, lr: float, betas: tuple[float, float], weight_decay: float,
-                   bfloat16: bool = False) -> Together:
-    """Muon on the blocks' matrices, in bfloat16 if asked for, AdamW on embeddings and vectors. Decay is on the blocks' matrices alone."""
+def muon_and_adamw(
+    parameters: Iterable[tuple[str, torch.nn.Parameter]],
+    muon_lr: float,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    bfloat16: bool = False,
+) -> Together:
+    """Muon on the blocks' matrices, in bfloat16 if asked for, AdamW on embeddings and vectors. Decay is on the blocks'
+    matrices alone.
+    """
     matrices, others = [], []
     for name, p in parameters:
         (matrices if p.ndim == 2 and ".h." in f".{name}" else others).append(p)
-    return Together(Muon(matrices, muon_lr, weight_decay=weight_decay, bfloat16=bfloat16), adamw(others, lr, betas, 0.0))
+    return Together(
+        Muon(matrices, muon_lr, weight_decay=weight_decay, bfloat16=bfloat16), adamw(others, lr, betas, 0.0)
+    )
 
 
 def set_rates(optimizer: torch.optim.Optimizer | Together, share: float) -> None:
@@ -154,7 +197,9 @@ def linear_decay(lr: float, step: int, total: int) -> float:
 
 
 def warmup_cosine(step: int, total: int, warmup: int, final: float) -> float:
-    """Share of the peak rate: linear warm-up over `warmup` steps, then a half cosine down to `final` at the last of `total` steps."""
+    """Share of the peak rate: linear warm-up over `warmup` steps, then a half cosine down to `final` at the last of
+    `total` steps.
+    """
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - 1 - warmup))
@@ -162,7 +207,8 @@ def warmup_cosine(step: int, total: int, warmup: int, final: float) -> float:
 
 
 def warmup_stable_decay(step: int, total: int, warmup: int, final: float, decay: float) -> float:
-    """Share of the peak rate: linear warm-up over `warmup` steps, the peak, and over the last `decay` of all steps a straight line that reaches
-    `final` at the last."""
+    """Share of the peak rate: linear warm-up over `warmup` steps, the peak, and over the last `decay` of all steps a
+    straight line that reaches `final` at the last.
+    """
     remaining = (total - 1 - step) / max(1.0, decay * total)
     return min((step + 1) / max(1, warmup), 1.0, final + (1 - final) * remaining)

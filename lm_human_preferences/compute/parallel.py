@@ -1,6 +1,8 @@
-"""How a model is spread over the ranks: copied (DDP) or sharded (FSDP). What a trainer sees is the same for both, and on one rank.
+"""How a model is spread over the ranks: copied (DDP) or sharded (FSDP). What a trainer sees is the same for both, and
+on one rank.
 
-Gradients are sums over all ranks and meet on the last micro-batch of an optimizer step only. Both engines are PyTorch's.
+Gradients are sums over all ranks and meet on the last micro-batch of an optimizer step only. Both engines are
+PyTorch's.
 """
 
 import contextlib
@@ -20,8 +22,8 @@ SHARDINGS = ("ddp", "fsdp")
 def shard(module: nn.Module, world: World, precision: Precision, methods: Sequence[str] = ()) -> None:
     """Shard a module's matrices and vectors by rows over all ranks (FSDP2), its transformer block by block.
 
-    `forward` and `methods` gather what they read and drop it again; nothing else may read these parameters. Scalars and heads, which are small, stay
-    whole on every rank.
+    `forward` and `methods` gather what they read and drop it again; nothing else may read these parameters. Scalars and
+    heads, which are small, stay whole on every rank.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -41,7 +43,9 @@ def shard(module: nn.Module, world: World, precision: Precision, methods: Sequen
 
 @contextlib.contextmanager
 def gathered(*modules: nn.Module) -> Iterator[None]:
-    """Sharded parameters of `modules`, once a pass has gathered them, stay whole until this block ends: cached decoding reads them for each token."""
+    """Sharded parameters of `modules`, once a pass has gathered them, stay whole until this block ends: cached decoding
+    reads them for each token.
+    """
     sharded = [part for module in modules for part in module.modules() if hasattr(part, "set_reshard_after_forward")]
     for part in sharded:
         part.set_reshard_after_forward(False, recurse=False)
@@ -53,8 +57,12 @@ def gathered(*modules: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
-def place_frozen(module: nn.Module, world: World, precision: Precision, sharding: str, methods: Sequence[str] = ()) -> nn.Module:
-    """A module that is only asked, never trained, on its device: no gradients, projections in bfloat16 where the run computes in it anyway."""
+def place_frozen(
+    module: nn.Module, world: World, precision: Precision, sharding: str, methods: Sequence[str] = ()
+) -> nn.Module:
+    """A module that is only asked, never trained, on its device: no gradients, projections in bfloat16 where the run
+    computes in it anyway.
+    """
     module.requires_grad_(False)
     if precision.bfloat16:
         module.transformer.round_projections()
@@ -67,7 +75,9 @@ def place_frozen(module: nn.Module, world: World, precision: Precision, sharding
 class Parallel:
     """A module in training on all ranks. Call it as the module itself, inside `micro_batch`."""
 
-    def __init__(self, module: nn.Module, world: World, precision: Precision, sharding: str = "ddp", methods: Sequence[str] = ()):
+    def __init__(
+        self, module: nn.Module, world: World, precision: Precision, sharding: str = "ddp", methods: Sequence[str] = ()
+    ):
         """sharding: one of `SHARDINGS`; methods: those besides `forward` that read parameters."""
         self.module, self.world = module, world
         self.sharded = sharding == "fsdp" and world.size > 1
@@ -88,7 +98,11 @@ class Parallel:
         """Around the forward pass and `backward` of one of a step's micro-batches; gradients meet on the last."""
         if self.sharded:
             self.module.set_requires_gradient_sync(last)
-        with self._engine.no_sync() if self.world.size > 1 and not self.sharded and not last else contextlib.nullcontext():
+        with (
+            self._engine.no_sync()
+            if self.world.size > 1 and not self.sharded and not last
+            else contextlib.nullcontext()
+        ):
             yield
         if last and self.sharded:
             self.world.sum_([p.grad for p in self._whole])
@@ -96,7 +110,9 @@ class Parallel:
                 p.grad /= self.world.size
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of the sum of all ranks' losses (both engines average, so each rank gives its loss world-size-fold)."""
+        """Gradients of the sum of all ranks' losses (both engines average, so each rank gives its loss
+        world-size-fold).
+        """
         (loss * self.world.size).backward()
 
     def parameter_groups(self) -> list[dict[str, list[nn.Parameter]]]:

@@ -1,8 +1,8 @@
 """Device and autocast policy: the one place that knows bfloat16.
 
-Under bfloat16 autocast the blocks' matrix products run in bfloat16. The vocabulary projection's *output*, the temperature, log-softmax,
-heads, rewards and statistics stay float32: near 110 neighbouring bfloat16 numbers lie 0.5 apart, and a log-probability would be off by
-as much.
+Under bfloat16 autocast the blocks' matrix products run in bfloat16. The vocabulary projection's *output*, the
+temperature, log-softmax, heads, rewards and statistics stay float32: near 110 neighbouring bfloat16 numbers lie 0.5
+apart, and a log-probability would be off by as much.
 """
 
 import contextlib
@@ -16,7 +16,9 @@ from lm_human_preferences.foundation.errors import UserError
 
 
 def cpu_has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware tiles (AMX). Without them bfloat16 is slower than float32."""
+    """Whether this processor multiplies bfloat16 matrices in hardware tiles (AMX). Without them bfloat16 is slower than
+    float32.
+    """
     check = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(check and check())
 
@@ -43,7 +45,9 @@ class Precision:
 
 @contextlib.contextmanager
 def rounding_once() -> Iterator[None]:
-    """Inside autocast: what reads the same parameters again and again, as decoding does, rounds each of them once. The copies go when this block ends."""
+    """Inside autocast: what reads the same parameters again and again, as decoding does, rounds each of them once. The
+    copies go when this block ends.
+    """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(True)
     try:
@@ -55,7 +59,8 @@ def rounding_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def with_matmul_precision(precision: str) -> Iterator[None]:
-    """Inside this block float32 matrix products round their *inputs* as `precision` allows (sums and outputs stay float32).
+    """Inside this block float32 matrix products round their *inputs* as `precision` allows (sums and outputs stay
+    float32).
 
     "medium" lets them be bfloat16 where that is faster, "highest" does not round.
     """
@@ -68,7 +73,8 @@ def with_matmul_precision(precision: str) -> Iterator[None]:
 
 
 def choose_precision(device: str = "auto", precision: str = "auto") -> Precision:
-    """The device and precision to use: `auto` is the GPU if there is one, and bfloat16 where the hardware multiplies it fast.
+    """The device and precision to use: `auto` is the GPU if there is one, and bfloat16 where the hardware multiplies it
+    fast.
 
     Raises UserError for an unknown name or a device that this machine lacks.
     """
@@ -84,11 +90,14 @@ def choose_precision(device: str = "auto", precision: str = "auto") -> Precision
     return Precision(torch.device(device), precision == "bfloat16" or (precision == "auto" and fast))
 
 
-def vocabulary_projection(hidden: torch.Tensor, embedding: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+def vocabulary_projection(
+    hidden: torch.Tensor, embedding: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """hidden [..., C] times embedding [V, C] transposed, as float32 logits [..., V], whatever the autocast.
 
-    Inside `Precision.autocast` with bfloat16 the inputs are rounded to bfloat16 by the matrix product, its sums are float32. `out`: memory for the
-    logits of hidden [n, C], where no gradient is wanted; fresh memory of this size costs a CPU a third of the product's time.
+    Inside `Precision.autocast` with bfloat16 the inputs are rounded to bfloat16 by the matrix product, its sums are
+    float32. `out`: memory for the logits of hidden [n, C], where no gradient is wanted; fresh memory of this size costs
+    a CPU a third of the product's time.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         if out is not None:

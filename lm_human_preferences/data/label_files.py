@@ -1,8 +1,8 @@
 """Label files in and out.
 
-Two forms are read. The original's JSON is a list of objects with token lists (`query`, `sample0`, ..., `best`); the readable JSONL
-has texts, a line a label: {"query": text, "responses": [text, ...], "best": 2}. A source may be a web address: the file is fetched
-once and its digest checked at each use. Original: train_reward.py download_labels.
+Two forms are read. The original's JSON is a list of objects with token lists (`query`, `sample0`, ..., `best`); the
+readable JSONL has texts, a line a label: {"query": text, "responses": [text, ...], "best": 2}. A source may be a web
+address: the file is fetched once and its digest checked at each use. Original: train_reward.py download_labels.
 """
 
 import json
@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lm_human_preferences.data.labels import LabelBatch, LabelType, label_type
+from lm_human_preferences.data.queries import DOWNLOADS
+from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_file
-from lm_human_preferences.data.labels import LabelBatch, LabelType, label_type
-from lm_human_preferences.language.encoding import Encoding
-from lm_human_preferences.data.queries import DOWNLOADS
 from lm_human_preferences.foundation.records import parse_json, read_records
-from lm_human_preferences.data.tasks import TaskParams
+from lm_human_preferences.language.encoding import Encoding
 
 
 def is_address(source: str) -> bool:
@@ -28,19 +28,29 @@ def is_address(source: str) -> bool:
 
 
 def local_file(source: str) -> Path:
-    """The file of a source; what is on the web is fetched into datasets/downloads/. Raises UserError if it is not there."""
+    """The file of a source; what is on the web is fetched into datasets/downloads/. Raises UserError if it is not
+    there.
+    """
     path = cached(source, DOWNLOADS) if is_address(source) else Path(source)
     if not path.is_file():
         raise UserError(f"the label file {path} does not exist; prepare the data set first, or name another file")
     return path
 
 
-def load_labels(source: str, kind: LabelType, task: TaskParams, encoding: Encoding, limit: int | None = None, skip: int = 0,
-                needed: bool = True) -> LabelBatch | None:
-    """The labels skip .. skip + limit of a file; None if there are none and none are `needed`. Other fields of the file are ignored.
+def load_labels(
+    source: str,
+    kind: LabelType,
+    task: TaskParams,
+    encoding: Encoding,
+    limit: int | None = None,
+    skip: int = 0,
+    needed: bool = True,
+) -> LabelBatch | None:
+    """The labels skip .. skip + limit of a file; None if there are none and none are `needed`. Other fields of the file
+    are ignored.
 
-    Raises UserError, naming file, entry and what was expected, for a file that is no JSON, lacks a key, has a token out of range, an answer
-    out of range or a length other than the task's.
+    Raises UserError, naming file, entry and what was expected, for a file that is no JSON, lacks a key, has a token out
+    of range, an answer out of range or a length other than the task's.
     """
     import simdjson
 
@@ -72,11 +82,19 @@ def load_labels(source: str, kind: LabelType, task: TaskParams, encoding: Encodi
         narrow()
     rows = torch.frombuffer(tokens, dtype=torch.int32).view(len(answers), -1)
     queries, responses = rows.split([task.query_length, task.response_length * len(names)], dim=1)
-    return LabelBatch(queries, responses.unflatten(1, (len(names), -1)), torch.tensor(answers, dtype=torch.int64 if kind.is_choice else torch.float32))
+    return LabelBatch(
+        queries,
+        responses.unflatten(1, (len(names), -1)),
+        torch.tensor(answers, dtype=torch.int64 if kind.is_choice else torch.float32),
+    )
 
 
-def _exact_label(parser, content: bytes, names: list[str], answer: str, lengths: list[int]) -> tuple[list[np.ndarray], object] | None:
-    """Tokens and answer of a label that is just as the original writes it, without a Python object a token; None for any other."""
+def _exact_label(
+    parser, content: bytes, names: list[str], answer: str, lengths: list[int]
+) -> tuple[list[np.ndarray], object] | None:
+    """Tokens and answer of a label that is just as the original writes it, without a Python object a token; None for
+    any other.
+    """
     try:
         entry = parser.parse(content)
         parts = [np.frombuffer(entry[name].as_buffer(of_type="i"), np.int64) for name in names]
@@ -88,12 +106,16 @@ def _exact_label(parser, content: bytes, names: list[str], answer: str, lengths:
     return (parts, value) if type(value) in (int, float) else None
 
 
-def _checked_label(entry: object, kind: LabelType, task: TaskParams, encoding: Encoding, where: str) -> tuple[list[np.ndarray], object]:
+def _checked_label(
+    entry: object, kind: LabelType, task: TaskParams, encoding: Encoding, where: str
+) -> tuple[list[np.ndarray], object]:
     """Tokens and answer of any label. Raises UserError with what is wrong with it."""
     names = ["query", *kind.response_names()]
     lists = _token_lists(entry, kind, task, encoding, where)
     for name, part in zip(names, lists, strict=True):
-        _check_tokens(part, task.query_length if name == "query" else task.response_length, encoding, f"{where}: {name}")
+        _check_tokens(
+            part, task.query_length if name == "query" else task.response_length, encoding, f"{where}: {name}"
+        )
     return [np.array(part, np.int64) for part in lists], entry[kind.answer]
 
 
@@ -110,15 +132,21 @@ def _token_lists(entry: object, kind: LabelType, task: TaskParams, encoding: Enc
     lists = [entry[name] for name in names[:-1]]
     for name, part in zip(names, lists, strict=False):
         if not isinstance(part, list):
-            raise UserError(f"{where}: {name}: expected a list of {task.query_length if name == 'query' else task.response_length} token ids")
+            raise UserError(
+                f"{where}: {name}: expected a list of {task.query_length if name == 'query' else task.response_length} token ids"
+            )
     return lists
 
 
 def _tokenised(entry: dict, kind: LabelType, task: TaskParams, encoding: Encoding, where: str) -> dict:
     """A label of texts as one of padded token lists. Texts longer than the task's lengths are cut on the right."""
     texts = entry.get("responses", [])
-    if not isinstance(entry.get("query"), str) or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: expected {{\"query\": text, \"responses\": [text, ...]}}")
+    if (
+        not isinstance(entry.get("query"), str)
+        or not isinstance(texts, list)
+        or not all(isinstance(text, str) for text in texts)
+    ):
+        raise UserError(f'{where}: expected {{"query": text, "responses": [text, ...]}}')
     if len(texts) != kind.n_responses:
         raise UserError(f"{where}: {kind.name} needs {kind.n_responses} responses, found {len(texts)}")
 
@@ -140,10 +168,14 @@ def _check_tokens(value: list, length: int, encoding: Encoding, where: str) -> N
         raise UserError(f"{where} has {len(value)} tokens, the task's length is {length}")
     for token in value:
         if not (0 <= token < encoding.n_vocab or token == encoding.padding_token):
-            raise UserError(f"{where}: token {token} is out of range (0..{encoding.n_vocab - 1}, or {encoding.padding_token} for padding)")
+            raise UserError(
+                f"{where}: token {token} is out of range (0..{encoding.n_vocab - 1}, or {encoding.padding_token} for padding)"
+            )
 
 
-def _check_range(rows: np.ndarray, lengths: list[int], names: list[str], encoding: Encoding, path: Path, skip: int) -> None:
+def _check_range(
+    rows: np.ndarray, lengths: list[int], names: list[str], encoding: Encoding, path: Path, skip: int
+) -> None:
     """UserError for the first token outside vocabulary and padding, or the first query that begins with padding."""
     bad = (rows < 0) | (rows >= encoding.n_vocab) & (rows != encoding.padding_token)
     if bad.any():
@@ -160,14 +192,19 @@ def _answer(value: object, kind: LabelType, where: str) -> int | float:
         if type(value) is not int or not 0 <= value < kind.n_responses:
             raise UserError(f"{where}: 'best' is {value!r}; it must be a whole number from 0 to {kind.n_responses - 1}")
         return value
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= torch.finfo(torch.float32).max:
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not abs(value) <= torch.finfo(torch.float32).max
+    ):
         raise UserError(f"{where}: {kind.answer!r} is {value!r}; it must be a number")
     return float(value)
 
 
 def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
-    """Given responses, padded: queries int64 [n, Q] and responses int64 [n, R] of a JSONL file of {"query": text, "response": text}, or the
-    chosen responses of a file of choices in either form. Texts are cut as `load_labels` cuts them. UserError for a file that is neither.
+    """Given responses, padded: queries int64 [n, Q] and responses int64 [n, R] of a JSONL file of {"query": text,
+    "response": text}, or the chosen responses of a file of choices in either form. Texts are cut as `load_labels` cuts
+    them. UserError for a file that is neither.
     """
     if not is_address(path) and not Path(path).is_file():
         raise UserError(f"the file of texts {path} does not exist")
@@ -178,9 +215,17 @@ def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.T
         return batch.queries, batch.responses[torch.arange(len(batch)), batch.target]
     rows, rating = [], label_type("scalar_rating")
     for where, entry in chain([(where, first)] if where else [], entries):
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("query", "response")) or not entry["query"]:
-            raise UserError(f'{where}: expected {{"query": text, "response": text}}, or choices with responses and best')
-        rows.append(_tokenised({"query": entry["query"], "responses": [entry["response"]]}, rating, task, encoding, where))
+        if (
+            not isinstance(entry, dict)
+            or not all(isinstance(entry.get(key), str) for key in ("query", "response"))
+            or not entry["query"]
+        ):
+            raise UserError(
+                f'{where}: expected {{"query": text, "response": text}}, or choices with responses and best'
+            )
+        rows.append(
+            _tokenised({"query": entry["query"], "responses": [entry["response"]]}, rating, task, encoding, where)
+        )
     if not rows:
         raise UserError(f"{path} has no texts")
     return torch.tensor([row["query"] for row in rows]), torch.tensor([row["sample"] for row in rows])
@@ -188,17 +233,27 @@ def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.T
 
 # --- files of any task ---
 
+
 def infer_kind(source: str) -> LabelType:
     """The type of a file's labels, from the keys of its first. Raises UserError if they are none that is known."""
     path = local_file(source)
     for where, entry in read_records(path, "label"):
         keys = entry.keys() if isinstance(entry, dict) else set()
-        samples = len(entry["responses"]) if isinstance(entry, dict) and isinstance(entry.get("responses"), list) else \
-            sum(f"sample{i}" in keys for i in range(len(keys)))
-        for answer, name in (("best", f"best_of_{samples}"), ("difference", "scalar_compare"), ("score", "scalar_rating")):
+        samples = (
+            len(entry["responses"])
+            if isinstance(entry, dict) and isinstance(entry.get("responses"), list)
+            else sum(f"sample{i}" in keys for i in range(len(keys)))
+        )
+        for answer, name in (
+            ("best", f"best_of_{samples}"),
+            ("difference", "scalar_compare"),
+            ("score", "scalar_rating"),
+        ):
             if answer in keys and (answer != "best" or samples >= 2):
                 return label_type(name)
-        raise UserError(f"{where}: expected the answer in 'best' (of two or more samples), 'score' or 'difference'; it has {', '.join(keys) or 'no keys'}")
+        raise UserError(
+            f"{where}: expected the answer in 'best' (of two or more samples), 'score' or 'difference'; it has {', '.join(keys) or 'no keys'}"
+        )
     raise UserError(f"{path} has no labels")
 
 
@@ -212,7 +267,11 @@ def infer_lengths(source: str, kind: LabelType, encoding: Encoding) -> tuple[int
             first = entry.get(kind.response_names()[0])
             return len(entry["query"]) or 1, len(first) if isinstance(first, list) and first else 1
         responses = entry.get("responses")
-        texts = [text for text in [entry.get("query"), *(responses if isinstance(responses, list) else [])] if isinstance(text, str)]
+        texts = [
+            text
+            for text in [entry.get("query"), *(responses if isinstance(responses, list) else [])]
+            if isinstance(text, str)
+        ]
         sizes = [len(tokens) for tokens in encoding.encode_batch(texts)]
         query, response = max(query, *sizes[:1], 1), max(response, *sizes[1:], 1)
     return query, response
@@ -220,12 +279,16 @@ def infer_lengths(source: str, kind: LabelType, encoding: Encoding) -> tuple[int
 
 def readable_label(batch: LabelBatch, index: int, kind: LabelType, encoding: Encoding) -> dict:
     """One label as texts. What ends a response with <|endoftext|> is left out; padding decodes to nothing."""
+
     def text(tokens: torch.Tensor) -> str:
         real = [token for token in tokens.tolist() if token != encoding.padding_token]
         return encoding.decode(real[:-1] if real and real[-1] == encoding.end_of_text else real)
 
-    return {"query": text(batch.queries[index]), "responses": [text(response) for response in batch.responses[index]],
-            kind.answer: batch.target[index].item()}
+    return {
+        "query": text(batch.queries[index]),
+        "responses": [text(response) for response in batch.responses[index]],
+        kind.answer: batch.target[index].item(),
+    }
 
 
 def token_label(batch: LabelBatch, index: int, kind: LabelType) -> dict:
@@ -235,12 +298,18 @@ def token_label(batch: LabelBatch, index: int, kind: LabelType) -> dict:
 
 
 def save_labels(path: Path, labels: Iterator[dict]) -> int:
-    """Write labels, atomically, in the form that the name asks for: .jsonl a line each, .json one list. Returns how many."""
+    """Write labels, atomically, in the form that the name asks for: .jsonl a line each, .json one list. Returns how
+    many.
+    """
     count = 0
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         lines = str(path).endswith(".jsonl")
         file.write("" if lines else "[")
         for count, label in enumerate(labels, 1):
-            file.write(("" if lines or count == 1 else ",\n ") + json.dumps(label, ensure_ascii=False) + ("\n" if lines else ""))
+            file.write(
+                ("" if lines or count == 1 else ",\n ")
+                + json.dumps(label, ensure_ascii=False)
+                + ("\n" if lines else "")
+            )
         file.write("" if lines else "]\n")
     return count

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.data.tasks import TaskParams, single_token
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_file, read_json, sha256, write_json
 from lm_human_preferences.language.encoding import Encoding
-from lm_human_preferences.data.tasks import TaskParams, single_token
 
 DATASETS_FOLDER = Path(__file__).resolve().parent.parent.parent / "datasets"
 DOWNLOADS = DATASETS_FOLDER / "downloads"  # what was fetched from the web, by host and path
@@ -33,16 +33,22 @@ class TokenFile:
         tokens, index = self.folder / f"{split}.bin", self.folder / f"{split}.idx.npy"
         for path in (tokens, index):
             if not path.is_file():
-                raise UserError(f"{path} does not exist: prepare the data set first ({preparation_command(self.folder.name)})")
+                raise UserError(
+                    f"{path} does not exist: prepare the data set first ({preparation_command(self.folder.name)})"
+                )
         try:
             self.offsets = np.load(index, allow_pickle=False)
         except Exception:  # of many kinds: numpy parses the header as Python
             raise UserError(f"{index} is damaged: prepare the data set again") from None
         o = self.offsets
         if o.dtype != np.int64 or o.ndim != 1 or len(o) < 1 or o[0] != 0 or (np.diff(o) < 0).any():
-            raise UserError(f"{index} is damaged (int64 offsets must start at 0 and never fall): prepare the data set again")
+            raise UserError(
+                f"{index} is damaged (int64 offsets must start at 0 and never fall): prepare the data set again"
+            )
         if len(o) == 1:
-            raise UserError(f"{tokens} holds no document: prepare the data set again, from a source that has some for the split {split}")
+            raise UserError(
+                f"{tokens} holds no document: prepare the data set again, from a source that has some for the split {split}"
+            )
         have, want = tokens.stat().st_size / 2, int(self.offsets[-1])
         if have != want:
             raise UserError(f"{tokens} holds {have:.12g} tokens, but its index says {want}: prepare the data set again")
@@ -52,13 +58,15 @@ class TokenFile:
         """Raises UserError if a token lies outside a vocabulary of that size: the file was made with another encoding."""
         highest = int(self.tokens.max(initial=0))
         if highest >= n_vocab:
-            raise UserError(f"{self.folder / self.split}.bin holds token {highest}, but the model's vocabulary has {n_vocab}: wrong encoding")
+            raise UserError(
+                f"{self.folder / self.split}.bin holds token {highest}, but the model's vocabulary has {n_vocab}: wrong encoding"
+            )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, i: int) -> np.ndarray:
-        return self.tokens[self.offsets[i]:self.offsets[i + 1]]
+        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
 
 def dataset_folder(dataset: str | Path) -> Path:
@@ -68,7 +76,11 @@ def dataset_folder(dataset: str | Path) -> Path:
 
 def preparation_command(name: str) -> str:
     """How a user gets the data set `name`: its script, or the one for texts of their own."""
-    return f"python datasets/{name}.py" if (DATASETS_FOLDER / f"{name}.py").exists() else f"python datasets/corpus.py --input FOLDER --name {name}"
+    return (
+        f"python datasets/{name}.py"
+        if (DATASETS_FOLDER / f"{name}.py").exists()
+        else f"python datasets/corpus.py --input FOLDER --name {name}"
+    )
 
 
 class TokenFileWriter:
@@ -103,21 +115,32 @@ class TokenFileWriter:
 
     def entry(self) -> dict[str, int | str]:
         """What `meta.json` says of the split: documents, tokens, SHA-256 of both files."""
-        return {"documents": len(self.offsets) - 1, "tokens": self.offsets[-1],
-                "sha256_bin": sha256(self.folder / f"{self.split}.bin"), "sha256_idx": sha256(self.folder / f"{self.split}.idx.npy")}
+        return {
+            "documents": len(self.offsets) - 1,
+            "tokens": self.offsets[-1],
+            "sha256_bin": sha256(self.folder / f"{self.split}.bin"),
+            "sha256_idx": sha256(self.folder / f"{self.split}.idx.npy"),
+        }
 
 
 def write_token_file(folder: Path, split: str, documents: Iterable[Sequence[int]]) -> dict[str, int | str]:
-    """Write one split atomically; returns its entry for `meta.json`. Raises ValueError for a token that does not fit into uint16."""
+    """Write one split atomically; returns its entry for `meta.json`. Raises ValueError for a token that does not fit
+    into uint16.
+    """
     with TokenFileWriter(folder, split) as writer:
         for document in documents:
             writer.add(document)
     return writer.entry()
 
 
-def write_meta(folder: Path, *, source: str, licence: str, splits: dict[str, dict], encoding: str = "gpt2", **more) -> None:
+def write_meta(
+    folder: Path, *, source: str, licence: str, splits: dict[str, dict], encoding: str = "gpt2", **more
+) -> None:
     """`meta.json` of a data set: where it is from, under which licence, and counts and digests of its splits."""
-    write_json(Path(folder) / "meta.json", {"source": source, "licence": licence, "encoding": encoding, "splits": splits, **more})
+    write_json(
+        Path(folder) / "meta.json",
+        {"source": source, "licence": licence, "encoding": encoding, "splits": splits, **more},
+    )
 
 
 def read_meta(folder: Path) -> dict:
@@ -127,41 +150,53 @@ def read_meta(folder: Path) -> dict:
 def select_query(tokens: np.ndarray, start_token: int | None, end_token: int | None, length: int) -> np.ndarray | None:
     """The query in a document, without padding, or None if the document has none and is skipped.
 
-    After the first start token -> cut to `length` -> up to and including the last end token in that window. A start token that is the
-    document's very last token does not trim (nothing would remain). Original: language/datasets.py Dataset.tf_dataset.
+    After the first start token -> cut to `length` -> up to and including the last end token in that window. A start
+    token that is the document's very last token does not trim (nothing would remain). Original: language/datasets.py
+    Dataset.tf_dataset.
     """
     if start_token is not None:
         places = np.flatnonzero(tokens == start_token)
         if not len(places):
             return None
         if places[0] + 1 < len(tokens):
-            tokens = tokens[places[0] + 1:]
+            tokens = tokens[places[0] + 1 :]
     window = tokens[:length]
     if end_token is not None:
         places = np.flatnonzero(window == end_token)
         if not len(places):
             return None
-        window = window[:places[-1] + 1]
+        window = window[: places[-1] + 1]
     return window
 
 
 class QueryStream:
     """An endless, deterministic stream of queries: every document once an epoch, documents without a query skipped.
 
-    Batches run over the ends of epochs and nothing is dropped. `order(epoch)` gives the documents' order; `position` (epoch, place) is
-    all its state, so that a resumed run goes on with the next query. Each rank reads the whole stream and takes its slice of a batch.
-    Original: language/datasets.py and lm_tasks.py make_query_sampler, except that there every epoch has the same order.
+    Batches run over the ends of epochs and nothing is dropped. `order(epoch)` gives the documents' order; `position`
+    (epoch, place) is all its state, so that a resumed run goes on with the next query. Each rank reads the whole stream
+    and takes its slice of a batch. Original: language/datasets.py and lm_tasks.py make_query_sampler, except that there
+    every epoch has the same order.
     """
 
-    def __init__(self, documents: Sequence[np.ndarray], *, length: int, padding_token: int, start_token: int | None = None,
-                 end_token: int | None = None, order: Callable[[int], Sequence[int]] | None = None):
+    def __init__(
+        self,
+        documents: Sequence[np.ndarray],
+        *,
+        length: int,
+        padding_token: int,
+        start_token: int | None = None,
+        end_token: int | None = None,
+        order: Callable[[int], Sequence[int]] | None = None,
+    ):
         self.documents, self.length, self.padding_token = documents, length, padding_token
         self.start_token, self.end_token = start_token, end_token
         self.order = functools.lru_cache(maxsize=1)(order or (lambda epoch: range(len(documents))))
         self.position = (0, 0)
 
     def batch(self, size: int) -> torch.Tensor:
-        """The next `size` queries, int64 [size, length], padded on the right. Raises UserError if no document has a query."""
+        """The next `size` queries, int64 [size, length], padded on the right. Raises UserError if no document has a
+        query.
+        """
         return self.batch_with_documents(size)[0]
 
     def batch_with_documents(self, size: int) -> tuple[torch.Tensor, list[int]]:
@@ -169,7 +204,7 @@ class QueryStream:
         result, numbers = torch.full((size, self.length), self.padding_token, dtype=torch.int64), []
         for row in range(size):
             query, document = self._next()
-            result[row, :len(query)] = torch.from_numpy(query.astype(np.int64))
+            result[row, : len(query)] = torch.from_numpy(query.astype(np.int64))
             numbers.append(document)
         return result, numbers
 
@@ -180,7 +215,9 @@ class QueryStream:
             if place >= len(self.documents):
                 epoch, place = epoch + 1, 0
             if barren > len(self.documents):
-                raise UserError("no document of the query data set has a query: look at --task.start_text, --task.end_text, --task.query_length")
+                raise UserError(
+                    "no document of the query data set has a query: look at --task.start_text, --task.end_text, --task.query_length"
+                )
             document = int(self.order(epoch)[place])
             query = select_query(self.documents[document], self.start_token, self.end_token, self.length)
             place, barren = place + 1, barren + 1
@@ -203,7 +240,13 @@ def query_stream(task: TaskParams, encoding: Encoding, seed: int, purpose: str, 
     folder, name = dataset_split(task, split)
     documents = TokenFile(folder, name)
     documents.check_vocabulary(encoding.n_vocab)
-    return QueryStream(documents, length=task.query_length, padding_token=encoding.padding_token,
-                       start_token=single_token(task.start_text, encoding, "start_text"),
-                       end_token=single_token(task.end_text, encoding, "end_text"),
-                       order=lambda epoch: torch.randperm(len(documents), generator=generator_for(seed, f"{purpose}/queries", epoch)).numpy())
+    return QueryStream(
+        documents,
+        length=task.query_length,
+        padding_token=encoding.padding_token,
+        start_token=single_token(task.start_text, encoding, "start_text"),
+        end_token=single_token(task.end_text, encoding, "end_text"),
+        order=lambda epoch: torch.randperm(
+            len(documents), generator=generator_for(seed, f"{purpose}/queries", epoch)
+        ).numpy(),
+    )

@@ -5,16 +5,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lm_human_preferences.data.queries import TokenFile, select_query
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, single_token
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
-from lm_human_preferences.data.queries import TokenFile, select_query
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, single_token
 
 ROWS = ("packed", "documents", "references")
 
 
-def make_rows(folder: Path, split: str, kind: str, block: int, model: GPT2Config, task: TaskParams | None = None) -> "Rows | ReferenceRows":
+def make_rows(
+    folder: Path, split: str, kind: str, block: int, model: GPT2Config, task: TaskParams | None = None
+) -> "Rows | ReferenceRows":
     """One split's rows for a model. Raises UserError if they exceed its context or vocabulary, or if there are none."""
     file = TokenFile(folder, split)
     file.check_vocabulary(model.n_vocab)
@@ -28,7 +30,9 @@ def make_rows(folder: Path, split: str, kind: str, block: int, model: GPT2Config
 
 
 class Rows:
-    """A token file as rows of `block` inputs and labels, both int64; labels and inputs beyond a document's end are padding."""
+    """A token file as rows of `block` inputs and labels, both int64; labels and inputs beyond a document's end are
+    padding.
+    """
 
     def __init__(self, file: TokenFile, packed: bool, block: int, padding_token: int):
         self.file, self.block, self.padding = file, block, padding_token
@@ -39,7 +43,9 @@ class Rows:
         else:  # whole documents while they fit; a document longer than the row goes on in rows of its own
             self.starts, self.ends = _pack_documents(file.offsets, block)
         if not len(self.starts):
-            raise UserError(f"{file.folder / file.split}.bin holds {len(file.tokens)} tokens, too few for one row of --data.block {block}")
+            raise UserError(
+                f"{file.folder / file.split}.bin holds {len(file.tokens)} tokens, too few for one row of --data.block {block}"
+            )
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -48,8 +54,8 @@ class Rows:
         """Inputs and labels of these rows, int64 [len(rows), block] each."""
         tokens = np.full((len(rows), self.block + 1), self.padding, dtype=np.int64)
         for i, row in enumerate(rows):
-            part = self.file.tokens[self.starts[row]:self.ends[row]]
-            tokens[i, :len(part)] = part
+            part = self.file.tokens[self.starts[row] : self.ends[row]]
+            tokens[i, : len(part)] = part
         tokens = torch.from_numpy(tokens)
         return tokens[:, :-1], tokens[:, 1:]
 
@@ -74,26 +80,39 @@ def _pack_documents(offsets: np.ndarray, block: int) -> tuple[np.ndarray, np.nda
 
 
 class ReferenceRows:
-    """Queries with their references: what a policy would see, then what people wrote, closed by the task's truncate token.
+    """Queries with their references: what a policy would see, then what people wrote, closed by the task's truncate
+    token.
 
-    A row is prefix + query + padding + suffix + reference, just as in policy training; labels are padding but for the reference, so that
-    only it is learnt. A reference longer than the task's response is cut and not closed. Documents without a query or a reference are left out.
+    A row is prefix + query + padding + suffix + reference, just as in policy training; labels are padding but for the
+    reference, so that only it is learnt. A reference longer than the task's response is cut and not closed. Documents
+    without a query or a reference are left out.
     """
 
     def __init__(self, file: TokenFile, references: TokenFile, task: TaskParams, encoding: Encoding):
         if len(file) != len(references):
-            raise UserError(f"{file.folder}: {file.split} has {len(file)} documents, {references.split} {len(references)}: prepare the data set again")
+            raise UserError(
+                f"{file.folder}: {file.split} has {len(file)} documents, {references.split} {len(references)}: prepare the data set again"
+            )
         references.check_vocabulary(encoding.n_vocab)
         self.file, self.references, self.task, self.padding = file, references, task, encoding.padding_token
         self.learnt = references.tokens
         self.formatter = QueryFormatter.of(task, encoding)
         self.ends = [] if task.truncate_token is None else [task.truncate_token]
-        self.start, self.end = single_token(task.start_text, encoding, "start_text"), single_token(task.end_text, encoding, "end_text")
-        self.documents = np.array([i for i in range(len(file)) if len(references[i]) and self._query(i) is not None], dtype=np.int64)
+        self.start, self.end = (
+            single_token(task.start_text, encoding, "start_text"),
+            single_token(task.end_text, encoding, "end_text"),
+        )
+        self.documents = np.array(
+            [i for i in range(len(file)) if len(references[i]) and self._query(i) is not None], dtype=np.int64
+        )
         if not len(self.documents):
-            raise UserError(f"{file.folder}: no document of {file.split} has both a query and a reference; look at --task.start_text and --task.end_text, "
-                            f"and whether the source has references")
-        self.block = self.formatter(torch.zeros(1, task.query_length, dtype=torch.int64)).shape[1] + task.response_length - 1
+            raise UserError(
+                f"{file.folder}: no document of {file.split} has both a query and a reference; look at --task.start_text and --task.end_text, "
+                f"and whether the source has references"
+            )
+        self.block = (
+            self.formatter(torch.zeros(1, task.query_length, dtype=torch.int64)).shape[1] + task.response_length - 1
+        )
 
     def _query(self, document: int) -> np.ndarray | None:
         query = select_query(self.file[document], self.start, self.end, self.task.query_length)
@@ -109,11 +128,13 @@ class ReferenceRows:
         for i, row in enumerate(rows):
             document = self.documents[row]
             query = self._query(document)
-            queries[i, :len(query)] = torch.from_numpy(query.astype(np.int64))
-            reference = np.concatenate([self.references[document].astype(np.int64), self.ends])[:self.task.response_length]
-            references[i, :len(reference)] = torch.from_numpy(reference.astype(np.int64))
+            queries[i, : len(query)] = torch.from_numpy(query.astype(np.int64))
+            reference = np.concatenate([self.references[document].astype(np.int64), self.ends])[
+                : self.task.response_length
+            ]
+            references[i, : len(reference)] = torch.from_numpy(reference.astype(np.int64))
         contexts = self.formatter(queries)
         tokens = torch.cat([contexts, references], dim=1)
         labels = tokens[:, 1:].clone()
-        labels[:, :contexts.shape[1] - 1] = self.padding
+        labels[:, : contexts.shape[1] - 1] = self.padding
         return tokens[:, :-1], labels

@@ -25,14 +25,22 @@ class PolicyParams:
 class TaskParams:
     """A task: where queries come from, how long they and their responses are, what ends a response."""
 
-    query_dataset: str = param("", "data set of the queries: a folder in datasets/ or a path, perhaps with :prefix of its splits")
+    query_dataset: str = param(
+        "", "data set of the queries: a folder in datasets/ or a path, perhaps with :prefix of its splits"
+    )
     query_length: int = param(64, "tokens in a query; shorter ones are padded on the right")
     response_length: int = param(24, "tokens in a response")
     query_prefix: str = param("", "text before each query, for the policy only")
     query_suffix: str = param("", "text between query and response, for the policy only")
-    start_text: str | None = param(None, "a query begins after the first of these (one token); none begins at the text's beginning")
-    end_text: str | None = param(None, "a query ends with the last of these in its window (one token); none cuts at query_length")
-    truncate_token: int | None = param(None, "the score sees responses up to the first such token; none does not truncate")
+    start_text: str | None = param(
+        None, "a query begins after the first of these (one token); none begins at the text's beginning"
+    )
+    end_text: str | None = param(
+        None, "a query ends with the last of these in its window (one token); none cuts at query_length"
+    )
+    truncate_token: int | None = param(
+        None, "the score sees responses up to the first such token; none does not truncate"
+    )
     truncate_after: int = param(0, "truncate only at places from this one on")
     penalty_reward_value: float = param(-1.0, "score of a response that has no truncate_token from truncate_after on")
     policy: PolicyParams = param(PolicyParams, "")
@@ -41,14 +49,18 @@ class TaskParams:
 def check_task(task: TaskParams, encoding: Encoding, n_ctx: int) -> None:
     """Raises UserError, naming the flag and the numbers, for a task that this model cannot do."""
     if task.query_length < 1 or task.response_length < 1:
-        raise UserError(f"--task.query_length {task.query_length} and --task.response_length {task.response_length} must be at least 1")
+        raise UserError(
+            f"--task.query_length {task.query_length} and --task.response_length {task.response_length} must be at least 1"
+        )
     if task.policy.temperature <= 0:
         raise UserError(f"--task.policy.temperature {task.policy.temperature}: must be positive")
     affix = len(encoding.encode(task.query_prefix)) + len(encoding.encode(task.query_suffix))
     length = affix + task.query_length + task.response_length
     if length > n_ctx:
-        raise UserError(f"query ({task.query_length}), prefix and suffix ({affix}) and response ({task.response_length}) make {length} tokens, "
-                        f"but the model's context is {n_ctx}; shorten --task.query_length or --task.response_length")
+        raise UserError(
+            f"query ({task.query_length}), prefix and suffix ({affix}) and response ({task.response_length}) make {length} tokens, "
+            f"but the model's context is {n_ctx}; shorten --task.query_length or --task.response_length"
+        )
     if task.truncate_token is not None and not 0 <= task.truncate_token < encoding.n_vocab:
         raise UserError(f"--task.truncate_token {task.truncate_token}: must lie in 0..{encoding.n_vocab - 1}")
     for name in ("start_text", "end_text"):
@@ -66,13 +78,17 @@ def single_token(text: str | None, encoding: Encoding, name: str) -> int | None:
 
 
 class QueryFormatter:
-    """Contexts of the policy: prefix + query (with its padding) + suffix. Prefix and suffix are encoded apart from the query.
+    """Contexts of the policy: prefix + query (with its padding) + suffix. Prefix and suffix are encoded apart from the
+    query.
 
     The reward model never sees them (original: lm_tasks.py query_formatter; rewards.py works on bare queries).
     """
 
     def __init__(self, prefix: Sequence[int], suffix: Sequence[int]):
-        self.prefix, self.suffix = torch.tensor(list(prefix), dtype=torch.int64), torch.tensor(list(suffix), dtype=torch.int64)
+        self.prefix, self.suffix = (
+            torch.tensor(list(prefix), dtype=torch.int64),
+            torch.tensor(list(suffix), dtype=torch.int64),
+        )
 
     @property
     def length(self) -> int:
@@ -89,8 +105,11 @@ class QueryFormatter:
         return torch.cat([prefix, queries, suffix], dim=1)
 
 
-def truncate_responses(responses: torch.Tensor, truncate_token: int | None, truncate_after: int, padding_token: int) -> torch.Tensor:
-    """Responses int64 [B, R] with everything after the first `truncate_token` at place >= `truncate_after` replaced by padding.
+def truncate_responses(
+    responses: torch.Tensor, truncate_token: int | None, truncate_after: int, padding_token: int
+) -> torch.Tensor:
+    """Responses int64 [B, R] with everything after the first `truncate_token` at place >= `truncate_after` replaced by
+    padding.
 
     The token itself stays. Original: lm_tasks.py postprocess_fn_from_hparams.
     """
@@ -102,7 +121,9 @@ def truncate_responses(responses: torch.Tensor, truncate_token: int | None, trun
 
 
 def responses_are_valid(responses: torch.Tensor, truncate_token: int | None, truncate_after: int) -> torch.Tensor:
-    """bool [B]: the response has a `truncate_token` at place >= `truncate_after`. Original: lm_tasks.py filter_fn_from_hparams."""
+    """bool [B]: the response has a `truncate_token` at place >= `truncate_after`. Original: lm_tasks.py
+    filter_fn_from_hparams.
+    """
     if truncate_token is None:
         return torch.ones(len(responses), dtype=torch.bool, device=responses.device)
     return _ends(responses, truncate_token, truncate_after).any(1)

@@ -26,8 +26,8 @@ def param(default: Any, help: str) -> Any:
 def apply_overrides(params: Any, overrides: dict[str, str]) -> Any:
     """Set each dotted name in `overrides` on the nested dataclass `params` (in place) and return it.
 
-    Groups are switched on and off first (`--rewards.adaptive_kl off`), then single parameters are set, so the order does not matter.
-    Raises UserError for an unknown name (with the nearest valid one) or a value of the wrong type.
+    Groups are switched on and off first (`--rewards.adaptive_kl off`), then single parameters are set, so the order
+    does not matter. Raises UserError for an unknown name (with the nearest valid one) or a value of the wrong type.
     """
     as_groups = {name: value for name, value in overrides.items() if _group_type(params, name)}
     for name, value in as_groups.items():
@@ -58,7 +58,7 @@ def _set(params: Any, name: str, value: str) -> None:
             kind = _dataclass_in(_types(type(target))[group])
             if leaf not in _all_leaf_names(kind):
                 raise UserError(_unknown(params, name))
-            prefix = ".".join(groups[:depth + 1])
+            prefix = ".".join(groups[: depth + 1])
             raise UserError(f"--{name}: the group {prefix} is off; switch it on with --{prefix} on")
         target = getattr(target, group)
     if leaf not in _types(type(target)):
@@ -76,7 +76,9 @@ def parse(value: Any, kind: Any, name: str) -> Any:
     if group:
         if text.lower() in _TRUE:
             return group()
-        raise UserError(f"--{name} {text}: this is a group of parameters; set it on{' or off' if type(None) in options else ''}")
+        raise UserError(
+            f"--{name} {text}: this is a group of parameters; set it on{' or off' if type(None) in options else ''}"
+        )
     kind = next(option for option in options if option is not type(None))
     try:
         if kind is bool:
@@ -122,7 +124,9 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
     hints = _types(kind)
     unknown = set(values) - set(hints)
     if unknown:
-        raise UserError(f"stored configuration has a parameter that {kind.__name__} does not know: {sorted(unknown)[0]}")
+        raise UserError(
+            f"stored configuration has a parameter that {kind.__name__} does not know: {sorted(unknown)[0]}"
+        )
     arguments = {}
     for name, value in values.items():
         group = _dataclass_in(hints[name])
@@ -146,9 +150,14 @@ def _unknown(params: Any, name: str) -> str:
     known = sorted(_all_names(type(params)))
     group, _, last = name.rpartition(".")
     initials = "".join(word[:1] for word in last.split("_"))  # learning_rate for lr
-    near = ([f"{group}.{initials}".lstrip(".")] if f"{group}.{initials}".lstrip(".") in known else
-            [full for full in known if full.split(".")[-1] == last][:1]  # only the last part was given, or in another group
-            or difflib.get_close_matches(name, known, n=1, cutoff=0.5))
+    near = (
+        [f"{group}.{initials}".lstrip(".")]
+        if f"{group}.{initials}".lstrip(".") in known
+        else [full for full in known if full.split(".")[-1] == last][
+            :1
+        ]  # only the last part was given, or in another group
+        or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    )
     return f"unknown parameter --{name}" + (f"; did you mean --{near[0]}?" if near else "; see --help for the list")
 
 

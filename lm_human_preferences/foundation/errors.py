@@ -1,8 +1,8 @@
 """What ends a program early, as exceptions that carry one line each on what happened and how to go on.
 
-Exit statuses: 0 done, or stopped on request with everything saved; 1 the program's own fault, with its traceback; 2 something to mend first
-(bad input, a full disk, a loss that is no number); 3 other ranks were lost; 130 Ctrl-C; 143 SIGTERM. `torchrun` itself ends with 1
-whatever its ranks end with, and prints their statuses.
+Exit statuses: 0 done, or stopped on request with everything saved; 1 the program's own fault, with its traceback; 2
+something to mend first (bad input, a full disk, a loss that is no number); 3 other ranks were lost; 130 Ctrl-C; 143
+SIGTERM. `torchrun` itself ends with 1 whatever its ranks end with, and prints their statuses.
 """
 
 import functools
@@ -31,14 +31,18 @@ class RanksLost(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM when there is no step to finish first; like KeyboardInterrupt no Exception, so nothing takes it for an error."""
+    """SIGTERM when there is no step to finish first; like KeyboardInterrupt no Exception, so nothing takes it for an
+    error.
+    """
 
 
 def exit_on_user_error(main: Callable, is_first: Callable[[str], bool] = lambda line: True) -> Callable:
-    """A `main` that turns the exceptions above into their one line and exit status, each with the notes it was given on the way.
+    """A `main` that turns the exceptions above into their one line and exit status, each with the notes it was given on
+    the way.
 
     is_first: whether a mistake of the user that several processes find alike is this one's to print.
     """
+
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         with _terminated_by_sigterm():
@@ -49,7 +53,9 @@ def exit_on_user_error(main: Callable, is_first: Callable[[str], bool] = lambda 
                     print(f"error: {_line(error)}", file=sys.stderr)
                 raise SystemExit(2) from None
             except RanksLost as error:
-                print(f"\nerror: {_line(error)}", file=sys.stderr, flush=True)  # below the progress bar that a dead rank left
+                print(
+                    f"\nerror: {_line(error)}", file=sys.stderr, flush=True
+                )  # below the progress bar that a dead rank left
                 sys.stdout.flush()
                 os._exit(3)  # closing the process group in good order would wait for the ranks that are lost
             except Interrupted as end:
@@ -65,6 +71,7 @@ def exit_on_user_error(main: Callable, is_first: Callable[[str], bool] = lambda 
             except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise SystemExit(0) from None
+
     return wrapped
 
 
@@ -78,11 +85,14 @@ def _line(error: BaseException) -> str:
 
 @contextmanager
 def _terminated_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises Terminated inside the block, so that what is half-written is tidied away and the last line can be said.
+    """SIGTERM raises Terminated inside the block, so that what is half-written is tidied away and the last line can be
+    said.
 
-    While another exception is on its way SIGTERM changes nothing: the program is ending, and `torchrun` sends SIGTERM to all ranks as soon as one
-    has ended, often before the others have said why. Outside the main thread, where Python takes no signals, SIGTERM acts as it always does.
+    While another exception is on its way SIGTERM changes nothing: the program is ending, and `torchrun` sends SIGTERM
+    to all ranks as soon as one has ended, often before the others have said why. Outside the main thread, where Python
+    takes no signals, SIGTERM acts as it always does.
     """
+
     def terminate(number: int, frame: FrameType | None) -> None:
         if sys.exception() is None:
             raise Terminated

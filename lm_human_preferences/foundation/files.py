@@ -33,7 +33,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         number = re.search(r"os error (\d+)", str(error))
         if number is None or int(number[1]) not in _DISK:
             raise
-        raise UserError(f"cannot write {path}: {os.strerror(int(number[1]))}; make room, or choose another disk") from None
+        raise UserError(
+            f"cannot write {path}: {os.strerror(int(number[1]))}; make room, or choose another disk"
+        ) from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -57,7 +59,9 @@ def make_folder(folder: Path) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; when the block ends well it is synced to disk and takes `path`'s name."""
+    """A temporary path beside `path` to write to; when the block ends well it is synced to disk and takes `path`'s
+    name.
+    """
     path = Path(path)
     make_folder(path.parent)
     with disk_errors(path):

@@ -1,4 +1,6 @@
-"""Files of records, read one record at a time: JSON lists of objects and JSON lines, gzipped or not, without ever holding the whole."""
+"""Files of records, read one record at a time: JSON lists of objects and JSON lines, gzipped or not, without ever
+holding the whole.
+"""
 
 import gzip
 import json
@@ -16,25 +18,32 @@ _STRING_OR_BRACE = re.compile(rb'"(?:[^"\\]|\\(?:.|\Z))*+("|\Z)|[{}]', re.DOTALL
 _SPACE = b" \t\r\n"
 
 
-def read_records(path: Path, noun: str = "record", progress: Callable[[int], object] = lambda n: None, raw: bool = False) -> Iterator[tuple[str, Any]]:
-    """(where, record) of each record in a file, for messages and for use; with `raw` its bytes, which need not be right inside.
+def read_records(
+    path: Path, noun: str = "record", progress: Callable[[int], object] = lambda n: None, raw: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """(where, record) of each record in a file, for messages and for use; with `raw` its bytes, which need not be right
+    inside.
 
-    `.jsonl` (or `.jsonl.gz`) has a record a line, empty lines are passed over; any other name is one JSON list, or lines if it does not
-    begin with `[`. `progress` is told how many bytes of the file have been read. Raises UserError, naming file and place, for
-    a file that is missing, truncated, not UTF-8 or no JSON.
+    `.jsonl` (or `.jsonl.gz`) has a record a line, empty lines are passed over; any other name is one JSON list, or
+    lines if it does not begin with `[`. `progress` is told how many bytes of the file have been read. Raises UserError,
+    naming file and place, for a file that is missing, truncated, not UTF-8 or no JSON.
     """
     path = Path(path)
     try:
         with open(path, "rb") as opened:
             file = gzip.GzipFile(fileobj=opened) if path.suffix == ".gz" else opened
-            yield from _records(path, file, opened, noun, progress, (lambda content, where: content) if raw else parse_json)
+            yield from _records(
+                path, file, opened, noun, progress, (lambda content, where: content) if raw else parse_json
+            )
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path} is damaged or not readable: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _records(path: Path, file, opened, noun: str, progress: Callable[[int], object], parse: Callable[[bytes, str], Any]) -> Iterator[tuple[str, Any]]:
+def _records(
+    path: Path, file, opened, noun: str, progress: Callable[[int], object], parse: Callable[[bytes, str], Any]
+) -> Iterator[tuple[str, Any]]:
     told = 0
 
     def read() -> bytes:
@@ -62,7 +71,9 @@ def _records(path: Path, file, opened, noun: str, progress: Callable[[int], obje
         rest = rest + more if more else b""
 
 
-def _list_items(path: Path, buffer: bytes, read: Callable[[], bytes], noun: str, parse: Callable[[bytes, str], Any]) -> Iterator[tuple[str, Any]]:
+def _list_items(
+    path: Path, buffer: bytes, read: Callable[[], bytes], noun: str, parse: Callable[[bytes, str], Any]
+) -> Iterator[tuple[str, Any]]:
     """The items of one JSON list; objects are cut out one by one, a list of anything else is read at once."""
     import simdjson
 
@@ -73,10 +84,10 @@ def _list_items(path: Path, buffer: bytes, read: Callable[[], bytes], noun: str,
         """The next byte that is no white space, b"" at the end of the file; `place` is where it lies."""
         nonlocal buffer, place
         while True:
-            while buffer[place:place + 1] and buffer[place] in _SPACE:
+            while buffer[place : place + 1] and buffer[place] in _SPACE:
                 place += 1
             if place < len(buffer):
-                return buffer[place:place + 1]
+                return buffer[place : place + 1]
             buffer, place = read(), 0
             if not buffer:
                 return b""
@@ -89,7 +100,9 @@ def _list_items(path: Path, buffer: bytes, read: Callable[[], bytes], noun: str,
             place += 1
             byte = following()
         if not byte:
-            raise UserError(f"{path} is truncated: its list is not closed" + (f" after {noun} {number - 1}" if number else ""))
+            raise UserError(
+                f"{path} is truncated: its list is not closed" + (f" after {noun} {number - 1}" if number else "")
+            )
         if byte != b"{":
             if number:
                 raise UserError(f"{where}: expected an object")

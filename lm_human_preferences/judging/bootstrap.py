@@ -18,15 +18,24 @@ class Bootstrap:
 
     def __init__(self, n: int, seed: int, resamples: int = 2000):
         drawn = torch.randint(n, (resamples, n), generator=generator_for(seed, "evaluation/bootstrap"))
-        self.counts = torch.zeros(resamples, n).scatter_add_(1, drawn, torch.ones(resamples, n)).numpy()  # how often each was drawn
+        self.counts = (
+            torch.zeros(resamples, n).scatter_add_(1, drawn, torch.ones(resamples, n)).numpy()
+        )  # how often each was drawn
 
     def mean(self, values: np.ndarray) -> Interval:
         """Of `values` [n], NaNs left out."""
         known = ~np.isnan(values)
         return self.ratio(np.where(known, values, 0.0), known)
 
-    def ratio(self, numerators: np.ndarray, denominators: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Interval:
-        """Of transform(sum of `numerators` [n] / sum of `denominators` [n]): a mean per token, say, where responses differ in length."""
+    def ratio(
+        self,
+        numerators: np.ndarray,
+        denominators: np.ndarray,
+        transform: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+    ) -> Interval:
+        """Of transform(sum of `numerators` [n] / sum of `denominators` [n]): a mean per token, say, where responses
+        differ in length.
+        """
         numerators, denominators = (np.asarray(part, dtype=np.float64) for part in (numerators, denominators))
         if not denominators.sum():
             return {"mean": None, "low": None, "high": None}
@@ -35,7 +44,9 @@ class Bootstrap:
         return {"mean": float(transform(numerators.sum() / denominators.sum())), "low": float(low), "high": float(high)}
 
     def around(self, share: float, pseudo_values: np.ndarray) -> Interval:
-        """Of a share that is no mean, from its jackknife pseudo-values [n]: their bootstrapped mean, shifted to lie around it."""
+        """Of a share that is no mean, from its jackknife pseudo-values [n]: their bootstrapped mean, shifted to lie
+        around it.
+        """
         found = self.mean(pseudo_values)
         shift = share - found["mean"]
         return {"mean": share, "low": max(0.0, found["low"] + shift), "high": min(1.0, found["high"] + shift)}

@@ -1,4 +1,5 @@
-"""How rewards compare with choices and ratings of people: calibration, temperature, correlations, agreement. Pure functions of arrays.
+"""How rewards compare with choices and ratings of people: calibration, temperature, correlations, agreement. Pure
+functions of arrays.
 
 n choices among N responses; an Estimate is a number with its standard error. docs/reward_quality.md has every formula.
 """
@@ -13,7 +14,9 @@ Estimate = dict[str, float | None]  # "value" and "standard_error"; None where n
 
 
 def mean(values: np.ndarray) -> Estimate:
-    """Of values [n] taken for independent: standard error = biased deviation / sqrt(n), for zeros and ones sqrt(p (1 - p) / n)."""
+    """Of values [n] taken for independent: standard error = biased deviation / sqrt(n), for zeros and ones sqrt(p (1 -
+    p) / n).
+    """
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
         return {"value": None, "standard_error": None}
@@ -23,8 +26,8 @@ def mean(values: np.ndarray) -> Estimate:
 def mean_of_overlapping(values: np.ndarray, members: Sequence[Sequence[Hashable]]) -> Estimate:
     """Of values [n] that are not independent where two share a member (a response, say); members [n][any number].
 
-    Standard error sqrt(sum of e_i e_j over all i, j that are the same or share one) / n, e the values less their mean; None if that sum is
-    negative, as it can be by chance.
+    Standard error sqrt(sum of e_i e_j over all i, j that are the same or share one) / n, e the values less their mean;
+    None if that sum is negative, as it can be by chance.
     """
     found, values_of = mean(values), {}
     if found["value"] is None:
@@ -33,7 +36,10 @@ def mean_of_overlapping(values: np.ndarray, members: Sequence[Sequence[Hashable]
     for place, own in enumerate(members):
         for member in own:
             values_of.setdefault(member, set()).add(place)
-    total = sum(rest[place] * sum(rest[other] for other in {place}.union(*(values_of[member] for member in own))) for place, own in enumerate(members))
+    total = sum(
+        rest[place] * sum(rest[other] for other in {place}.union(*(values_of[member] for member in own)))
+        for place, own in enumerate(members)
+    )
     return found | {"standard_error": float(np.sqrt(total) / len(rest)) if total >= 0 else None}
 
 
@@ -48,6 +54,7 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, bootstrap: Bootstrap
 
 # --- calibration ---
 
+
 def log_probabilities(rewards: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """log softmax of rewards [n, N] / temperature: the model's log-probability that people choose each response."""
     scaled = np.asarray(rewards, dtype=np.float64) / temperature
@@ -56,7 +63,8 @@ def log_probabilities(rewards: np.ndarray, temperature: float = 1.0) -> np.ndarr
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, bins: int) -> list[dict]:
-    """A row for each of `bins` equal parts of 0..1 that holds choices, by the probability of the response with the highest reward.
+    """A row for each of `bins` equal parts of 0..1 that holds choices, by the probability of the response with the
+    highest reward.
 
     confidence float [n], right bool [n]. Rows: low, high, choices, confidence (mean), accuracy and its standard error.
     """
@@ -64,16 +72,29 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int) -> list[di
     for i in range(bins):
         if (inside := place == i).any():
             accuracy = mean(right[inside])
-            rows.append({"low": i / bins, "high": (i + 1) / bins, "choices": int(inside.sum()), "confidence": float(confidence[inside].mean()),
-                         "accuracy": accuracy["value"], "standard_error": accuracy["standard_error"]})
+            rows.append(
+                {
+                    "low": i / bins,
+                    "high": (i + 1) / bins,
+                    "choices": int(inside.sum()),
+                    "confidence": float(confidence[inside].mean()),
+                    "accuracy": accuracy["value"],
+                    "standard_error": accuracy["standard_error"],
+                }
+            )
     return rows
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int, bootstrap: Bootstrap) -> Estimate:
-    """Expected calibration error: sum over bins of |sum of (confidence - right)| / n; its deviation over resamples of the choices."""
+    """Expected calibration error: sum over bins of |sum of (confidence - right)| / n; its deviation over resamples of
+    the choices.
+    """
     n, gaps = len(confidence), np.zeros((len(confidence), bins))
     gaps[np.arange(n), _bin_of(confidence, bins)] = confidence - right
-    return {"value": float(np.abs(gaps.sum(0)).sum() / n), "standard_error": float((np.abs(bootstrap.counts @ gaps).sum(1) / n).std())}
+    return {
+        "value": float(np.abs(gaps.sum(0)).sum() / n),
+        "standard_error": float((np.abs(bootstrap.counts @ gaps).sum(1) / n).std()),
+    }
 
 
 def _bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
@@ -81,10 +102,12 @@ def _bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
 
 
 def best_temperature(rewards: np.ndarray, best: np.ndarray) -> Estimate:
-    """The temperature T at which softmax(rewards / T) makes the choices likeliest; above 1 the rewards are too sure of themselves.
+    """The temperature T at which softmax(rewards / T) makes the choices likeliest; above 1 the rewards are too sure of
+    themselves.
 
-    The log-likelihood is concave in 1 / T, so its slope, mean of r_best - E[r], has one root. None where there is none between 1/1000 and
-    1000: the rewards say nothing about the choices, or everything. Standard error from the Fisher information: T^2 / sqrt(sum of Var[r]).
+    The log-likelihood is concave in 1 / T, so its slope, mean of r_best - E[r], has one root. None where there is none
+    between 1/1000 and 1000: the rewards say nothing about the choices, or everything. Standard error from the Fisher
+    information: T^2 / sqrt(sum of Var[r]).
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     chosen = rewards[np.arange(len(rewards)), best]
@@ -101,19 +124,23 @@ def best_temperature(rewards: np.ndarray, best: np.ndarray) -> Estimate:
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if slope(middle)[0] > 0 else (low, middle)
     temperature = float(1 / np.sqrt(low * high))
-    return {"value": temperature, "standard_error": temperature ** 2 / float(np.sqrt(slope(1 / temperature)[1]))}
+    return {"value": temperature, "standard_error": temperature**2 / float(np.sqrt(slope(1 / temperature)[1]))}
 
 
 # --- correlations ---
 
+
 def correlation(x: np.ndarray, y: np.ndarray, unit: np.ndarray, bootstrap: Bootstrap) -> Estimate:
-    """Pearson's r of x, y [m]; its deviation over resamples of the units (unit int [m]: to which choice, say, a point belongs).
+    """Pearson's r of x, y [m]; its deviation over resamples of the units (unit int [m]: to which choice, say, a point
+    belongs).
 
     None where one of them is constant.
     """
     x, y = (np.asarray(part, dtype=np.float64) - np.mean(part) for part in (x, y))
     points = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y])
-    units = np.stack([np.bincount(unit, row, minlength=bootstrap.counts.shape[1]) for row in points], axis=1)  # [units, 6]
+    units = np.stack(
+        [np.bincount(unit, row, minlength=bootstrap.counts.shape[1]) for row in points], axis=1
+    )  # [units, 6]
     value = float(_pearson(units.sum(0)))
     if not np.isfinite(value):
         return {"value": None, "standard_error": None}
@@ -138,6 +165,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 # --- agreement with people ---
 
+
 def top_shares(scores: np.ndarray) -> np.ndarray:
     """Scores [..., N] as choices: 1 for the highest, 1/m for each of m that tie, 0 for the others."""
     top = scores == scores.max(-1, keepdims=True)
@@ -145,10 +173,12 @@ def top_shares(scores: np.ndarray) -> np.ndarray:
 
 
 def rater_agreement(ratings: Sequence[Sequence[float]], picked: int) -> dict[str, float]:
-    """Who agrees with whom about one choice: ratings [N][m], each person's; `picked`: the response that the model prefers.
+    """Who agrees with whom about one choice: ratings [N][m], each person's; `picked`: the response that the model
+    prefers.
 
-    Two agree as far as their choices overlap, ties split. Person j is the j-th rating of each response, as far as the shortest list goes.
-    `model`: the model and one person, `people`: two persons, `rest`: one person and the mean of the others; means over persons.
+    Two agree as far as their choices overlap, ties split. Person j is the j-th rating of each response, as far as the
+    shortest list goes. `model`: the model and one person, `people`: two persons, `rest`: one person and the mean of the
+    others; means over persons.
     """
     persons = min(len(given) for given in ratings)
     by_person = np.array([given[:persons] for given in ratings], dtype=np.float64).T  # [m, N]
@@ -162,19 +192,24 @@ def rater_agreement(ratings: Sequence[Sequence[float]], picked: int) -> dict[str
 
 
 def rating_reliability(ratings: Sequence[Sequence[float]]) -> dict[str, float | None]:
-    """How far ratings of the same texts agree: ratings [n][m_i]. `single`: the share of a rating's variance that lies between texts.
+    """How far ratings of the same texts agree: ratings [n][m_i]. `single`: the share of a rating's variance that lies
+    between texts.
 
-    One-way analysis of variance: (B - W) / (B + (k - 1) W) with mean squares B between and W within texts, k = mean size of a text's
-    ratings corrected for unequal sizes. `mean`: the same for the mean of k (Spearman and Brown); `ceiling`: its root, the highest
-    correlation with the means that a perfect model could reach. None where people agree no more than chance would have it.
+    One-way analysis of variance: (B - W) / (B + (k - 1) W) with mean squares B between and W within texts, k = mean
+    size of a text's ratings corrected for unequal sizes. `mean`: the same for the mean of k (Spearman and Brown);
+    `ceiling`: its root, the highest correlation with the means that a perfect model could reach. None where people
+    agree no more than chance would have it.
     """
     sizes = np.array([len(given) for given in ratings], dtype=np.float64)
     means, total = np.array([np.mean(given) for given in ratings]), sizes.sum()
-    n, within = len(sizes), sum(float(((np.asarray(given) - m) ** 2).sum()) for given, m in zip(ratings, means, strict=True))
+    n, within = (
+        len(sizes),
+        sum(float(((np.asarray(given) - m) ** 2).sum()) for given, m in zip(ratings, means, strict=True)),
+    )
     if n < 2 or total <= n:
         return {"single": None, "mean": None, "ceiling": None}
     between = float((sizes * (means - (sizes * means).sum() / total) ** 2).sum()) / (n - 1)
-    within, k = within / (total - n), float((total - (sizes ** 2).sum() / total) / (n - 1))
+    within, k = within / (total - n), float((total - (sizes**2).sum() / total) / (n - 1))
     single = (between - within) / (between + (k - 1) * within) if between + (k - 1) * within else 0.0
     if single <= 0:
         return {"single": single, "mean": None, "ceiling": None}

@@ -1,4 +1,6 @@
-"""Policies on the same held-out queries and the same uniforms: what they write and how it scores; before against after a training run."""
+"""Policies on the same held-out queries and the same uniforms: what they write and how it scores; before against after
+a training run.
+"""
 
 import json
 from collections.abc import Sequence
@@ -8,23 +10,25 @@ from typing import NamedTuple
 
 import torch
 
-from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.compute.distributed import World, generator_for
-from lm_human_preferences.foundation.files import atomic_file, write_json
-from lm_human_preferences.language.encoding import Encoding
-from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import query_stream
-from lm_human_preferences.learning.scoring import Rewards, Scorer
 from lm_human_preferences.data.tasks import TaskParams, penalise, readable, responses_are_valid, truncate_responses
+from lm_human_preferences.foundation.configuration import param
+from lm_human_preferences.foundation.files import atomic_file, write_json
 from lm_human_preferences.judging.text_metrics import distinct
+from lm_human_preferences.language.encoding import Encoding
+from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.learning.scoring import Rewards, Scorer
 
 
 @dataclass
 class EvaluationParams:
     """The comparison that ends a policy-training run."""
 
-    samples: int = param(256, "held-out queries on which the initial and the tuned policy are compared; 0 does not compare")
+    samples: int = param(
+        256, "held-out queries on which the initial and the tuned policy are compared; 0 does not compare"
+    )
     split: str = param("valid", "split of the query data set that they come from")
     shown: int = param(10, "pairs to print")
 
@@ -34,18 +38,32 @@ class Responses(NamedTuple):
 
     tokens: torch.Tensor  # int64 [n, R], truncated
     valid: torch.Tensor  # bool [n]
-    kl: torch.Tensor  # float32 [n, R], nats: log-probability of the raw response under the policy less that under the reference
+    kl: (
+        torch.Tensor
+    )  # float32 [n, R], nats: log-probability of the raw response under the policy less that under the reference
     entropies: torch.Tensor  # float32 [n, R], nats, of the policy at each place of the raw response
-    scores: torch.Tensor  # float32 [n, K], of the truncated response: one column for each of the `rewards`, without penalty
+    scores: (
+        torch.Tensor
+    )  # float32 [n, K], of the truncated response: one column for each of the `rewards`, without penalty
 
 
 @torch.no_grad()
-def sample_and_score(policy: Policy, reference: Policy, rewards: Sequence[Rewards], task: TaskParams, queries: torch.Tensor,
-                     uniforms: torch.Tensor, precision: Precision, micro_batch: int, world: World = World()) -> Responses:
-    """Responses of `policy` to queries int64 [n, Q] at uniforms float32 [n, R], measured against `reference` and scored.
+def sample_and_score(
+    policy: Policy,
+    reference: Policy,
+    rewards: Sequence[Rewards],
+    task: TaskParams,
+    queries: torch.Tensor,
+    uniforms: torch.Tensor,
+    precision: Precision,
+    micro_batch: int,
+    world: World = World(),
+) -> Responses:
+    """Responses of `policy` to queries int64 [n, Q] at uniforms float32 [n, R], measured against `reference` and
+    scored.
 
-    Each rank does its share of the rows, then all have everything. Both policies' log-probabilities come from the same computation, so a
-    policy's KL to itself is exactly 0.
+    Each rank does its share of the rows, then all have everything. Both policies' log-probabilities come from the same
+    computation, so a policy's KL to itself is exactly 0.
     """
     n, parts, padding = len(queries), [], policy.transformer.config.padding_token
     for rows in world.share_of(torch.arange(n)).split(micro_batch):
@@ -55,16 +73,26 @@ def sample_and_score(policy: Policy, reference: Policy, rewards: Sequence[Reward
             own = policy.analyze(q, drawn)
             theirs = own.logprobs if policy is reference else reference.analyze(q, drawn, entropies=False).logprobs
             truncated = truncate_responses(drawn, task.truncate_token, task.truncate_after, padding)
-            scores = torch.stack([reward(q, truncated) for reward in rewards], dim=1) if rewards else own.logprobs[:, :0]
+            scores = (
+                torch.stack([reward(q, truncated) for reward in rewards], dim=1) if rewards else own.logprobs[:, :0]
+            )
         valid = responses_are_valid(truncated, task.truncate_token, task.truncate_after)
         parts.append(Responses(truncated, valid, own.logprobs - theirs, own.entropies, scores))
     return Responses(*(world.gather(torch.cat(column))[:n].cpu() for column in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
-def given_logprobs(policy: Policy, queries: torch.Tensor, responses: torch.Tensor, padding_token: int, precision: Precision, micro_batch: int,
-                   world: World = World()) -> torch.Tensor:
-    """Log-probabilities at temperature 1 of responses int64 [n, R], padded on the right, to queries int64 [n, Q]: float32 [n, R], 0 at padding.
+def given_logprobs(
+    policy: Policy,
+    queries: torch.Tensor,
+    responses: torch.Tensor,
+    padding_token: int,
+    precision: Precision,
+    micro_batch: int,
+    world: World = World(),
+) -> torch.Tensor:
+    """Log-probabilities at temperature 1 of responses int64 [n, R], padded on the right, to queries int64 [n, Q]:
+    float32 [n, R], 0 at padding.
 
     Rows of similar length share a micro-batch, so that little is computed for padding.
     """
@@ -75,9 +103,11 @@ def given_logprobs(policy: Policy, queries: torch.Tensor, responses: torch.Tenso
         r = responses[rows, :longest]
         filled = torch.where(r == padding_token, 0, r)  # what stands after a response changes nothing in it
         with precision.autocast():
-            logprobs = policy.analyze(queries[rows].to(precision.device), filled.to(precision.device), entropies=False, temperature=1).logprobs
+            logprobs = policy.analyze(
+                queries[rows].to(precision.device), filled.to(precision.device), entropies=False, temperature=1
+            ).logprobs
         parts.append(torch.nn.functional.pad(logprobs, (0, responses.shape[1] - longest)))
-    found = world.gather(torch.cat(parts))[:len(order)].cpu()
+    found = world.gather(torch.cat(parts))[: len(order)].cpu()
     return torch.where(responses == padding_token, 0.0, found[order.argsort()])
 
 
@@ -86,46 +116,81 @@ def uniforms_of(task: TaskParams, samples: int, seed: int) -> torch.Tensor:
     return torch.rand(samples, task.response_length, generator=generator_for(seed, "evaluation/uniforms"))
 
 
-def compare_policies(folder: Path, before: Policy, after: Policy, scorer: Scorer, task: TaskParams, encoding: Encoding, params: EvaluationParams,
-                     precision: Precision, seed: int, micro_batch: int, world: World = World()) -> dict:
-    """Compare on held-out queries, all ranks together; print a table and pairs, write `result.json` and all pairs to `evaluation.jsonl`."""
-    queries, uniforms = query_stream(task, encoding, seed, "evaluation", params.split).batch(params.samples), uniforms_of(task, params.samples, seed)
+def compare_policies(
+    folder: Path,
+    before: Policy,
+    after: Policy,
+    scorer: Scorer,
+    task: TaskParams,
+    encoding: Encoding,
+    params: EvaluationParams,
+    precision: Precision,
+    seed: int,
+    micro_batch: int,
+    world: World = World(),
+) -> dict:
+    """Compare on held-out queries, all ranks together; print a table and pairs, write `result.json` and all pairs to
+    `evaluation.jsonl`.
+    """
+    queries, uniforms = (
+        query_stream(task, encoding, seed, "evaluation", params.split).batch(params.samples),
+        uniforms_of(task, params.samples, seed),
+    )
     sides = {}
     for name, policy in (("before", before), ("after", after)):
         r = sample_and_score(policy, before, [scorer.rewards], task, queries, uniforms, precision, micro_batch, world)
-        sides[name] = {"tokens": r.tokens, "score": penalise(r.scores[:, 0], r.valid, task.penalty_reward_value), "kl": r.kl.sum(1),
-                       "token_kl": r.kl, "valid": r.valid}
+        sides[name] = {
+            "tokens": r.tokens,
+            "score": penalise(r.scores[:, 0], r.valid, task.penalty_reward_value),
+            "kl": r.kl.sum(1),
+            "token_kl": r.kl,
+            "valid": r.valid,
+        }
     pairs = []
     for i in range(params.samples):
         pair = {"query": readable(encoding, queries[i])}
         for name, side in sides.items():
             per_token = per_token_kl(side["tokens"][i], side["token_kl"][i], encoding)
-            pair |= {name: readable(encoding, side["tokens"][i]), f"score_{name}": float(side["score"][i]), f"kl_{name}": float(side["kl"][i]),
-                     **{f"{key}_{name}": values for key, values in per_token.items()}}
+            pair |= {
+                name: readable(encoding, side["tokens"][i]),
+                f"score_{name}": float(side["score"][i]),
+                f"kl_{name}": float(side["kl"][i]),
+                **{f"{key}_{name}": values for key, values in per_token.items()},
+            }
         pairs.append(pair)
-    result = {name: {"score": float(side["score"].mean()), "kl": float(side["kl"].mean()), "valid": float(side["valid"].float().mean()),
-                     "distinct_2": distinct(unpadded(side["tokens"], encoding.padding_token), 2).share} for name, side in sides.items()}
+    result = {
+        name: {
+            "score": float(side["score"].mean()),
+            "kl": float(side["kl"].mean()),
+            "valid": float(side["valid"].float().mean()),
+            "distinct_2": distinct(unpadded(side["tokens"], encoding.padding_token), 2).share,
+        }
+        for name, side in sides.items()
+    }
     result["queries"] = params.samples
     if not world.is_main:
         return result
     with atomic_file(folder / "evaluation.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
-    write_json(folder / "result.json", result | {"samples": pairs[:max(20, params.shown)]})
+    write_json(folder / "result.json", result | {"samples": pairs[: max(20, params.shown)]})
     print(comparison_table(result, params.samples, params.split))
-    for pair in pairs[:params.shown]:
-        print(f"\n  {pair['query']} ...\n    before [{pair['score_before']:+.2f}] {pair['before'].strip()}\n"
-              f"    after  [{pair['score_after']:+.2f}] {pair['after'].strip()}")
+    for pair in pairs[: params.shown]:
+        print(
+            f"\n  {pair['query']} ...\n    before [{pair['score_before']:+.2f}] {pair['before'].strip()}\n"
+            f"    after  [{pair['score_after']:+.2f}] {pair['after'].strip()}"
+        )
     return result
 
 
 def per_token_kl(tokens: torch.Tensor, kl: torch.Tensor, encoding: Encoding, marks: bool = False) -> dict[str, list]:
-    """Where in a response the KL lies: tokens int64 [R], padding at the end; kl float32 [R], nats -> `token_kl`, `token_ends`; empty if all is 0.
+    """Where in a response the KL lies: tokens int64 [R], padding at the end; kl float32 [R], nats -> `token_kl`,
+    `token_ends`; empty if all is 0.
 
-    `token_kl`: of each token, to three decimals; `token_ends`: how many characters of the response's text are complete with it. An
-    end-of-text token has no text unless `marks`.
+    `token_kl`: of each token, to three decimals; `token_ends`: how many characters of the response's text are complete
+    with it. An end-of-text token has no text unless `marks`.
     """
     row = [token for token in tokens.tolist() if token != encoding.padding_token]
-    values = [round(value, 3) + 0.0 for value in kl[:len(row)].tolist()]
+    values = [round(value, 3) + 0.0 for value in kl[: len(row)].tolist()]
     if not any(values):
         return {}
 
@@ -135,7 +200,9 @@ def per_token_kl(tokens: torch.Tensor, kl: torch.Tensor, encoding: Encoding, mar
     whole, ends = text(len(row)), []
     for count in range(1, len(row) + 1):
         begun = text(count)
-        while not whole.startswith(begun):  # the last character is not whole yet: its bytes are spread over several tokens
+        while not whole.startswith(
+            begun
+        ):  # the last character is not whole yet: its bytes are spread over several tokens
             begun = begun[:-1]
         ends.append(len(begun))
     return {"token_kl": values, "token_ends": ends}
@@ -143,10 +210,17 @@ def per_token_kl(tokens: torch.Tensor, kl: torch.Tensor, encoding: Encoding, mar
 
 def comparison_table(result: dict, count: int, split: str) -> str:
     """The comparison as a table for people."""
-    rows = [("score (mean of the reward model)", "score", "{:.3f}"), ("KL to the initial model, nats per response", "kl", "{:.2f}"),
-            ("responses with a valid end", "valid", "{:.1%}"), ("distinct pairs of tokens", "distinct_2", "{:.1%}")]
+    rows = [
+        ("score (mean of the reward model)", "score", "{:.3f}"),
+        ("KL to the initial model, nats per response", "kl", "{:.2f}"),
+        ("responses with a valid end", "valid", "{:.1%}"),
+        ("distinct pairs of tokens", "distinct_2", "{:.1%}"),
+    ]
     lines = [f"\non {count} held-out queries ({split}):", f"  {'':44}{'before':>10}{'after':>10}"]
-    lines += [f"  {title:44}{form.format(result['before'][key]):>10}{form.format(result['after'][key]):>10}" for title, key, form in rows]
+    lines += [
+        f"  {title:44}{form.format(result['before'][key]):>10}{form.format(result['after'][key]):>10}"
+        for title, key, form in rows
+    ]
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """What a text is worth: a lexicon of feelings, and a linear model of people's ratings (tf-idf and ridge regression).
 
-Ratings lie in `sentences.jsonl` of a prepared data set, a line a sentence: {"text": ..., "rating": mean, "split": train, valid or test, ...}.
+Ratings lie in `sentences.jsonl` of a prepared data set, a line a sentence: {"text": ..., "rating": mean, "split":
+train, valid or test, ...}.
 """
 
 import functools
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.data.queries import preparation_command
+from lm_human_preferences.foundation.errors import UserError
 
 FOLDS = 5
 ALPHAS = (0.1, 0.3, 1.0, 3.0)  # strengths of the ridge penalty to choose from
@@ -21,9 +22,13 @@ ALPHAS = (0.1, 0.3, 1.0, 3.0)  # strengths of the ridge penalty to choose from
 def rated_rows(path: Path) -> list[dict]:
     """The rows of a JSON-lines file of the data set. Raises UserError where it is missing or damaged."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]  # not splitlines: U+2028 is text
+        return [
+            json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line
+        ]  # not splitlines: U+2028 is text
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: prepare the data set first ({preparation_command('movies')})") from None
+        raise UserError(
+            f"{path} does not exist: prepare the data set first ({preparation_command('movies')})"
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable as JSON lines ({error}): prepare the data set again") from None
 
@@ -31,6 +36,7 @@ def rated_rows(path: Path) -> list[dict]:
 @dataclass(frozen=True)
 class Sentences:
     """Sentences of some splits: texts and, in the same order, mean ratings (float64 [n], -4 to +4)."""
+
     texts: list[str]
     ratings: np.ndarray
 
@@ -40,7 +46,9 @@ def load_sentences(folder: Path, splits: Sequence[str]) -> Sentences:
     path = Path(folder) / "sentences.jsonl"
     try:
         rows = [row for row in rated_rows(path) if row["split"] in splits]
-        return Sentences([str(row["text"]) for row in rows], np.array([row["rating"] for row in rows], dtype=np.float64))
+        return Sentences(
+            [str(row["text"]) for row in rows], np.array([row["rating"] for row in rows], dtype=np.float64)
+        )
     except (KeyError, TypeError, ValueError):
         raise UserError(f'{path}: expected {{"text": text, "rating": number, "split": name}} in each line') from None
 
@@ -61,7 +69,9 @@ def _lexicon():
 
 
 def linear_model(alpha: float, characters: bool):
-    """tf-idf of words and word pairs (and of 3 to 5 characters within words), then ridge regression. UserError without scikit-learn."""
+    """tf-idf of words and word pairs (and of 3 to 5 characters within words), then ridge regression. UserError without
+    scikit-learn.
+    """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import Ridge
@@ -75,10 +85,11 @@ def linear_model(alpha: float, characters: bool):
 
 
 class HeldOutJudge:
-    """Rates any text on the human scale, and has no part in training: it learns from the sentences of valid and test alone.
+    """Rates any text on the human scale, and has no part in training: it learns from the sentences of valid and test
+    alone.
 
-    A reward model never sees those, so the judge can tell whether a policy pleases people or only its reward model. Do not measure it
-    on labels_valid or labels_test, which hold its own sentences; `cross_validation` says how good it is.
+    A reward model never sees those, so the judge can tell whether a policy pleases people or only its reward model. Do
+    not measure it on labels_valid or labels_test, which hold its own sentences; `cross_validation` says how good it is.
     """
 
     def __init__(self, data: Sentences):
@@ -89,14 +100,20 @@ class HeldOutJudge:
 
     @classmethod
     def fit(cls, folder: Path) -> "HeldOutJudge":
-        """From a prepared data set. Raises UserError where that is missing or too small, or scikit-learn is not installed."""
+        """From a prepared data set. Raises UserError where that is missing or too small, or scikit-learn is not
+        installed.
+        """
         data = load_sentences(folder, ["valid", "test"])
         if len(data.texts) < 2 * FOLDS:
-            raise UserError(f"{folder} holds {len(data.texts)} held-out sentences, the judge needs at least {2 * FOLDS}: prepare more")
+            raise UserError(
+                f"{folder} holds {len(data.texts)} held-out sentences, the judge needs at least {2 * FOLDS}: prepare more"
+            )
         return cls(data)
 
     def rate(self, texts: list[str]) -> np.ndarray:
-        """The rating that people would give each text, float64 [n], -4 to +4; about the mean for a text without known words."""
+        """The rating that people would give each text, float64 [n], -4 to +4; about the mean for a text without known
+        words.
+        """
         return np.clip(self._model.predict(texts), -4.0, 4.0) if texts else np.zeros(0)
 
     def cross_validation(self) -> dict[str, float]:
@@ -119,5 +136,10 @@ class HeldOutJudge:
             for alpha, model in models.items():
                 predicted[alpha][held] = model[-1].fit(seen, truth[rest]).predict(unseen)
         spread = ((truth - truth.mean()) ** 2).sum()
-        return {alpha: {"pearson": float(np.corrcoef(truth, values)[0, 1]), "r2": float(1 - ((truth - values) ** 2).sum() / spread)}
-                for alpha, values in predicted.items()}
+        return {
+            alpha: {
+                "pearson": float(np.corrcoef(truth, values)[0, 1]),
+                "r2": float(1 - ((truth - values) ** 2).sum() / spread),
+            }
+            for alpha, values in predicted.items()
+        }

@@ -1,7 +1,9 @@
-"""What can be read off texts alone: how varied they are, what they copy from their source, and their overlap with a reference (ROUGE).
+"""What can be read off texts alone: how varied they are, what they copy from their source, and their overlap with a
+reference (ROUGE).
 
-Words are runs of letters and digits in lower case, apostrophes inside; punctuation does not count. The figures on copying are in
-the manner of the paper's on what its summaries copy: sentences, n-grams and whole responses that occur in the source, and where there.
+Words are runs of letters and digits in lower case, apostrophes inside; punctuation does not count. The figures on
+copying are in the manner of the paper's on what its summaries copy: sentences, n-grams and whole responses that occur
+in the source, and where there.
 """
 
 import functools
@@ -16,7 +18,9 @@ from lm_human_preferences.foundation.errors import UserError
 COPIED_NGRAMS = (1, 2, 3, 4)  # lengths, in words
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|\n+")
-_ABBREVIATION = re.compile(r"(?:\b(?:mr|mrs|ms|dr|prof|st|jr|sr|sen|rep|gov|gen|lt|col|vs|inc|co|corp)|\b[a-z](?:\.[a-z])*)\.$", re.IGNORECASE)
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:mr|mrs|ms|dr|prof|st|jr|sr|sen|rep|gov|gen|lt|col|vs|inc|co|corp)|\b[a-z](?:\.[a-z])*)\.$", re.IGNORECASE
+)
 
 
 def words(text: str) -> list[str]:
@@ -25,14 +29,15 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """The text cut after . ! ? (and closing quotes) before white space, and at line ends; not after abbreviations and initials.
+    """The text cut after . ! ? (and closing quotes) before white space, and at line ends; not after abbreviations and
+    initials.
 
     Parts without a word are dropped.
     """
     parts, start = [], 0
     for end in _END.finditer(text):
-        if not (end.group().startswith(".") and _ABBREVIATION.search(text[start:end.start() + 1])):
-            parts.append(text[start:end.end()])
+        if not (end.group().startswith(".") and _ABBREVIATION.search(text[start : end.start() + 1])):
+            parts.append(text[start : end.end()])
             start = end.end()
     return [part.strip() for part in (*parts, text[start:]) if words(part)]
 
@@ -44,6 +49,7 @@ def lead(text: str, n: int = 3) -> str:
 
 # --- copying ---
 
+
 def copied_ngrams(source: str, text: str, n: int) -> tuple[int, int]:
     """How many of the n-grams of `text` occur in `source`, and how many there are (each occurrence counts)."""
     known, found = set(_ngrams(words(source), n)), _ngrams(words(text), n)
@@ -51,7 +57,9 @@ def copied_ngrams(source: str, text: str, n: int) -> tuple[int, int]:
 
 
 def copied_sentences(source: str, text: str) -> tuple[int, int]:
-    """How many sentences of `text` occur in `source`, and how many there are. A sentence occurs if its words do, one after the other."""
+    """How many sentences of `text` occur in `source`, and how many there are. A sentence occurs if its words do, one
+    after the other.
+    """
     found = [_place(words(source), words(sentence)) for sentence in sentences(text)]
     return sum(place is not None for place in found), len(found)
 
@@ -63,14 +71,16 @@ def is_copied(source: str, text: str) -> bool:
 
 
 def copy_places(source: str, text: str) -> list[float]:
-    """Where in `source` each copied sentence of `text` begins, first occurrence: words before it over words of the source, 0 to below 1."""
+    """Where in `source` each copied sentence of `text` begins, first occurrence: words before it over words of the
+    source, 0 to below 1.
+    """
     whole = words(source)
     found = (_place(whole, words(sentence)) for sentence in sentences(text))
     return [place / len(whole) for place in found if place is not None]
 
 
 def _ngrams(items: Sequence, n: int) -> list[tuple]:
-    return [tuple(items[i:i + n]) for i in range(len(items) - n + 1)]
+    return [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
 
 
 def _place(source: list[str], part: list[str]) -> int | None:
@@ -81,6 +91,7 @@ def _place(source: list[str], part: list[str]) -> int | None:
 
 
 # --- variety ---
+
 
 class Distinct(NamedTuple):
     """Different n-grams over all n-grams of a set of responses, and what each response does to that number."""
@@ -108,7 +119,8 @@ def distinct(responses: Sequence[Sequence[int]], n: int) -> Distinct:
 
 def unrepeated(queries: Sequence[str], responses: Sequence[str]) -> list[float]:
     """Of each response the share of its words that it has not used before, 1 for a response without words. As a judge
-    (`lm_human_preferences.judging.text_metrics:unrepeated`) it sees what no judge of single words sees: the same praise over and over.
+    (`lm_human_preferences.judging.text_metrics:unrepeated`) it sees what no judge of single words sees: the same praise
+    over and over.
     """
     found = [words(response) for response in responses]
     return [len(set(row)) / len(row) if row else 1.0 for row in found]
@@ -120,7 +132,9 @@ ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 
 
 def rouge(references: Sequence[str], texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """ROUGE-1, -2 and -L of each text against its reference: F1 with Porter's stemmer, float64 [n] each. UserError without rouge-score."""
+    """ROUGE-1, -2 and -L of each text against its reference: F1 with Porter's stemmer, float64 [n] each. UserError
+    without rouge-score.
+    """
     scores = [_rouge_scorer().score(reference, text) for reference, text in zip(references, texts, strict=True)]
     return {name: np.array([score[theirs].fmeasure for score in scores]) for name, theirs in ROUGE.items()}
 

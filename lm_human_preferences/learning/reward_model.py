@@ -7,16 +7,16 @@ import torch.nn as nn
 
 from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.language.model_folders import load_heads, load_model, save_model
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.heads import ScalarHead
+from lm_human_preferences.language.model_folders import load_heads, load_model, save_model
 
 
 class RewardModel(nn.Module):
     """reward = gain * head(hidden state of the last real token) + bias.
 
-    It sees bare query and response, without the policy's prefix and suffix. Gain and bias are parameters that the optimizer trains too,
-    and are reset to 1 and 0 before each normalisation.
+    It sees bare query and response, without the policy's prefix and suffix. Gain and bias are parameters that the
+    optimizer trains too, and are reset to 1 and 0 before each normalisation.
     """
 
     def __init__(self, transformer: GPT2):
@@ -43,16 +43,24 @@ class RewardModel(nn.Module):
                 model.gain.copy_(heads["reward_norm.gain"])
                 model.bias.copy_(heads["reward_norm.bias"])
         except (KeyError, RuntimeError):
-            raise UserError(f"{folder} holds no reward model (no reward head, gain and bias); train one with train_reward") from None
+            raise UserError(
+                f"{folder} holds no reward model (no reward head, gain and bias); train one with train_reward"
+            ) from None
         return model
 
     def save(self, folder: Path, note: dict | None = None, world: World = World()) -> None:
         """Write a model folder with the head beside it; on several ranks all call it and rank 0 writes."""
-        heads = {"reward.weight": self.head.weight, "reward.bias": self.head.bias, "reward_norm.gain": self.gain, "reward_norm.bias": self.bias}
+        heads = {
+            "reward.weight": self.head.weight,
+            "reward.bias": self.head.bias,
+            "reward_norm.gain": self.gain,
+            "reward_norm.bias": self.bias,
+        }
         save_model(folder, self.transformer, heads, note=note, world=world)
 
     def forward(self, queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
-        """Rewards of responses to queries int64 [B, Q]: float32 [B] of one each, int64 [B, R], or [B, K] of several each, int64 [B, K, R].
+        """Rewards of responses to queries int64 [B, Q]: float32 [B] of one each, int64 [B, R], or [B, K] of several
+        each, int64 [B, K, R].
 
         Both may be padded. Several responses share their query's pass.
         """

@@ -1,6 +1,8 @@
-"""One HTML page that needs no other file and no network: its style, its few lines of script, and the pieces it is made of.
+"""One HTML page that needs no other file and no network: its style, its few lines of script, and the pieces it is made
+of.
 
-Whatever comes from a run goes through `text`. Besides, the page's policy lets no script run but ours, which it names by its digest.
+Whatever comes from a run goes through `text`. Besides, the page's policy lets no script run but ours, which it names by
+its digest.
 """
 
 import base64
@@ -80,15 +82,21 @@ tools.hidden=false;show();
 def write_page(path: Path, title: str, facts: list[str], parts: list[str], script: bool) -> None:
     """The page with ready HTML `parts`; `script`: whether it has samples to sort."""
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'" + (f"; script-src 'sha256-{digest}'" if script else "")
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'" + (
+        f"; script-src 'sha256-{digest}'" if script else ""
+    )
     body, headings = "\n".join(parts), re.findall(r"<h2>(.*?)</h2>", "".join(parts))
     for place, heading in enumerate(headings):
         body = body.replace(f"<h2>{heading}</h2>", f"<h2 id=part{place}>{heading}</h2>", 1)
     links = "".join(f"<a href='#part{place}'>{heading}</a>" for place, heading in enumerate(headings))
-    body = f"<h1>{text(title)}</h1><p class=facts>{' · '.join(text(fact) for fact in facts)}</p><nav>{links}</nav>\n{body}"
-    content = ("<!doctype html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
-               f'<meta http-equiv=Content-Security-Policy content="{policy}"><link rel=icon href="data:,"><title>{text(title)}</title>'
-               f"<style>{_CSS}</style></head>\n<body><main>\n{body}\n</main>{f'<script>{_SCRIPT}</script>' if script else ''}</body></html>\n")
+    body = (
+        f"<h1>{text(title)}</h1><p class=facts>{' · '.join(text(fact) for fact in facts)}</p><nav>{links}</nav>\n{body}"
+    )
+    content = (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
+        f'<meta http-equiv=Content-Security-Policy content="{policy}"><link rel=icon href="data:,"><title>{text(title)}</title>'
+        f"<style>{_CSS}</style></head>\n<body><main>\n{body}\n</main>{f'<script>{_SCRIPT}</script>' if script else ''}</body></html>\n"
+    )
     path.write_text(content, encoding="utf-8")
 
 
@@ -98,11 +106,15 @@ def text(value: Any) -> str:
 
 
 def number_table(head: list[str], rows: list[list[str]], own: int = -1) -> str:
-    """A table of ready HTML; the first column names the row, the others hold numbers. Without any name in `head` it has no head."""
+    """A table of ready HTML; the first column names the row, the others hold numbers. Without any name in `head` it has
+    no head.
+    """
     cells = "".join(f"<th class=n>{name}</th>" for name in head[1:])
     header = f"<thead><tr><th>{head[0]}</th>{cells}</tr></thead>" if any(head) else ""
-    body = "".join(f"<tr{' class=own' if i == own else ''}><th>{row[0]}</th>{''.join(f'<td class=n>{cell}</td>' for cell in row[1:])}</tr>"
-                   for i, row in enumerate(rows)).replace("± ", "±&nbsp;")  # no line ends there
+    body = "".join(
+        f"<tr{' class=own' if i == own else ''}><th>{row[0]}</th>{''.join(f'<td class=n>{cell}</td>' for cell in row[1:])}</tr>"
+        for i, row in enumerate(rows)
+    ).replace("± ", "±&nbsp;")  # no line ends there
     return f"<div class=scroll><table>{header}<tbody>{body}</tbody></table></div>"
 
 
@@ -120,9 +132,22 @@ def tag(name: str, value: Any) -> str:
 
 def folded(title: str, values: dict) -> str:
     """Nested values as one collapsible table, a heading for each group."""
+
     def rows(group: dict, prefix: str) -> str:
-        shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in group.items() if not isinstance(value, dict)}
-        plain = "".join(f"<tr><td><code>{text(prefix + name)}</code></td><td>{text(value)}</td></tr>" for name, value in shown.items())
+        shown = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in group.items()
+            if not isinstance(value, dict)
+        }
+        plain = "".join(
+            f"<tr><td><code>{text(prefix + name)}</code></td><td>{text(value)}</td></tr>"
+            for name, value in shown.items()
+        )
         heading = f"<tr><th class=group colspan=2>{text(prefix[:-1])}</th></tr>" if prefix and plain else ""
-        return heading + plain + "".join(rows(value, f"{prefix}{name}.") for name, value in group.items() if isinstance(value, dict))
+        return (
+            heading
+            + plain
+            + "".join(rows(value, f"{prefix}{name}.") for name, value in group.items() if isinstance(value, dict))
+        )
+
     return f"<details><summary>{title}</summary><table>{rows(values, '')}</table></details>"

@@ -1,8 +1,9 @@
 """Checkpoints of a run in training: whole or absent, sharded when the run is, readable by any number of ranks.
 
-    checkpoints/00000040/state.json                            loop state, and the SHA-256 of each file beside it and of all this
-    checkpoints/00000040/state-00000-of-00002.safetensors      rank 0's tensors: whole ones, and its rows of the sharded ones
-    checkpoints/00000040/state-00001-of-00002.safetensors      the other rank's rows; a run that is not sharded has the first file alone
+checkpoints/00000040/state.json                            loop state, and the SHA-256 of each file beside it and of all
+this checkpoints/00000040/state-00000-of-00002.safetensors      rank 0's tensors: whole ones, and its rows of the
+sharded ones checkpoints/00000040/state-00001-of-00002.safetensors      the other rank's rows; a run that is not sharded
+has the first file alone
 """
 
 import hashlib
@@ -19,7 +20,15 @@ from safetensors.torch import save_file
 
 from lm_human_preferences.compute.distributed import World, is_sharded, local_part
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.files import PARTIAL, disk_errors, make_folder, publish_folder, read_json, remove_folder, sha256
+from lm_human_preferences.foundation.files import (
+    PARTIAL,
+    disk_errors,
+    make_folder,
+    publish_folder,
+    read_json,
+    remove_folder,
+    sha256,
+)
 from lm_human_preferences.language.model_folders import all_finite
 
 _FIRST_ROWS = "first_rows"  # a file's metadata: tensor -> number of its first row there, as JSON
@@ -34,13 +43,16 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Finished ones, the oldest first."""
-        return sorted(folder for folder in self.folder.iterdir() if folder.name.isdigit()) if self.folder.is_dir() else []
+        return (
+            sorted(folder for folder in self.folder.iterdir() if folder.name.isdigit()) if self.folder.is_dir() else []
+        )
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Write `<step>` whole or not at all and drop the oldest beyond `keep`. All ranks call it together with the same names.
+        """Write `<step>` whole or not at all and drop the oldest beyond `keep`. All ranks call it together with the
+        same names.
 
-        Raises UserError when a tensor holds a NaN, when it cannot be written, or if sharded ranks do not write to the same disk; earlier checkpoints
-        stay.
+        Raises UserError when a tensor holds a NaN, when it cannot be written, or if sharded ranks do not write to the
+        same disk; earlier checkpoints stay.
         """
         check_finite(tensors, f"checkpoint of step {step}", self.world)
         sharded = any(is_sharded(value) for value in tensors.values())
@@ -58,12 +70,16 @@ class Checkpoints:
             if self.world.is_main:
                 missing = [name for name in files if not (temporary / name).is_file()]
                 if missing:
-                    raise UserError(f"{temporary} lacks {missing[0]}: with --run.sharding fsdp all machines must write to one shared --run.save_dir")
+                    raise UserError(
+                        f"{temporary} lacks {missing[0]}: with --run.sharding fsdp all machines must write to one shared --run.save_dir"
+                    )
                 with disk_errors(path):
                     description = {"step": step, "files": files, **state}
-                    (temporary / "state.json").write_text(json.dumps({"sha256": _digest(description), **description}, indent=2), encoding="utf-8")
+                    (temporary / "state.json").write_text(
+                        json.dumps({"sha256": _digest(description), **description}, indent=2), encoding="utf-8"
+                    )
                     publish_folder(temporary, path)
-                for old in self.all()[:-self.keep]:
+                for old in self.all()[: -self.keep]:
                     remove_folder(old)
             if sharded:
                 self.world.barrier()
@@ -85,10 +101,14 @@ class Checkpoints:
             os.fsync(file.fileno())
         digests = torch.tensor([list(bytes.fromhex(sha256(path)))], dtype=torch.uint8)
         digests = world.gather(digests) if sharded else digests
-        return {f"state-{rank:05d}-of-{count:05d}.safetensors": bytes(row).hex() for rank, row in enumerate(digests.tolist())}
+        return {
+            f"state-{rank:05d}-of-{count:05d}.safetensors": bytes(row).hex()
+            for rank, row in enumerate(digests.tolist())
+        }
 
     def load(self, targets: dict[str, torch.Tensor]) -> dict[str, Any] | None:
-        """Copy the newest whole checkpoint into `targets` (in place, whatever their sharding) and return its loop state; None if there is none.
+        """Copy the newest whole checkpoint into `targets` (in place, whatever their sharding) and return its loop
+        state; None if there is none.
 
         Damaged ones are named on standard error and passed over. Rank 0 chooses for all, and reads
         for all unless the tensors are sharded. Raises UserError for a whole checkpoint that does not fit the tensors.
@@ -100,7 +120,9 @@ class Checkpoints:
         folder = self.folder / f"{step:08d}"
         if any(is_sharded(value) for value in targets.values()):
             if self.world.least(int((folder / "state.json").is_file())) == 0:
-                raise UserError(f"not every machine sees {folder}: with --run.sharding fsdp they need one shared --run.save_dir")
+                raise UserError(
+                    f"not every machine sees {folder}: with --run.sharding fsdp they need one shared --run.save_dir"
+                )
             _Reader(folder, state["files"]).fill(targets, self.world)
             return state
         if self.world.is_main:
@@ -136,12 +158,18 @@ class Checkpoints:
 
 
 def check_finite(tensors: dict[str, torch.Tensor], what: str, world: World) -> None:
-    """UserError, on every rank, if a tensor holds a NaN or an infinity on any: before it takes the place of anything good."""
+    """UserError, on every rank, if a tensor holds a NaN or an infinity on any: before it takes the place of anything
+    good.
+    """
     parts = ((name, local_part(value.detach(), world)[0]) for name, value in tensors.items())
-    bad = next((name for name, part in parts if part.is_floating_point() and part.numel() and not all_finite(part)), None)
+    bad = next(
+        (name for name, part in parts if part.is_floating_point() and part.numel() and not all_finite(part)), None
+    )
     if world.any(bad is not None):
-        raise UserError(f"{bad or 'a weight on another rank'} holds a NaN or an infinity, so no {what} is written; if that comes again, start anew "
-                        "with a lower learning rate")
+        raise UserError(
+            f"{bad or 'a weight on another rank'} holds a NaN or an infinity, so no {what} is written; if that comes again, start anew "
+            "with a lower learning rate"
+        )
 
 
 def _digest(description: dict[str, Any]) -> str:
@@ -176,7 +204,7 @@ class _Reader:
                 if shape[1:] != list(target.shape[1:]):
                     raise UserError(f"the checkpoint's {name} is {shape}, the model's {list(target.shape)}")
                 if low < high:
-                    mine[low - first:high - first].copy_(part[low - start:high - start])
+                    mine[low - first : high - first].copy_(part[low - start : high - start])
                     filled += high - low
             if filled != (mine.shape[0] if target.ndim else 1):
                 raise UserError(f"the checkpoint's {name} does not have the rows of the model's {list(target.shape)}")

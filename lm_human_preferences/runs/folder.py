@@ -1,11 +1,11 @@
 """A run's folder: resolved configuration, metrics, samples, atomic checkpoints, resume.
 
-    saved_models/<experiment>/
-        config.json        everything resolved, command, versions, commit
-        metrics.jsonl      one line a step        samples.jsonl   what the policy wrote
-        warnings.jsonl     what the doctor's checks found while it went on, if anything
-        checkpoints/<step> model, optimizer and loop state; the newest whole one is resumed from (checkpoints.py)
-        policy/ | reward_model/ | lm/             the result, a model folder
+saved_models/<experiment>/
+    config.json        everything resolved, command, versions, commit
+    metrics.jsonl      one line a step        samples.jsonl   what the policy wrote
+    warnings.jsonl     what the doctor's checks found while it went on, if anything
+    checkpoints/<step> model, optimizer and loop state; the newest whole one is resumed from (checkpoints.py)
+    policy/ | reward_model/ | lm/             the result, a model folder
 """
 
 import os
@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from lm_human_preferences.foundation.configuration import from_dict, param
 from lm_human_preferences.compute.distributed import WAIT, World, check_wait
-from lm_human_preferences.foundation.errors import Interrupted, Terminated, UserError
-from lm_human_preferences.foundation.files import make_folder, read_json, remove_folder, remove_leftovers, write_json
 from lm_human_preferences.compute.parallel import SHARDINGS
 from lm_human_preferences.compute.precision import Precision, choose_precision
 from lm_human_preferences.data.tasks import TaskParams
+from lm_human_preferences.foundation.configuration import from_dict, param
+from lm_human_preferences.foundation.errors import Interrupted, Terminated, UserError
+from lm_human_preferences.foundation.files import make_folder, read_json, remove_folder, remove_leftovers, write_json
 from lm_human_preferences.runs.checkpoints import Checkpoints
 
 _PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
@@ -46,19 +46,37 @@ class RunParams:
     log_interval: int = param(1, "steps between printed lines")
     device: str = param("auto", "auto, cpu, cuda or cuda:N")
     precision: str = param("auto", "auto (bfloat16 where the hardware multiplies it fast), float32 or bfloat16")
-    micro_batch: int | None = param(None, "rows in memory at once in a training pass, on each rank; none: as many as fit. Changes nothing but "
-                                          "memory and rounding")
+    micro_batch: int | None = param(
+        None,
+        "rows in memory at once in a training pass, on each rank; none: as many as fit. Changes nothing but "
+        "memory and rounding",
+    )
     micro_batch_rollout: int | None = param(None, "the same while responses are sampled")
     micro_batch_scoring: int | None = param(None, "the same in passes without gradient: reference, reward, validation")
-    captured_decoding: bool = param(False, "in policy training on a GPU: hand all of a rollout's decoding over at once, as a CUDA graph for each length "
-                                           "of query (16 at most); its cache then stays in memory")
-    recompute_activations: str = param("auto", "on: each block's activations are computed again in the backward pass, a third more work for far less "
-                                               "memory; off; auto: when memory would else not hold eight rows")
-    sharding: str = param("ddp", "with torchrun: ddp, each rank has the whole model; fsdp, parameters, gradients and optimizer are split over the ranks")
+    captured_decoding: bool = param(
+        False,
+        "in policy training on a GPU: hand all of a rollout's decoding over at once, as a CUDA graph for each length "
+        "of query (16 at most); its cache then stays in memory",
+    )
+    recompute_activations: str = param(
+        "auto",
+        "on: each block's activations are computed again in the backward pass, a third more work for far less "
+        "memory; off; auto: when memory would else not hold eight rows",
+    )
+    sharding: str = param(
+        "ddp",
+        "with torchrun: ddp, each rank has the whole model; fsdp, parameters, gradients and optimizer are split over the ranks",
+    )
     threads: int = param(0, "CPU threads; 0 leaves the choice to PyTorch")
-    deterministic: bool = param(False, "on a GPU: only operations that give the same bits every time, so that the same command gives the same result; slower. "
-                                       "On a CPU it does anyway")
-    timeout: float = param(WAIT, "seconds that a rank waits for the others before it takes them for lost; longer than the longest checkpoint")
+    deterministic: bool = param(
+        False,
+        "on a GPU: only operations that give the same bits every time, so that the same command gives the same result; slower. "
+        "On a CPU it does anyway",
+    )
+    timeout: float = param(
+        WAIT,
+        "seconds that a rank waits for the others before it takes them for lost; longer than the longest checkpoint",
+    )
 
 
 def check_run_params(params: RunParams, rollouts: bool = False) -> None:
@@ -81,7 +99,9 @@ def check_run_params(params: RunParams, rollouts: bool = False) -> None:
 
 
 def start_computing(params: RunParams) -> Precision:
-    """The device and precision of a run; sets its number of threads, and what PyTorch may compute with. UserError for a device that is not there."""
+    """The device and precision of a run; sets its number of threads, and what PyTorch may compute with. UserError for a
+    device that is not there.
+    """
     precision = choose_precision(params.device, params.precision)
     if params.threads:
         torch.set_num_threads(params.threads)
@@ -99,7 +119,9 @@ def check_name(experiment: str) -> None:
 
 
 def free_result_folder(save_dir: str, name: str, stage: str, overwrite: bool) -> Path:
-    """Where the results called `name` of a command go. UserError if that cannot be written or holds what may not be replaced: a run never may."""
+    """Where the results called `name` of a command go. UserError if that cannot be written or holds what may not be
+    replaced: a run never may.
+    """
     check_name(name)
     folder = make_folder(Path(save_dir)) / name
     if folder.exists():
@@ -107,7 +129,9 @@ def free_result_folder(save_dir: str, name: str, stage: str, overwrite: bool) ->
         if config.get("stage") != stage:
             raise UserError(f"{folder} exists and holds no results of {stage}; give another name with --experiment")
         if not overwrite:
-            raise UserError(f"{folder} exists already; give another name with --experiment, or --overwrite to replace it")
+            raise UserError(
+                f"{folder} exists already; give another name with --experiment, or --overwrite to replace it"
+            )
     return folder
 
 
@@ -119,10 +143,11 @@ class Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", params.keep_checkpoints, world)
 
     def open(self, description: dict[str, Any]) -> None:
-        """Make the folder and write `config.json`, or check that an existing run may be continued or replaced; rank 0 finds out for all.
+        """Make the folder and write `config.json`, or check that an existing run may be continued or replaced; rank 0
+        finds out for all.
 
-        Raises UserError if a run of that name exists and neither overwrite nor resume was asked for, if its configuration differs from
-        the one to resume, or if the folder cannot be written.
+        Raises UserError if a run of that name exists and neither overwrite nor resume was asked for, if its
+        configuration differs from the one to resume, or if the folder cannot be written.
         """
         if problem := self.world.from_main(self._problem_in_opening(description) if self.world.is_main else None):
             raise UserError(problem)
@@ -158,7 +183,9 @@ class Run:
         if self.params.resume or not self.folder.exists() or not any(self.folder.iterdir()):
             return
         if not self.params.overwrite:
-            raise UserError(f"{self.folder} exists already; give another name, --run.resume to continue it or --run.overwrite to replace it")
+            raise UserError(
+                f"{self.folder} exists already; give another name, --run.resume to continue it or --run.overwrite to replace it"
+            )
         if not (self.folder / "config.json").exists():
             raise UserError(f"{self.folder} is not empty and holds no run; delete it yourself or give another name")
 
@@ -181,12 +208,17 @@ class Run:
 
 
 def go_on_after_restart(params: RunParams, folder: Path, world: World) -> None:
-    """Where `torchrun` restarts a launch that had opened the run in `folder`, it goes on as with --run.resume, whatever the command line says."""
+    """Where `torchrun` restarts a launch that had opened the run in `folder`, it goes on as with --run.resume, whatever
+    the command line says.
+    """
     if params.resume or not world.from_main(bool(set(world.launch) & set(_launch_of(folder)))):
         return
     params.resume, params.overwrite = True, False
     if world.is_main:
-        print(f"restarted by torchrun: {folder} goes on from its newest whole checkpoint, from its beginning if there is none", flush=True)
+        print(
+            f"restarted by torchrun: {folder} goes on from its newest whole checkpoint, from its beginning if there is none",
+            flush=True,
+        )
 
 
 def _launch_of(folder: Path) -> list[str]:
@@ -204,11 +236,15 @@ def _stored(config: Path) -> dict[str, Any]:
         _leaves(stored["parameters"])
         return stored
     except (UserError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{config} is damaged; delete it, and --run.resume writes it anew from the command that you give") from None
+        raise UserError(
+            f"{config} is damaged; delete it, and --run.resume writes it anew from the command that you give"
+        ) from None
 
 
 def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | None]:
-    """The language model and task of a run given by name or path, or a model folder itself (which has no task). UserError if there is none."""
+    """The language model and task of a run given by name or path, or a model folder itself (which has no task).
+    UserError if there is none.
+    """
     for folder in (Path(save_dir) / experiment, Path(experiment)):
         if (folder / "model.safetensors").exists():
             return folder, None
@@ -217,28 +253,43 @@ def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | N
             for name in ("policy", "lm"):
                 if (folder / name).is_dir():
                     return folder / name, from_dict(TaskParams, task) if task else None
-            raise UserError(f"{folder} has no policy/ or lm/ folder yet; its training has not finished, or it made a reward model")
+            raise UserError(
+                f"{folder} has no policy/ or lm/ folder yet; its training has not finished, or it made a reward model"
+            )
     raise UserError(f"there is no run or model folder {experiment!r} in {save_dir}")
 
 
-def check_same_configuration(stored: dict, now: dict, command: str = "--run.resume", free: tuple[str, ...] = ("run.", "tracking.")) -> None:
+def check_same_configuration(
+    stored: dict, now: dict, command: str = "--run.resume", free: tuple[str, ...] = ("run.", "tracking.")
+) -> None:
     """UserError that begins with `command` if what a run was started with is not what it would go on with.
 
     The parameters whose names begin with one of `free` may differ, the seed never.
     """
     for key in ("stage", "task"):
         if stored.get(key) != now[key]:
-            raise UserError(f"{command}: that run was a {stored.get('stage')} on {stored.get('task')}, not a {now['stage']} on {now['task']}")
+            raise UserError(
+                f"{command}: that run was a {stored.get('stage')} on {stored.get('task')}, not a {now['stage']} on {now['task']}"
+            )
     before, after = _leaves(stored["parameters"]), _leaves(now["parameters"])
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name) and (name == "run.seed" or not name.startswith(free)):
-            raise UserError(f"{command}: the run was started with {name} {before.get(name)}, now it is {after.get(name)}; give the same")
+            raise UserError(
+                f"{command}: the run was started with {name} {before.get(name)}, now it is {after.get(name)}; give the same"
+            )
 
 
 def describe_run(stage: str, task: str, experiment: str, parameters: dict[str, Any]) -> dict[str, Any]:
     """What `config.json` holds: everything resolved, the command, the versions and the commit."""
-    return {"stage": stage, "task": task, "experiment": experiment, "command": sys.argv, "parameters": parameters,
-            "versions": package_versions(), "commit": _commit()}
+    return {
+        "stage": stage,
+        "task": task,
+        "experiment": experiment,
+        "command": sys.argv,
+        "parameters": parameters,
+        "versions": package_versions(),
+        "commit": _commit(),
+    }
 
 
 def package_versions() -> dict[str, str]:
@@ -255,8 +306,16 @@ def _commit() -> str | None:
     """The commit of the source tree, with '+' if it has uncommitted changes; None outside a git checkout."""
     root = Path(__file__).resolve().parent.parent.parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=root, capture_output=True, text=True, timeout=10)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+" if dirty.stdout.strip() else "")

@@ -1,7 +1,7 @@
 """How much memory each stage needs, predicted from shapes; micro-batches that fit, found from it and on a GPU tried.
 
-All numbers are bytes on one device. The formulas count what PyTorch keeps: docs/scaling.md compares them with measurements.
-Shapes: C channels, L layers, V vocabulary, T tokens in a row.
+All numbers are bytes on one device. The formulas count what PyTorch keeps: docs/scaling.md compares them with
+measurements. Shapes: C channels, L layers, V vocabulary, T tokens in a row.
 """
 
 import gc
@@ -15,15 +15,15 @@ import psutil
 import torch
 
 from lm_human_preferences.compute.distributed import World
+from lm_human_preferences.compute.optim import allocate_state
+from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import GPT2Config, count_parameters
 from lm_human_preferences.language.logprobs import CHUNK_ROWS, KEPT_BYTES
-from lm_human_preferences.compute.optim import allocate_state
-from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.runs.folder import RunParams
 
-GIB = 2 ** 30
-_PROGRAM = {"cpu": 350 * 2 ** 20, "cuda": 600 * 2 ** 20}  # Python, PyTorch and its libraries; the CUDA context
+GIB = 2**30
+_PROGRAM = {"cpu": 350 * 2**20, "cuda": 600 * 2**20}  # Python, PyTorch and its libraries; the CUDA context
 SHARE = 0.85  # of the memory that is free: predictions err, and other programs come and go
 _MOST_ROWS = {"cpu": 64, "cuda": 512}  # the most that is chosen by itself
 _FEW_ROWS = 8  # below so many in training, recomputing activations is worth its price
@@ -31,23 +31,33 @@ _FEW_ROWS = 8  # below so many in training, recomputing activations is worth its
 
 @dataclass(frozen=True)
 class Pass:
-    """One kind of pass over the model: what it takes whatever its rows, what each row adds, and how many rows there are to do on a device."""
+    """One kind of pass over the model: what it takes whatever its rows, what each row adds, and how many rows there are
+    to do on a device.
+    """
 
     fixed: int
     per_row: int
     rows: int
     step: int = 1  # rows come in multiples of this
-    gradients: int = 0  # of the weights, if they come and go: those of earlier micro-batches, which a single one does not have
+    gradients: int = (
+        0  # of the weights, if they come and go: those of earlier micro-batches, which a single one does not have
+    )
 
     def bytes(self, rows: int) -> int:
         """In a single micro-batch gradients only grow while the rows' activations go."""
-        return self.fixed + (max(rows * self.per_row, self.gradients) if rows >= self.rows else rows * self.per_row + self.gradients)
+        return self.fixed + (
+            max(rows * self.per_row, self.gradients) if rows >= self.rows else rows * self.per_row + self.gradients
+        )
 
     def fitting(self, free: int, most: int) -> int:
-        """The largest micro-batch within `free` bytes and `most` rows that cuts the rows evenly; 0 if not even the smallest fits."""
+        """The largest micro-batch within `free` bytes and `most` rows that cuts the rows evenly; 0 if not even the
+        smallest fits.
+        """
         if self.rows <= most and self.bytes(self.rows) <= free:
             return self.rows
-        fit = min(int((free - self.fixed - self.gradients) // self.per_row), most, self.rows - 1) // self.step * self.step
+        fit = (
+            min(int((free - self.fixed - self.gradients) // self.per_row), most, self.rows - 1) // self.step * self.step
+        )
         if fit < self.step:
             return 0
         even = -(-self.rows // -(-self.rows // fit))
@@ -91,6 +101,7 @@ class MicroBatches:
 
 # --- what passes take ---
 
+
 def _bytes_a_number(bfloat16: bool) -> int:
     return 2 if bfloat16 else 4
 
@@ -107,8 +118,9 @@ def frozen_weights(config: GPT2Config, bfloat16: bool) -> int:
 
 
 def _activations(config: GPT2Config, bfloat16: bool) -> int:
-    """Kept for the backward pass by one block for one token: two inputs of norms in float32; outputs of norms, queries, keys, values, attention's output and
-    the MLP's two wide layers in the precision of the blocks."""
+    """Kept for the backward pass by one block for one token: two inputs of norms in float32; outputs of norms, queries,
+    keys, values, attention's output and the MLP's two wide layers in the precision of the blocks.
+    """
     return config.n_embd * (2 * 4 + 14 * _bytes_a_number(bfloat16))
 
 
@@ -122,8 +134,9 @@ def _logits(config: GPT2Config, device: str, copies: int) -> int:
 
 
 def rollout_pass(config: GPT2Config, context: int, response: int, rows: int, bfloat16: bool, whole: int = 0) -> Pass:
-    """Sampling: keys and values of all tokens, the context's pass, and four tables as wide as the vocabulary; `whole`: of a sharded model, or of one whose
-    projections are rounded for all tokens at once."""
+    """Sampling: keys and values of all tokens, the context's pass, and four tables as wide as the vocabulary; `whole`:
+    of a sharded model, or of one whose projections are rounded for all tokens at once.
+    """
     cache = 2 * config.n_layer * config.n_embd * (context + response) * _bytes_a_number(bfloat16)
     return Pass(whole, cache + context * _passing(config, bfloat16) + 4 * 4 * config.n_vocab, rows)
 
@@ -133,19 +146,41 @@ def scoring_pass(config: GPT2Config, tokens: int, rows: int, bfloat16: bool, dev
     return Pass(_logits(config, device, 2) if logits else 0, tokens * _passing(config, bfloat16), rows)
 
 
-def training_pass(config: GPT2Config, tokens: int, rows: int, bfloat16: bool, device: str, gradients: int, recompute: bool, step: int = 1,
-                  scored: int | None = None) -> Pass:
-    """Forward and backward over rows of `tokens`, of which `scored` have logits (None: all): activations, logits in chunks, what is kept of them and
-    their gradient of the whole embedding."""
+def training_pass(
+    config: GPT2Config,
+    tokens: int,
+    rows: int,
+    bfloat16: bool,
+    device: str,
+    gradients: int,
+    recompute: bool,
+    step: int = 1,
+    scored: int | None = None,
+) -> Pass:
+    """Forward and backward over rows of `tokens`, of which `scored` have logits (None: all): activations, logits in
+    chunks, what is kept of them and their gradient of the whole embedding.
+    """
     C, L, scored = config.n_embd, config.n_layer, tokens if scored is None else scored
-    block = _activations(config, bfloat16) + 8 * C * _bytes_a_number(bfloat16)  # and its gradients where the MLP is widest
+    block = _activations(config, bfloat16) + 8 * C * _bytes_a_number(
+        bfloat16
+    )  # and its gradients where the MLP is widest
     per_token = (L * 4 * C + block) if recompute else (L - 1) * _activations(config, bfloat16) + block
-    copies = 2 * count_parameters(config)["blocks"] // (L if recompute else 1) if bfloat16 else 0  # the projections as autocast rounds them
+    copies = (
+        2 * count_parameters(config)["blocks"] // (L if recompute else 1) if bfloat16 else 0
+    )  # the projections as autocast rounds them
     embedding, kept = 4 * config.n_vocab * C, min(KEPT_BYTES[device], 4 * config.n_vocab * rows * scored)
-    return Pass((_logits(config, device, 2) + kept if scored else 0) + embedding + copies, tokens * (per_token + 4 * 4 * C), rows, step, gradients)
+    return Pass(
+        (_logits(config, device, 2) + kept if scored else 0) + embedding + copies,
+        tokens * (per_token + 4 * 4 * C),
+        rows,
+        step,
+        gradients,
+    )
 
 
-def _held(config: GPT2Config, frozen: dict[str, GPT2Config], bfloat16: bool, device: str, ranks: int, sharding: str) -> dict[str, int]:
+def _held(
+    config: GPT2Config, frozen: dict[str, GPT2Config], bfloat16: bool, device: str, ranks: int, sharding: str
+) -> dict[str, int]:
     """Weights, optimizer, frozen models; gradients only with DDP, which keeps them in its messages' buffers."""
     parts = ranks if sharding == "fsdp" else 1
     held = {"weights": weights(config) // parts, "optimizer": 2 * weights(config) // parts}
@@ -155,14 +190,27 @@ def _held(config: GPT2Config, frozen: dict[str, GPT2Config], bfloat16: bool, dev
     return held | {"program": _PROGRAM[device]}
 
 
-def _training_passes(config: GPT2Config, ranks: int, sharding: str, tokens: int, rows: int, bfloat16: bool, device: str, step: int = 1,
-                     scored: int | None = None) -> list[Pass]:
-    """Training with activations kept, and with activations recomputed. DDP's gradients are held all the time; sharded ones are whole while micro-batches
-    add up, and embeddings and two blocks are gathered."""
+def _training_passes(
+    config: GPT2Config,
+    ranks: int,
+    sharding: str,
+    tokens: int,
+    rows: int,
+    bfloat16: bool,
+    device: str,
+    step: int = 1,
+    scored: int | None = None,
+) -> list[Pass]:
+    """Training with activations kept, and with activations recomputed. DDP's gradients are held all the time; sharded
+    ones are whole while micro-batches add up, and embeddings and two blocks are gathered.
+    """
     sizes, sharded = count_parameters(config), ranks > 1 and sharding == "fsdp"
     gradients = weights(config) if ranks == 1 or sharded else 0
     gathered = 4 * (sizes["embeddings"] + 2 * sizes["blocks"] // config.n_layer) if sharded else 0
-    passes = [training_pass(config, tokens, rows, bfloat16, device, gradients, recompute, step, scored) for recompute in (False, True)]
+    passes = [
+        training_pass(config, tokens, rows, bfloat16, device, gradients, recompute, step, scored)
+        for recompute in (False, True)
+    ]
     return [replace(kind, fixed=kind.fixed + gathered) for kind in passes]
 
 
@@ -175,41 +223,70 @@ def _gathered(config: GPT2Config, bfloat16: bool, ranks: int, sharding: str, fro
 
 # --- the stages ---
 
-def policy_training_memory(params: Any, config: GPT2Config, precision: Precision, ranks: int, prefix: int = 0,
-                           reward: GPT2Config | None = None) -> StageMemory:
-    """PPO. params: PolicyTrainingParams; prefix: tokens of the task's prefix and suffix; reward: the reward model, None for one like the policy."""
+
+def policy_training_memory(
+    params: Any, config: GPT2Config, precision: Precision, ranks: int, prefix: int = 0, reward: GPT2Config | None = None
+) -> StageMemory:
+    """PPO. params: PolicyTrainingParams; prefix: tokens of the task's prefix and suffix; reward: the reward model, None
+    for one like the policy.
+    """
     task, device, bf16 = params.task, precision.device.type, precision.bfloat16
     context, R = task.query_length + prefix, task.response_length
     rows, minibatch = -(-params.ppo.batch_size // ranks), -(-params.ppo.batch_size // params.ppo.nminibatches // ranks)
     train = _training_passes(config, ranks, params.run.sharding, context + R, minibatch, bf16, device, scored=R)
-    whole = _gathered(config, bf16, ranks, params.run.sharding) + (2 * count_parameters(config)["blocks"] if bf16 else 0)
-    return StageMemory(_held(config, {"reference": config, "reward model": reward or config}, bf16, device, ranks, params.run.sharding),
-                       rollout_pass(config, context, R, rows, bf16, whole),
-                       scoring_pass(config, context + R, rows, bf16, device), *train)
+    whole = _gathered(config, bf16, ranks, params.run.sharding) + (
+        2 * count_parameters(config)["blocks"] if bf16 else 0
+    )
+    return StageMemory(
+        _held(
+            config, {"reference": config, "reward model": reward or config}, bf16, device, ranks, params.run.sharding
+        ),
+        rollout_pass(config, context, R, rows, bf16, whole),
+        scoring_pass(config, context + R, rows, bf16, device),
+        *train,
+    )
 
 
-def reward_training_memory(params: Any, config: GPT2Config, responses: int, precision: Precision, ranks: int, prefix: int = 0) -> StageMemory:
-    """Reward training. params: RewardTrainingParams; responses: of a label, which share their query. Rows are responses."""
+def reward_training_memory(
+    params: Any, config: GPT2Config, responses: int, precision: Precision, ranks: int, prefix: int = 0
+) -> StageMemory:
+    """Reward training. params: RewardTrainingParams; responses: of a label, which share their query. Rows are
+    responses.
+    """
     task, device, bf16 = params.task, precision.device.type, precision.bfloat16
     Q, R = task.query_length, task.response_length
-    rows, labelled, shared = -(-params.rollout_batch_size // ranks), -(-params.batch_size // ranks) * responses, -(-Q // responses) + R
+    rows, labelled, shared = (
+        -(-params.rollout_batch_size // ranks),
+        -(-params.batch_size // ranks) * responses,
+        -(-Q // responses) + R,
+    )
     train = _training_passes(config, ranks, params.run.sharding, shared, labelled, bf16, device, responses, scored=0)
-    return StageMemory(_held(config, {"language model": config}, bf16, device, ranks, params.run.sharding),
-                       rollout_pass(config, Q + prefix, R, rows, bf16, _gathered(config, bf16, ranks, params.run.sharding, frozen=True)),
-                       scoring_pass(config, Q + R, max(rows, labelled), bf16, device, logits=False), *train)
+    return StageMemory(
+        _held(config, {"language model": config}, bf16, device, ranks, params.run.sharding),
+        rollout_pass(
+            config, Q + prefix, R, rows, bf16, _gathered(config, bf16, ranks, params.run.sharding, frozen=True)
+        ),
+        scoring_pass(config, Q + R, max(rows, labelled), bf16, device, logits=False),
+        *train,
+    )
 
 
-def supervised_training_memory(params: Any, config: GPT2Config, tokens: int, precision: Precision, ranks: int) -> StageMemory:
+def supervised_training_memory(
+    params: Any, config: GPT2Config, tokens: int, precision: Precision, ranks: int
+) -> StageMemory:
     """Supervised training on rows of `tokens`. params: SFTParams."""
     device, bf16, rows = precision.device.type, precision.bfloat16, -(-params.optimizer.batch_size // ranks)
     train = _training_passes(config, ranks, params.run.sharding, tokens, rows, bf16, device)
     held = _held(config, {}, bf16, device, ranks, params.run.sharding)
     if params.optimizer.method == "muon":  # it has one number for each of the blocks' matrices where AdamW has two
-        held["optimizer"] -= 4 * 12 * config.n_layer * config.n_embd ** 2 // (ranks if params.run.sharding == "fsdp" else 1)
+        held["optimizer"] -= (
+            4 * 12 * config.n_layer * config.n_embd**2 // (ranks if params.run.sharding == "fsdp" else 1)
+        )
     return StageMemory(held, None, scoring_pass(config, tokens, _MOST_ROWS[device], bf16, device), *train)
 
 
 # --- what fits ---
+
 
 def free_memory(device: torch.device, world: World = World()) -> int:
     """Bytes that this process may have in all on its device: what it has and its part of what is free."""
@@ -232,6 +309,7 @@ def peak_memory(device: torch.device) -> float:
     if hasattr(usage, "peak_wset"):  # Windows
         return usage.peak_wset / GIB
     import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
@@ -249,48 +327,74 @@ def fitting_micro_batches(run: RunParams, memory: StageMemory, budget: int, devi
     """What the user gave, and for the rest what fits into `budget` bytes by prediction, or else the smallest there is."""
     free, most = budget - sum(memory.held.values()), _MOST_ROWS[device]
     too_few = memory.training.fitting(free, most) < min(_FEW_ROWS, memory.training.rows)
-    recompute = run.recompute_activations == "on" or (run.recompute_activations == "auto" and run.micro_batch is None and too_few)
+    recompute = run.recompute_activations == "on" or (
+        run.recompute_activations == "auto" and run.micro_batch is None and too_few
+    )
     training = memory.recomputing if recompute else memory.training
-    return MicroBatches((run.micro_batch_rollout or memory.rollout.fitting(free, most) or 1) if memory.rollout else 0,
-                        run.micro_batch_scoring or memory.scoring.fitting(free, most) or 1,
-                        run.micro_batch or training.fitting(free, most) or training.step, recompute)
+    return MicroBatches(
+        (run.micro_batch_rollout or memory.rollout.fitting(free, most) or 1) if memory.rollout else 0,
+        run.micro_batch_scoring or memory.scoring.fitting(free, most) or 1,
+        run.micro_batch or training.fitting(free, most) or training.step,
+        recompute,
+    )
 
 
 def choose_micro_batches(run: RunParams, memory: StageMemory, precision: Precision, world: World) -> MicroBatches:
-    """What the user gave, and for the rest what fits; the same on every rank. Warns on standard error where even the smallest may not."""
+    """What the user gave, and for the rest what fits; the same on every rank. Warns on standard error where even the
+    smallest may not.
+    """
     budget = world.least(int(SHARE * free_memory(precision.device, world)))
     sizes = fitting_micro_batches(run, memory, budget, precision.device.type)
     if memory.peak(sizes) > budget and world.is_main:
-        print(f"warning: this needs about {memory.peak(sizes) / GIB:.1f} GiB a process, {budget / GIB:.1f} GiB can be counted on; python launch.py plan shows "
-              "what takes it", file=sys.stderr)
+        print(
+            f"warning: this needs about {memory.peak(sizes) / GIB:.1f} GiB a process, {budget / GIB:.1f} GiB can be counted on; python launch.py plan shows "
+            "what takes it",
+            file=sys.stderr,
+        )
     return sizes
 
 
 def remembered(sizes: MicroBatches, run: RunParams, state: dict[str, Any], world: World) -> MicroBatches:
-    """The micro-batches of the run that is resumed on as many ranks, so that not even rounding changes; what the user gives now comes first."""
+    """The micro-batches of the run that is resumed on as many ranks, so that not even rounding changes; what the user
+    gives now comes first.
+    """
     stored = state.get("micro_batches", {})
     if stored.get("ranks") != world.size:
         return sizes
     recompute = stored["recompute"] if run.recompute_activations == "auto" else sizes.recompute
-    return MicroBatches(run.micro_batch_rollout or stored["rollout"], run.micro_batch_scoring or stored["scoring"],
-                        run.micro_batch or stored["training"], recompute)
+    return MicroBatches(
+        run.micro_batch_rollout or stored["rollout"],
+        run.micro_batch_scoring or stored["scoring"],
+        run.micro_batch or stored["training"],
+        recompute,
+    )
 
 
-def try_micro_batches(sizes: MicroBatches, run: RunParams, attempts: dict[str, Callable[[int], None]], optimizer: torch.optim.Optimizer,
-                      world: World) -> MicroBatches:
+def try_micro_batches(
+    sizes: MicroBatches,
+    run: RunParams,
+    attempts: dict[str, Callable[[int], None]],
+    optimizer: torch.optim.Optimizer,
+    world: World,
+) -> MicroBatches:
     """What was chosen, halved where a pass over so many rows runs out of memory on any rank; what the user gave stays.
 
-    attempts: by kind of pass. Only where running out raises `torch.OutOfMemoryError` (CUDA), and only without sharding: a sharded pass waits for the
-    other ranks, of which one may have failed.
+    attempts: by kind of pass. Only where running out raises `torch.OutOfMemoryError` (CUDA), and only without sharding:
+    a sharded pass waits for the other ranks, of which one may have failed.
     """
     allocate_state(optimizer)
     flags = {"rollout": "micro_batch_rollout", "scoring": "micro_batch_scoring", "training": "micro_batch"}
-    found = {kind: getattr(run, flags[kind]) or _halve_until_it_runs(getattr(sizes, kind), attempt, optimizer, world, f"--run.{flags[kind]}")
-             for kind, attempt in attempts.items()}
+    found = {
+        kind: getattr(run, flags[kind])
+        or _halve_until_it_runs(getattr(sizes, kind), attempt, optimizer, world, f"--run.{flags[kind]}")
+        for kind, attempt in attempts.items()
+    }
     return replace(sizes, **found)
 
 
-def _halve_until_it_runs(rows: int, attempt: Callable[[int], None], optimizer: torch.optim.Optimizer, world: World, flag: str) -> int:
+def _halve_until_it_runs(
+    rows: int, attempt: Callable[[int], None], optimizer: torch.optim.Optimizer, world: World, flag: str
+) -> int:
     """The largest of rows, rows / 2, rows / 4 ... that runs on every rank. UserError if not even one row does."""
     while True:
         try:
@@ -305,6 +409,8 @@ def _halve_until_it_runs(rows: int, attempt: Callable[[int], None], optimizer: t
         if world.least(int(fits)):
             return rows
         if rows == 1:
-            raise UserError(f"out of memory with a single row ({flag} 1): take a smaller model, shorter rows, --run.recompute_activations on, or more GPUs with "
-                            "--run.sharding fsdp")
+            raise UserError(
+                f"out of memory with a single row ({flag} 1): take a smaller model, shorter rows, --run.recompute_activations on, or more GPUs with "
+                "--run.sharding fsdp"
+            )
         rows = -(-rows // 2)

@@ -16,8 +16,8 @@ _COPY = 3.0  # seconds; `torchrun` forwards the signals it gets, so a signal to 
 class StopRequest:
     """While its `with` block runs, the first signal is remembered and the second one acts as it does outside.
 
-    Signals reach the ranks at different times; `agreed` makes them stop after the same step. Outside the main thread, where Python
-    takes no signals, nobody asks.
+    Signals reach the ranks at different times; `agreed` makes them stop after the same step. Outside the main thread,
+    where Python takes no signals, nobody asks.
     """
 
     def __init__(self, world: World):
@@ -42,7 +42,10 @@ class StopRequest:
             return
         self.asked, self._when = True, time.monotonic()
         if self.world.is_main:
-            print(f"\n{signal.Signals(number).name}: finishing this step and saving; once more stops at once", file=sys.stderr)
+            print(
+                f"\n{signal.Signals(number).name}: finishing this step and saving; once more stops at once",
+                file=sys.stderr,
+            )
 
     def agreed(self) -> bool:
         """Whether any rank was asked; the same answer on every rank, which all must call after the same step."""
@@ -50,4 +53,8 @@ class StopRequest:
 
     def interrupted(self, step: int, total: int) -> Interrupted:
         """What ends a run that stopped after `step` of `total` steps, its checkpoint saved; one rank says so."""
-        return Interrupted(f"stopped after step {step:,} of {total:,}, all saved; the same command with --run.resume goes on" if self.world.is_main else "")
+        return Interrupted(
+            f"stopped after step {step:,} of {total:,}, all saved; the same command with --run.resume goes on"
+            if self.world.is_main
+            else ""
+        )

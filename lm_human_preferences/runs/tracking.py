@@ -1,8 +1,9 @@
-"""What a run reports while it computes: JSON lines always, TensorBoard and Weights & Biases when asked, behind one small interface.
+"""What a run reports while it computes: JSON lines always, TensorBoard and Weights & Biases when asked, behind one
+small interface.
 
-    metrics.jsonl   {"step": 0, "objective/kl": 0.0, ...}                 one line a step; a number that is not finite is null
-    samples.jsonl   {"step": 0, "query": "...", "response": "...", ...}   one line a sample
-    tensorboard/    event files           wandb/   a run that `wandb sync` can upload
+metrics.jsonl   {"step": 0, "objective/kl": 0.0, ...}                 one line a step; a number that is not finite is
+null samples.jsonl   {"step": 0, "query": "...", "response": "...", ...}   one line a sample tensorboard/    event files
+wandb/   a run that `wandb sync` can upload
 """
 
 import json
@@ -22,7 +23,9 @@ from lm_human_preferences.foundation.files import atomic_file, disk_errors, make
 class TrackingParams:
     """Where metrics go besides the run's `metrics.jsonl` and `samples.jsonl`."""
 
-    tensorboard: bool = param(False, "also write TensorBoard events to the run's tensorboard/ (pip install tensorboard)")
+    tensorboard: bool = param(
+        False, "also write TensorBoard events to the run's tensorboard/ (pip install tensorboard)"
+    )
     wandb: bool = param(False, "also write a Weights & Biases run to the run's wandb/ (pip install wandb)")
     wandb_project: str = param("lm-human-preferences", "the Weights & Biases project that the run belongs to")
     wandb_mode: str = param("offline", "offline (no account and no network; `wandb sync` uploads later) or online")
@@ -79,7 +82,9 @@ def _keep_before(path: Path, step: int) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it: numbers of numpy and torch as Python's, None for what is not finite, text for what is unknown."""
+    """`value` as JSON can hold it: numbers of numpy and torch as Python's, None for what is not finite, text for what
+    is unknown.
+    """
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
@@ -110,14 +115,18 @@ class JsonLines:
         data = memoryview(text.encode("utf-8", "backslashreplace"))
         if self.file is None:
             try:
-                self.file = open(self.path, "ab", buffering=0)  # nothing is held back that closing the file would try to write again
+                self.file = open(
+                    self.path, "ab", buffering=0
+                )  # nothing is held back that closing the file would try to write again
             except OSError as error:
-                raise UserError(f"cannot write {self.path}: {error.strerror or error}; make it writable or make room") from None
+                raise UserError(
+                    f"cannot write {self.path}: {error.strerror or error}; make it writable or make room"
+                ) from None
         with disk_errors(self.path):
             end = os.fstat(self.file.fileno()).st_size
             try:
                 while data:
-                    data = data[self.file.write(data):]
+                    data = data[self.file.write(data) :]
             except OSError:
                 self.file.truncate(end)
                 raise
@@ -138,7 +147,10 @@ class _Files:
     """metrics.jsonl and samples.jsonl."""
 
     def __init__(self, folder: Path, resume_at: int | None):
-        self.metrics, self.rows = JsonLines(folder / "metrics.jsonl", resume_at), JsonLines(folder / "samples.jsonl", resume_at)
+        self.metrics, self.rows = (
+            JsonLines(folder / "metrics.jsonl", resume_at),
+            JsonLines(folder / "samples.jsonl", resume_at),
+        )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.metrics.write([{"step": step, **metrics}])
@@ -177,7 +189,9 @@ class _TensorBoard:
 
 
 class _WandB:
-    """A Weights & Biases run in the run's folder; a resumed one keeps its identifier, so `wandb sync --append` joins the parts."""
+    """A Weights & Biases run in the run's folder; a resumed one keeps its identifier, so `wandb sync --append` joins
+    the parts.
+    """
 
     def __init__(self, folder: Path, params: TrackingParams, run_name: str, config: dict, resume_at: int | None):
         self.wandb = _import_wandb()
@@ -185,19 +199,30 @@ class _WandB:
         started = sorted((folder / "wandb").glob("*run-*-*")) if resume_at is not None else []
         try:
             self.run = self.wandb.init(
-                project=params.wandb_project, name=run_name, dir=str(folder), mode=params.wandb_mode, config=_plain(config), save_code=False,
-                id=started[0].name.rsplit("-", 1)[1] if started else None, resume="allow" if online and started else None,
-                settings=self.wandb.Settings(console="off", silent=not online))
+                project=params.wandb_project,
+                name=run_name,
+                dir=str(folder),
+                mode=params.wandb_mode,
+                config=_plain(config),
+                save_code=False,
+                id=started[0].name.rsplit("-", 1)[1] if started else None,
+                resume="allow" if online and started else None,
+                settings=self.wandb.Settings(console="off", silent=not online),
+            )
         except self.wandb.errors.Error as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"Weights & Biases does not start: {reason}; run `wandb login` or give --tracking.wandb_mode offline") from None
+            raise UserError(
+                f"Weights & Biases does not start: {reason}; run `wandb login` or give --tracking.wandb_mode offline"
+            ) from None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.run.log({name: float(value) for name, value in metrics.items()}, step=step)
 
     def samples(self, step: int, rows: list[dict]) -> None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        table = self.wandb.Table(columns=columns, data=[[_plain(row.get(name)) for name in columns] for row in rows], allow_mixed_types=True)
+        table = self.wandb.Table(
+            columns=columns, data=[[_plain(row.get(name)) for name in columns] for row in rows], allow_mixed_types=True
+        )
         self.run.log({"samples": table}, step=step)
 
     def flush(self) -> None:
@@ -236,11 +261,21 @@ class Tracker(NullTracker):
         self._places = places
 
     @classmethod
-    def open(cls, folder: Path, params: TrackingParams, *, run_name: str, config: dict, resume_at: int | None, more: Sequence = ()) -> "Tracker":
+    def open(
+        cls,
+        folder: Path,
+        params: TrackingParams,
+        *,
+        run_name: str,
+        config: dict,
+        resume_at: int | None,
+        more: Sequence = (),
+    ) -> "Tracker":
         """Start to report into the run folder `folder`.
 
-        resume_at: None starts anew (rows of an earlier run of that name go); k keeps the rows of the steps before k and appends, so a
-        resumed run has no gap and no double. more: further places to report to. Raises UserError if a package is missing or a place cannot be written.
+        resume_at: None starts anew (rows of an earlier run of that name go); k keeps the rows of the steps before k and
+        appends, so a resumed run has no gap and no double. more: further places to report to. Raises UserError if a
+        package is missing or a place cannot be written.
         """
         check_tracking(params)
         folder = make_folder(Path(folder))

@@ -1,6 +1,8 @@
-"""What can be wrong with a run, as pure functions of what it has logged so far; docs/doctor.md lists them, doctor.py asks them.
+"""What can be wrong with a run, as pure functions of what it has logged so far; docs/doctor.md lists them, doctor.py
+asks them.
 
-A check looks at a `History` and says how bad things are, what it saw and what to change; None where the run has nothing to look at (yet).
+A check looks at a `History` and says how bad things are, what it saw and what to change; None where the run has nothing
+to look at (yet).
 """
 
 import math
@@ -73,7 +75,8 @@ CHANCE_NOISE = 3.0  # standard errors: one of 700 models that learned nothing do
 CHANCE_NOISE_SEVERE = 1.0  # one of six does as well
 CHANCE_LABELS = 64  # labels in the window before accuracy in training means anything
 MEMORISED_LEAD = 0.1  # accuracy above chance in training before it can be compared
-MEMORISED = 0.33  # of training's lead over chance is left on held-out labels; where sentences come in several labels, one half is usual
+# of training's lead over chance is left on held-out labels; where sentences come in several labels, one half is usual
+MEMORISED = 0.33
 MEMORISED_SEVERE = 0.1  # next to nothing carries over
 MEMORISED_NATS = 1.5  # validation above training loss; 0.4 to 0.8 is usual with a sampled vocabulary
 MEMORISED_NATS_SEVERE = 3.0  # perplexity 20 times as high on text that was not trained on
@@ -151,14 +154,24 @@ class History:
     def flag(self, dotted: str) -> str:
         """The parameter as a flag with its present value, for advice."""
         value = self.parameter(dotted)
-        shown = "none" if value is None else "off" if value is False else "on" if value is True or isinstance(value, dict) else value
+        shown = (
+            "none"
+            if value is None
+            else "off"
+            if value is False
+            else "on"
+            if value is True or isinstance(value, dict)
+            else value
+        )
         return f"--{dotted} (now {shown})"
 
     @property
     def total(self) -> int | None:
         """Steps of the whole run, None where the configuration alone does not tell."""
-        count, size = {"train_policy": ("ppo.total_episodes", "ppo.batch_size"),
-                       "train_reward": ("labels.num_train", "batch_size")}.get(self.stage, ("", ""))
+        count, size = {
+            "train_policy": ("ppo.total_episodes", "ppo.batch_size"),
+            "train_reward": ("labels.num_train", "batch_size"),
+        }.get(self.stage, ("", ""))
         count, size = self.parameter(count), self.parameter(size)
         return math.ceil(count / size) if count and size else None
 
@@ -176,10 +189,12 @@ def ratio(h: History) -> Judgement | None:
     if deviation is None:
         return None
     limit = RATIO_LIMIT_FLOAT32 if h.parameter("run.precision") == "float32" else RATIO_LIMIT
-    return Judgement(_level(deviation, limit, RATIO_SEVERE),
-                     f"new / old probability deviates by {deviation:.2g} from 1 before the first update of the step, limit {limit:g}",
-                     f"{h.flag('ppo.old_logprobs')} to recomputed, or {h.flag('run.precision')} to float32; if it stays, sampling and analysis differ "
-                     "(temperature, cache, padding), which is a bug")
+    return Judgement(
+        _level(deviation, limit, RATIO_SEVERE),
+        f"new / old probability deviates by {deviation:.2g} from 1 before the first update of the step, limit {limit:g}",
+        f"{h.flag('ppo.old_logprobs')} to recomputed, or {h.flag('run.precision')} to float32; if it stays, sampling and analysis differ "
+        "(temperature, cache, padding), which is a bug",
+    )
 
 
 def kl_negative(h: History) -> Judgement | None:
@@ -189,18 +204,33 @@ def kl_negative(h: History) -> Judgement | None:
     rows, mean = min(SHORT, kl.count), kl.mean_last(SHORT)
     error = deviation.mean_last(SHORT) / math.sqrt(rows * size)
     level = FINE if -mean <= KL_NOISE * error else _level(-mean, KL_NEGATIVE, KL_NEGATIVE_SEVERE)
-    return Judgement(level, f"mean KL {mean:.3g} nats over the {rows * size} responses of the last {rows} steps, standard error {error:.2g}",
-                     f"look at ppo/ratio/std_before and at any change to sampling (temperature, top-k, uniforms); {h.flag('run.precision')} to float32")
+    return Judgement(
+        level,
+        f"mean KL {mean:.3g} nats over the {rows * size} responses of the last {rows} steps, standard error {error:.2g}",
+        f"look at ppo/ratio/std_before and at any change to sampling (temperature, top-k, uniforms); {h.flag('run.precision')} to float32",
+    )
 
 
 def kl_exploding(h: History) -> Judgement | None:
-    kl, target, length = h.number("objective/kl"), h.parameter("rewards.adaptive_kl.target"), h.parameter("task.response_length")
+    kl, target, length = (
+        h.number("objective/kl"),
+        h.parameter("rewards.adaptive_kl.target"),
+        h.parameter("task.response_length"),
+    )
     if kl is None or not (target or length):
         return None
-    limits = (KL_OF_TARGET * target, KL_OF_TARGET_SEVERE * target) if target else (KL_PER_TOKEN * length, KL_PER_TOKEN_SEVERE * length)
+    limits = (
+        (KL_OF_TARGET * target, KL_OF_TARGET_SEVERE * target)
+        if target
+        else (KL_PER_TOKEN * length, KL_PER_TOKEN_SEVERE * length)
+    )
     whereof = f"target {target:g}" if target else f"responses of {length} tokens"
-    return Judgement(_level(kl, *limits), f"mean KL {kl:.3g} nats, limit {limits[0]:g} ({whereof})",
-                     f"lower {h.flag('ppo.lr')}, raise {h.flag('rewards.kl_coef')}" + ("" if target else f", or {h.flag('rewards.adaptive_kl')} to on"))
+    return Judgement(
+        _level(kl, *limits),
+        f"mean KL {kl:.3g} nats, limit {limits[0]:g} ({whereof})",
+        f"lower {h.flag('ppo.lr')}, raise {h.flag('rewards.kl_coef')}"
+        + ("" if target else f", or {h.flag('rewards.adaptive_kl')} to on"),
+    )
 
 
 def kl_coef(h: History) -> Judgement | None:
@@ -208,28 +238,46 @@ def kl_coef(h: History) -> Judgement | None:
     if now is None or not first or not h.parameter("rewards.adaptive_kl"):
         return None
     factor = max(now / first, first / now) if now > 0 else math.inf
-    change = (f"lower {h.flag('rewards.adaptive_kl.target')} or raise {h.flag('ppo.lr')}" if now < first else
-              f"lower {h.flag('ppo.lr')}, or raise {h.flag('rewards.adaptive_kl.horizon')} if KL and coefficient swing against each other")
-    return Judgement(_level(factor, KL_COEF_FACTOR, KL_COEF_FACTOR_SEVERE), f"KL coefficient {now:.3g}, at first {first:g}", change)
+    change = (
+        f"lower {h.flag('rewards.adaptive_kl.target')} or raise {h.flag('ppo.lr')}"
+        if now < first
+        else f"lower {h.flag('ppo.lr')}, or raise {h.flag('rewards.adaptive_kl.horizon')} if KL and coefficient swing against each other"
+    )
+    return Judgement(
+        _level(factor, KL_COEF_FACTOR, KL_COEF_FACTOR_SEVERE), f"KL coefficient {now:.3g}, at first {first:g}", change
+    )
 
 
 def score_scale(h: History) -> Judgement | None:
     """At step 0 the policy is the reference: without penalties its scores have mean 0 and deviation 1."""
     score, valid, size = h.number("objective/score"), h.number("objective/valid"), h.parameter("ppo.batch_size")
     penalty, all_scores = h.parameter("task.penalty_reward_value"), h.number("objective/score_std")
-    if h.step or score is None or valid is None or penalty is None or all_scores is None or not size or valid * size < SCALE_SAMPLES:
+    if (
+        h.step
+        or score is None
+        or valid is None
+        or penalty is None
+        or all_scores is None
+        or not size
+        or valid * size < SCALE_SAMPLES
+    ):
         return None
     if h.parameter("rewards.function") or str(h.parameter("rewards.trained_model")).startswith("hf:"):
         return None  # used as they are, on a scale of their own
     n, mean = valid * size, (score - (1 - valid) * penalty) / valid
-    square = (all_scores * all_scores + score * score - (1 - valid) * penalty * penalty) / valid  # mean square of what is not penalised
+    square = (
+        all_scores * all_scores + score * score - (1 - valid) * penalty * penalty
+    ) / valid  # mean square of what is not penalised
     deviation = math.sqrt(max(0.0, square - mean * mean))
     excess = abs(mean) - 4 * deviation / math.sqrt(n)  # a mean of n scores is uncertain, and so is their deviation
     factor = max(deviation, 1 / deviation if deviation > 0 else math.inf) / (1 + 3 / math.sqrt(2 * n))
     level = max(_level(excess, SCALE_MEAN, SCALE_MEAN_SEVERE), _level(factor, SCALE_FACTOR, SCALE_FACTOR_SEVERE))
-    return Judgement(level, f"{n:.0f} scores of the start model that are no penalty: mean {mean:.2f}, deviation {deviation:.2g}; expected 0 and 1",
-                     f"use a reward model trained with this {h.flag('task.policy.initial_model')}, {h.flag('task.policy.temperature')} and queries, "
-                     f"with --normalize_after on and more --normalize_samples; look at {h.flag('rewards.trained_model')}")
+    return Judgement(
+        level,
+        f"{n:.0f} scores of the start model that are no penalty: mean {mean:.2f}, deviation {deviation:.2g}; expected 0 and 1",
+        f"use a reward model trained with this {h.flag('task.policy.initial_model')}, {h.flag('task.policy.temperature')} and queries, "
+        f"with --normalize_after on and more --normalize_samples; look at {h.flag('rewards.trained_model')}",
+    )
 
 
 def penalised(h: History) -> Judgement | None:
@@ -239,20 +287,33 @@ def penalised(h: History) -> Judgement | None:
     rows = min(valid.count, 2 * SHORT)
     share = 1 - valid.mean_last(2 * SHORT)
     limit = PENALISED_LATE if h.progress >= LATE else PENALISED
-    level = _level(share, limit, PENALISED_SEVERE) if rows == 2 * SHORT or h.progress >= LATE else SEVERE if share > PENALISED_SEVERE else FINE
-    return Judgement(level, f"{share:.0%} of the responses of the last {rows} steps got the penalty, limit {limit:.0%}",
-                     f"raise {h.flag('task.response_length')}, lower {h.flag('task.truncate_after')}, choose a {h.flag('task.truncate_token')} that the "
-                     "model does write, or first train the language model on texts that end so")
+    level = (
+        _level(share, limit, PENALISED_SEVERE)
+        if rows == 2 * SHORT or h.progress >= LATE
+        else SEVERE
+        if share > PENALISED_SEVERE
+        else FINE
+    )
+    return Judgement(
+        level,
+        f"{share:.0%} of the responses of the last {rows} steps got the penalty, limit {limit:.0%}",
+        f"raise {h.flag('task.response_length')}, lower {h.flag('task.truncate_after')}, choose a {h.flag('task.truncate_token')} that the "
+        "model does write, or first train the language model on texts that end so",
+    )
 
 
 def entropy(h: History) -> Judgement | None:
     values = h.so_far("objective/entropy", 2 * SHORT)
-    return values and _collapse(values, "mean entropy of {} nats per response", ENTROPY_SHARE, ENTROPY_SHARE_SEVERE, _more_penalty(h))
+    return values and _collapse(
+        values, "mean entropy of {} nats per response", ENTROPY_SHARE, ENTROPY_SHARE_SEVERE, _more_penalty(h)
+    )
 
 
 def distinct(h: History) -> Judgement | None:
     values = h.so_far("objective/distinct", 2 * SHORT)
-    return values and _collapse(values, "share of distinct responses {}", DISTINCT_SHARE, DISTINCT_SHARE_SEVERE, _more_penalty(h))
+    return values and _collapse(
+        values, "share of distinct responses {}", DISTINCT_SHARE, DISTINCT_SHARE_SEVERE, _more_penalty(h)
+    )
 
 
 def value_function(h: History) -> Judgement | None:
@@ -261,9 +322,12 @@ def value_function(h: History) -> Judgement | None:
         return None
     explained = values.mean_last(VALUE_ROWS // 2)
     level = FINE if explained > 0 else SEVERE if explained < VALUE_SEVERE else WARNING
-    return Judgement(level, f"the values of the last {VALUE_ROWS // 2} steps explain {explained:.2g} of the returns' variance; a constant explains 0",
-                     f"raise {h.flag('ppo.batch_size')} or {h.flag('ppo.vf_coef')}, more {h.flag('ppo.total_episodes')}; lower {h.flag('ppo.lr')} if the "
-                     "KL climbs as well; where all scores are alike (objective/score_std near 0) mend that first")
+    return Judgement(
+        level,
+        f"the values of the last {VALUE_ROWS // 2} steps explain {explained:.2g} of the returns' variance; a constant explains 0",
+        f"raise {h.flag('ppo.batch_size')} or {h.flag('ppo.vf_coef')}, more {h.flag('ppo.total_episodes')}; lower {h.flag('ppo.lr')} if the "
+        "KL climbs as well; where all scores are alike (objective/score_std near 0) mend that first",
+    )
 
 
 def update_size(h: History) -> Judgement | None:
@@ -284,8 +348,11 @@ def samples_repeat(h: History) -> Judgement | None:
     if len(responses) < 2 * SAMPLES:
         return None
     first, last = (len(set(part)) / SAMPLES for part in (responses[:SAMPLES], responses[-SAMPLES:]))
-    return Judgement(_level(-last, -DISTINCT_SHARE * first, -DISTINCT_SHARE_SEVERE * first),
-                     f"{last:.0%} of the last {SAMPLES} responses in samples.jsonl are different, {first:.0%} of the first", _more_penalty(h))
+    return Judgement(
+        _level(-last, -DISTINCT_SHARE * first, -DISTINCT_SHARE_SEVERE * first),
+        f"{last:.0%} of the last {SAMPLES} responses in samples.jsonl are different, {first:.0%} of the first",
+        _more_penalty(h),
+    )
 
 
 def pairs(h: History) -> Judgement | None:
@@ -293,24 +360,36 @@ def pairs(h: History) -> Judgement | None:
     before, after = ((h.result.get(side) or {}).get("distinct_2") for side in ("before", "after"))
     if not _is_finite(before) or not _is_finite(after) or before <= 0:
         return None
-    return Judgement(_level(-after, -PAIRS_SHARE * before, -PAIRS_SHARE_SEVERE * before),
-                     f"{after:.0%} of the pairs of tokens on held-out queries are different, {before:.0%} before training", _more_penalty(h))
+    return Judgement(
+        _level(-after, -PAIRS_SHARE * before, -PAIRS_SHARE_SEVERE * before),
+        f"{after:.0%} of the pairs of tokens on held-out queries are different, {before:.0%} before training",
+        _more_penalty(h),
+    )
 
 
 # --- checks of reward training ---
 
 
 def chance(h: History) -> Judgement | None:
-    """Held-out accuracy or correlation; before there is one, that of the newest training batches, each label of which is new to the model."""
+    """Held-out accuracy or correlation; before there is one, that of the newest training batches, each label of which
+    is new to the model.
+    """
     more = f"read some labels of {h.flag('labels.source')} as text; try {h.flag('lr')} times 3 and divided by 3, more {h.flag('labels.num_train')}"
     accuracy, error, base = (h.number(f"validation/{name}") for name in ("accuracy", "standard_error", "chance"))
     if accuracy is not None and error is not None and base is not None:
-        return Judgement(_below(accuracy - base, error), f"held-out accuracy {accuracy:.1%}, standard error {error:.1%}; chance is {base:.1%}", more)
+        return Judgement(
+            _below(accuracy - base, error),
+            f"held-out accuracy {accuracy:.1%}, standard error {error:.1%}; chance is {base:.1%}",
+            more,
+        )
     correlation, count = h.number("validation/corr"), h.number("validation/labels")
     if correlation is not None and count is not None and count > 0:
         error = 1 / math.sqrt(count)
-        return Judgement(_below(correlation, error),
-                         f"correlation with {count:.0f} held-out labels {correlation:.2f}, standard error {error:.2f}; chance is 0", more)
+        return Judgement(
+            _below(correlation, error),
+            f"correlation with {count:.0f} held-out labels {correlation:.2f}, standard error {error:.2f}; chance is 0",
+            more,
+        )
     kind, size, name = str(h.parameter("labels.type")), h.parameter("batch_size"), "corr"
     if kind.startswith("best_of_") and kind.removeprefix("best_of_").isdigit():
         name, base = "accuracy", 1 / max(2, int(kind.removeprefix("best_of_")))
@@ -319,8 +398,12 @@ def chance(h: History) -> Judgement | None:
         return None
     n, mean = len(batches.last) * size, batches.mean_last(WINDOW)
     lead, error = (mean - base, math.sqrt(base * (1 - base) / n)) if name == "accuracy" else (mean, 1 / math.sqrt(n))
-    return Judgement(WARNING if lead <= CHANCE_NOISE_SEVERE * error else FINE, f"{name} {mean:.2f} on the last {n} training labels, "
-                     f"standard error {error:.2f}; chance is {base if name == 'accuracy' else 0:g}", more)
+    return Judgement(
+        WARNING if lead <= CHANCE_NOISE_SEVERE * error else FINE,
+        f"{name} {mean:.2f} on the last {n} training labels, "
+        f"standard error {error:.2f}; chance is {base if name == 'accuracy' else 0:g}",
+        more,
+    )
 
 
 def memorising(h: History) -> Judgement | None:
@@ -329,9 +412,11 @@ def memorising(h: History) -> Judgement | None:
         if training is None or valid is None:
             return None
         gap = valid - training.mean_last(WINDOW)
-        return Judgement(_level(gap, MEMORISED_NATS, MEMORISED_NATS_SEVERE),
-                         f"validation loss {valid:.2f}, training loss {training.mean_last(WINDOW):.2f} nats per token",
-                         f"fewer {h.flag('optimizer.epochs')}, {h.flag('optimizer.dropout')} to 0.1, {h.flag('validation.patience')} to 4, more text")
+        return Judgement(
+            _level(gap, MEMORISED_NATS, MEMORISED_NATS_SEVERE),
+            f"validation loss {valid:.2f}, training loss {training.mean_last(WINDOW):.2f} nats per token",
+            f"fewer {h.flag('optimizer.epochs')}, {h.flag('optimizer.dropout')} to 0.1, {h.flag('validation.patience')} to 4, more text",
+        )
     training = h.series.get("train/accuracy")
     valid, error, base = (h.number(f"validation/{name}") for name in ("accuracy", "standard_error", "chance"))
     if training is None or valid is None or error is None or base is None:
@@ -339,52 +424,92 @@ def memorising(h: History) -> Judgement | None:
     mean = training.mean_last(WINDOW)
     lead, carried = mean - base, valid + CHANCE_NOISE * error - base
     level = FINE if lead < MEMORISED_LEAD else _level(-carried, -MEMORISED * lead, -MEMORISED_SEVERE * lead)
-    return Judgement(level, f"accuracy {mean:.1%} on the last {len(training.last)} training batches, {valid:.1%} (standard error {error:.1%}) on "
-                     f"held-out labels; chance is {base:.1%}",
-                     f"remove repeated labels or responses from {h.flag('labels.source')}, lower {h.flag('lr')}, more different labels")
+    return Judgement(
+        level,
+        f"accuracy {mean:.1%} on the last {len(training.last)} training batches, {valid:.1%} (standard error {error:.1%}) on "
+        f"held-out labels; chance is {base:.1%}",
+        f"remove repeated labels or responses from {h.flag('labels.source')}, lower {h.flag('lr')}, more different labels",
+    )
 
 
 def reward_scale(h: History) -> Judgement | None:
     gain, deviation = h.number("normalize_after/gain"), h.number("normalize_after/std")
     if gain is None:
         return None
-    return Judgement(_level(gain, GAIN, GAIN_SEVERE),
-                     f"rewards of sampled responses had deviation {deviation or 0:.2g} after training; the gain became {gain:.3g}",
-                     f"lower {h.flag('lr')}, more {h.flag('labels.num_train')}; look at {h.flag('task.policy.temperature')} and the queries: are samples "
-                     "all alike?")
+    return Judgement(
+        _level(gain, GAIN, GAIN_SEVERE),
+        f"rewards of sampled responses had deviation {deviation or 0:.2g} after training; the gain became {gain:.3g}",
+        f"lower {h.flag('lr')}, more {h.flag('labels.num_train')}; look at {h.flag('task.policy.temperature')} and the queries: are samples "
+        "all alike?",
+    )
 
 
 # --- checks of several stages ---
 
 
 def not_finite(h: History) -> Judgement | None:
-    bad = [name for name, value in h.row.items() if name != "step" and not isinstance(value, str) and not _is_finite(value)]
+    bad = [
+        name for name, value in h.row.items() if name != "step" and not isinstance(value, str) and not _is_finite(value)
+    ]
     rate = f"start again with a lower {h.flag(STAGES.get(h.stage, 'lr'))}"
-    if bad in (["train/corr"], ["validation/corr"]):  # undefined in a batch whose labels are all equal, which may happen; always so is another matter
+    if bad in (
+        ["train/corr"],
+        ["validation/corr"],
+    ):  # undefined in a batch whose labels are all equal, which may happen; always so is another matter
         never = bad == ["validation/corr"] or "train/corr" not in h.series and h.step + 1 >= SHORT
-        return Judgement(WARNING if never else FINE, f"{bad[0]} has no value: labels, or rewards, are all equal",
-                         f"look at the ratings in {h.flag('labels.source')}; a larger {h.flag('batch_size')}; {rate}")
-    return Judgement(SEVERE if bad else FINE, f"{', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''} not finite", rate)
+        return Judgement(
+            WARNING if never else FINE,
+            f"{bad[0]} has no value: labels, or rewards, are all equal",
+            f"look at the ratings in {h.flag('labels.source')}; a larger {h.flag('batch_size')}; {rate}",
+        )
+    return Judgement(
+        SEVERE if bad else FINE,
+        f"{', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''} not finite",
+        rate,
+    )
 
 
 def query_padding(h: History) -> Judgement | None:
-    share = next((value for name in ("objective/query_padding", "labels/query_padding") if (value := h.number(name)) is not None), None)
-    return None if share is None else Judgement(
-        _level(share, QUERY_PADDING, QUERY_PADDING_SEVERE), f"{share:.1%} of the queries' tokens are padding, limit {QUERY_PADDING:.0%}",
-        f"lower {h.flag('task.query_length')}; if queries should be longer, look at {h.flag('task.start_text')}, {h.flag('task.end_text')} and the data")
+    share = next(
+        (
+            value
+            for name in ("objective/query_padding", "labels/query_padding")
+            if (value := h.number(name)) is not None
+        ),
+        None,
+    )
+    return (
+        None
+        if share is None
+        else Judgement(
+            _level(share, QUERY_PADDING, QUERY_PADDING_SEVERE),
+            f"{share:.1%} of the queries' tokens are padding, limit {QUERY_PADDING:.0%}",
+            f"lower {h.flag('task.query_length')}; if queries should be longer, look at {h.flag('task.start_text')}, {h.flag('task.end_text')} and the data",
+        )
+    )
 
 
 def response_padding(h: History) -> Judgement | None:
-    names = {"objective/response_padding": "truncated responses'", "labels/response_padding": "labels' responses'", "train/padding": "rows'"}
+    names = {
+        "objective/response_padding": "truncated responses'",
+        "labels/response_padding": "labels' responses'",
+        "train/padding": "rows'",
+    }
     name = next((name for name in names if h.number(name) is not None), None)
     if name is None:
         return None
     share = h.series[name].mean_last(SHORT)
-    change = (f"lower {h.flag('data.block')}, or {h.flag('data.rows')} to packed" if h.stage == "train_sft" else
-              f"lower {h.flag('task.response_length')}; if responses should be longer, raise {h.flag('task.truncate_after')} and read some"
-              + (" samples" if h.stage == "train_policy" else f" of {h.flag('labels.source')}"))
-    return Judgement(_level(share, RESPONSE_PADDING, RESPONSE_PADDING_SEVERE),
-                     f"{share:.1%} of the {names[name]} tokens are padding, limit {RESPONSE_PADDING:.0%}", change)
+    change = (
+        f"lower {h.flag('data.block')}, or {h.flag('data.rows')} to packed"
+        if h.stage == "train_sft"
+        else f"lower {h.flag('task.response_length')}; if responses should be longer, raise {h.flag('task.truncate_after')} and read some"
+        + (" samples" if h.stage == "train_policy" else f" of {h.flag('labels.source')}")
+    )
+    return Judgement(
+        _level(share, RESPONSE_PADDING, RESPONSE_PADDING_SEVERE),
+        f"{share:.1%} of the {names[name]} tokens are padding, limit {RESPONSE_PADDING:.0%}",
+        change,
+    )
 
 
 def loss_rising(h: History) -> Judgement | None:
@@ -392,23 +517,32 @@ def loss_rising(h: History) -> Judgement | None:
     valid = h.so_far("valid/loss", 2)
     rise = valid.last[-1] - valid.lowest if valid is not None else 0.0
     if rise > VALID_RISE:
-        return Judgement(_level(rise, VALID_RISE, VALID_RISE_SEVERE),
-                         f"validation loss {valid.last[-1]:.3f} nats per token, at its best {valid.lowest:.3f}",
-                         f"{h.flag('validation.patience')} to 4, fewer {h.flag('optimizer.epochs')}, {h.flag('optimizer.dropout')} to 0.1; "
-                         "the best weights were kept")
+        return Judgement(
+            _level(rise, VALID_RISE, VALID_RISE_SEVERE),
+            f"validation loss {valid.last[-1]:.3f} nats per token, at its best {valid.lowest:.3f}",
+            f"{h.flag('validation.patience')} to 4, fewer {h.flag('optimizer.epochs')}, {h.flag('optimizer.dropout')} to 0.1; "
+            "the best weights were kept",
+        )
     if h.stage == "train_policy":
-        values = h.so_far("ppo/loss/value", WINDOW) if h.parameter("ppo.whiten_rewards") else None  # without whitening it grows with the score
+        values = (
+            h.so_far("ppo/loss/value", WINDOW) if h.parameter("ppo.whiten_rewards") else None
+        )  # without whitening it grows with the score
         if values is None or values.mean_first(WINDOW // 2) <= 0:
             return None
         first, last = values.mean_first(WINDOW // 2), values.mean_last(WINDOW // 2)
-        return Judgement(_level(last / first, VALUE_LOSS_FACTOR, VALUE_LOSS_FACTOR_SEVERE),
-                         f"value loss {last:.3g} over the last {WINDOW // 2} steps, {first:.3g} over the first", f"{rate} or {h.flag('ppo.vf_coef')}")
+        return Judgement(
+            _level(last / first, VALUE_LOSS_FACTOR, VALUE_LOSS_FACTOR_SEVERE),
+            f"value loss {last:.3g} over the last {WINDOW // 2} steps, {first:.3g} over the first",
+            f"{rate} or {h.flag('ppo.vf_coef')}",
+        )
     losses = h.so_far("train/loss", 2 * WINDOW)
     if losses is None:
         return Judgement(FINE, "validation loss is at its best") if valid is not None else None
     first, last = losses.mean_first(WINDOW), losses.mean_last(WINDOW)
     noise = LOSS_NOISE * math.sqrt((_variance(losses.first) + _variance(list(losses.last))) / WINDOW)
-    level = FINE if last - first <= noise else _level(last - first, LOSS_RISE * abs(first), LOSS_RISE_SEVERE * abs(first))
+    level = (
+        FINE if last - first <= noise else _level(last - first, LOSS_RISE * abs(first), LOSS_RISE_SEVERE * abs(first))
+    )
     return Judgement(level, f"training loss {last:.3g} over the last {WINDOW} steps, {first:.3g} over the first", rate)
 
 
@@ -418,9 +552,11 @@ def learning_rate(h: History) -> Judgement | None:
     if now is None or not first or not total:
         return None
     expected = first * (1 - h.step / total)
-    return Judgement(WARNING if abs(now - expected) > LR_SLIP * first else FINE,
-                     f"learning rate {now:.3g}, by the schedule of {total} steps {expected:.3g}",
-                     f"give a resumed run the same {h.flag(STAGES[h.stage])} and number of steps; a change of code, perhaps")
+    return Judgement(
+        WARNING if abs(now - expected) > LR_SLIP * first else FINE,
+        f"learning rate {now:.3g}, by the schedule of {total} steps {expected:.3g}",
+        f"give a resumed run the same {h.flag(STAGES[h.stage])} and number of steps; a change of code, perhaps",
+    )
 
 
 def warmup(h: History) -> Judgement | None:
@@ -428,8 +564,11 @@ def warmup(h: History) -> Judgement | None:
     steps, made = h.parameter("optimizer.warmup"), h.series.get("train/loss")
     if steps is None or made is None or not h.result:
         return None
-    return Judgement(WARNING if steps > WARMUP_SHARE * made.count else FINE, f"{steps} of {made.count} steps were warm-up",
-                     f"lower {h.flag('optimizer.warmup')} or raise {h.flag('optimizer.epochs')}")
+    return Judgement(
+        WARNING if steps > WARMUP_SHARE * made.count else FINE,
+        f"{steps} of {made.count} steps were warm-up",
+        f"lower {h.flag('optimizer.warmup')} or raise {h.flag('optimizer.epochs')}",
+    )
 
 
 @dataclass(frozen=True)
@@ -447,29 +586,69 @@ class Check:
 
 
 _POLICY, _REWARD, _SFT = ("train_policy",), ("train_reward",), ("train_sft",)
-_COLLAPSED = "the policy writes few things whatever the query: it exploits the reward model, and PPO has nothing left to compare"
+_COLLAPSED = (
+    "the policy writes few things whatever the query: it exploits the reward model, and PPO has nothing left to compare"
+)
 CHECKS = (
-    Check(ratio, _POLICY, "sampling and training disagree about the same policy, so every update starts from a wrong ratio"),
-    Check(kl_negative, _POLICY, "a KL is never negative: the log-probabilities are not those of what was sampled, and the penalty is wrong"),
-    Check(kl_exploding, _POLICY, "the policy has left the language model that the reward model was trained on; its score means nothing there"),
+    Check(
+        ratio,
+        _POLICY,
+        "sampling and training disagree about the same policy, so every update starts from a wrong ratio",
+    ),
+    Check(
+        kl_negative,
+        _POLICY,
+        "a KL is never negative: the log-probabilities are not those of what was sampled, and the penalty is wrong",
+    ),
+    Check(
+        kl_exploding,
+        _POLICY,
+        "the policy has left the language model that the reward model was trained on; its score means nothing there",
+    ),
     Check(kl_coef, _POLICY, "the controller cannot hold its target: the penalty has become nothing, or everything"),
-    Check(score_scale, _POLICY, "penalty, KL coefficient and scores are in units of the start model's deviation; on another scale they mean something else"),
-    Check(penalised, _POLICY, "a penalised response earns a fixed score, so what people preferred does not reach the policy"),
+    Check(
+        score_scale,
+        _POLICY,
+        "penalty, KL coefficient and scores are in units of the start model's deviation; on another scale they mean something else",
+    ),
+    Check(
+        penalised,
+        _POLICY,
+        "a penalised response earns a fixed score, so what people preferred does not reach the policy",
+    ),
     Check(entropy, _POLICY, _COLLAPSED),
     Check(distinct, _POLICY, _COLLAPSED),
     Check(samples_repeat, _POLICY, _COLLAPSED, afterwards=True),
     Check(pairs, _POLICY, _COLLAPSED, afterwards=True),
     Check(value_function, _POLICY, "values that predict nothing leave all the noise of the returns in the advantages"),
-    Check(update_size, _POLICY, "PPO's surrogate holds only near the old policy; with updates of next to nothing it never leaves it"),
+    Check(
+        update_size,
+        _POLICY,
+        "PPO's surrogate holds only near the old policy; with updates of next to nothing it never leaves it",
+    ),
     Check(chance, _REWARD, "a reward model that does not know what people prefer gives the policy noise to climb"),
-    Check(memorising, _REWARD + _SFT, "what was learned by heart does not carry over to texts that the model has not seen"),
+    Check(
+        memorising, _REWARD + _SFT, "what was learned by heart does not carry over to texts that the model has not seen"
+    ),
     Check(reward_scale, _REWARD, "training made all rewards alike, and normalisation blew up what little was left"),
     Check(not_finite, _POLICY + _REWARD + _SFT, "one number that is not finite spreads into every weight"),
     Check(loss_rising, _POLICY + _REWARD + _SFT, "training makes the model worse at what it is trained for"),
-    Check(learning_rate, _POLICY + _REWARD, "the configuration fixes the schedule; with another rate the run is not the one that its config.json tells of"),
+    Check(
+        learning_rate,
+        _POLICY + _REWARD,
+        "the configuration fixes the schedule; with another rate the run is not the one that its config.json tells of",
+    ),
     Check(warmup, _SFT, "most of the run went by before the learning rate reached its value", afterwards=True),
-    Check(query_padding, _POLICY + _REWARD, "the length was chosen for other texts, or queries hold next to nothing to respond to"),
-    Check(response_padding, _POLICY + _REWARD + _SFT, "next to nothing of a response is judged or trained on; tokens after its end still pay KL"),
+    Check(
+        query_padding,
+        _POLICY + _REWARD,
+        "the length was chosen for other texts, or queries hold next to nothing to respond to",
+    ),
+    Check(
+        response_padding,
+        _POLICY + _REWARD + _SFT,
+        "next to nothing of a response is judged or trained on; tokens after its end still pay KL",
+    ),
 )
 
 
@@ -502,10 +681,17 @@ def _below(lead: float, error: float) -> int:
 def _collapse(values: Series, what: str, warning: float, severe: float, change: str) -> Judgement:
     """How far the mean of the last rows has fallen against that of the first."""
     first, last = values.mean_first(SHORT), values.mean_last(SHORT)
-    return Judgement(_level(-last, -warning * first, -severe * first),
-                     f"{what.format(f'{last:.3g}')} over the last {SHORT} steps, {first:.3g} over the first", change)
+    return Judgement(
+        _level(-last, -warning * first, -severe * first),
+        f"{what.format(f'{last:.3g}')} over the last {SHORT} steps, {first:.3g} over the first",
+        change,
+    )
 
 
 def _more_penalty(h: History) -> str:
-    penalty = f"lower {h.flag('rewards.adaptive_kl.target')}" if h.parameter("rewards.adaptive_kl") else f"raise {h.flag('rewards.kl_coef')}"
+    penalty = (
+        f"lower {h.flag('rewards.adaptive_kl.target')}"
+        if h.parameter("rewards.adaptive_kl")
+        else f"raise {h.flag('rewards.kl_coef')}"
+    )
     return f"{penalty} or lower {h.flag('ppo.lr')}, stop earlier, or train the reward model on more and better labels"

@@ -1,8 +1,9 @@
 """What is wrong with a run: the checks of checks.py asked row by row, while it goes on and afterwards.
 
-While a run goes on its `Watch` asks the checks at each row of metrics and reports each kind of trouble once, and once more when it becomes severe.
-`python launch.py doctor EXPERIMENT` lets the same checks see the rows of metrics.jsonl again, then looks at samples and result. Everything
-reported is a function of the rows, so a resumed run neither repeats nor loses it.
+While a run goes on its `Watch` asks the checks at each row of metrics and reports each kind of trouble once, and once
+more when it becomes severe. `python launch.py doctor EXPERIMENT` lets the same checks see the rows of metrics.jsonl
+again, then looks at samples and result. Everything reported is a function of the rows, so a resumed run neither repeats
+nor loses it.
 """
 
 import sys
@@ -13,11 +14,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from lm_human_preferences.watching.checks import CHECKS, FINE, SEVERE, STAGES, History
 from lm_human_preferences.foundation.configuration import to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json
 from lm_human_preferences.runs.tracking import JsonLines, Tracker, read_jsonl
+from lm_human_preferences.watching.checks import CHECKS, FINE, SEVERE, STAGES, History
 
 
 class Finding(NamedTuple):
@@ -33,16 +34,22 @@ class Finding(NamedTuple):
     def block(self, earlier: int | None = None) -> str:
         """The finding for people; `earlier`: the step at which it was first seen, less severe."""
         first = "" if earlier is None else f" (first seen at step {earlier})"
-        return (f"{'SEVERE' if self.severe else 'WARNING'} {self.check}, step {self.step}{first}\n  saw     {self.saw}\n  why     {self.why}\n"
-                f"  change  {self.change}")
+        return (
+            f"{'SEVERE' if self.severe else 'WARNING'} {self.check}, step {self.step}{first}\n  saw     {self.saw}\n  why     {self.why}\n"
+            f"  change  {self.change}"
+        )
 
 
 @dataclass
 class Examination:
-    """The checks of a stage as they see a run row by row: each reports when it first finds something and when that becomes severe."""
+    """The checks of a stage as they see a run row by row: each reports when it first finds something and when that
+    becomes severe.
+    """
 
     history: History
-    reported: dict[str, int] = field(default_factory=dict)  # check -> highest level so far; FINE: it looked and found nothing
+    reported: dict[str, int] = field(
+        default_factory=dict
+    )  # check -> highest level so far; FINE: it looked and found nothing
 
     def see(self, row: dict[str, Any]) -> list[Finding]:
         """What is new with this row of metrics."""
@@ -62,19 +69,32 @@ class Examination:
             judgement = check.judge(self.history)
             if judgement is not None and judgement.level > self.reported.setdefault(check.name, FINE):
                 self.reported[check.name] = judgement.level
-                findings.append(Finding(check.name, judgement.level == SEVERE, self.history.step, judgement.saw, check.why, judgement.change))
+                findings.append(
+                    Finding(
+                        check.name,
+                        judgement.level == SEVERE,
+                        self.history.step,
+                        judgement.saw,
+                        check.why,
+                        judgement.change,
+                    )
+                )
         return findings
 
 
 class Watch:
-    """A place to report to (see tracking.py) that writes what the checks find to the run's warnings.jsonl and to standard error."""
+    """A place to report to (see tracking.py) that writes what the checks find to the run's warnings.jsonl and to
+    standard error.
+    """
 
     def __init__(self, examination: Examination, file: JsonLines):
         self.examination, self.file = examination, file
 
     @classmethod
     def open(cls, folder: Path, stage: str, parameters: dict[str, Any], resume_at: int | None) -> "Watch":
-        """resume_at: None starts anew; k has seen the rows of the steps before k, whose warnings stay in the file and are not repeated."""
+        """resume_at: None starts anew; k has seen the rows of the steps before k, whose warnings stay in the file and
+        are not repeated.
+        """
         examination, metrics = Examination(History(stage, parameters)), Path(folder) / "metrics.jsonl"
         for row in read_jsonl(metrics) if resume_at is not None and metrics.exists() else ():
             if row.get("step", 0) < resume_at:
@@ -98,13 +118,20 @@ class Watch:
 
 
 def open_watched(folder: Path, params: Any, stage: str, experiment: str, first: int) -> Tracker:
-    """The tracker of a stage that starts or goes on at step `first` in the run folder `folder`, with a `Watch` among its places.
+    """The tracker of a stage that starts or goes on at step `first` in the run folder `folder`, with a `Watch` among
+    its places.
 
     params: the stage's parameters, with `run` and `tracking`. Raises UserError as `Tracker.open` does.
     """
     config, resume_at = to_dict(params), first if params.run.resume else None
-    return Tracker.open(folder, params.tracking, run_name=experiment, config=config, resume_at=resume_at,
-                        more=[Watch.open(folder, stage, config, resume_at)])
+    return Tracker.open(
+        folder,
+        params.tracking,
+        run_name=experiment,
+        config=config,
+        resume_at=resume_at,
+        more=[Watch.open(folder, stage, config, resume_at)],
+    )
 
 
 class Diagnosis(NamedTuple):
@@ -131,10 +158,14 @@ def examine(folder: Path) -> Diagnosis:
         raise UserError(f"{folder} has no metrics yet; train first, then ask the doctor")
     samples = read_jsonl(folder / "samples.jsonl") if (folder / "samples.jsonl").exists() else []
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
-    return diagnose(config["stage"], config.get("parameters") or {}, rows, samples, result if isinstance(result, dict) else {})
+    return diagnose(
+        config["stage"], config.get("parameters") or {}, rows, samples, result if isinstance(result, dict) else {}
+    )
 
 
-def diagnose(stage: str, parameters: dict[str, Any], rows: Iterable[dict], samples: list[dict], result: dict[str, Any]) -> Diagnosis:
+def diagnose(
+    stage: str, parameters: dict[str, Any], rows: Iterable[dict], samples: list[dict], result: dict[str, Any]
+) -> Diagnosis:
     """Every check of the stage on rows of metrics.jsonl, samples and result, as their files hold them."""
     examination, findings, count = Examination(History(stage, parameters)), [], 0
     for row in rows:
@@ -142,8 +173,13 @@ def diagnose(stage: str, parameters: dict[str, Any], rows: Iterable[dict], sampl
         count += 1
     findings += examination.look_back(samples, result)
     names = [check.name for check in CHECKS if stage in check.stages]
-    return Diagnosis(stage, count, findings, [name for name in names if examination.reported.get(name) == FINE],
-                     [name for name in names if name not in examination.reported])
+    return Diagnosis(
+        stage,
+        count,
+        findings,
+        [name for name in names if examination.reported.get(name) == FINE],
+        [name for name in names if name not in examination.reported],
+    )
 
 
 def describe(diagnosis: Diagnosis, name: str) -> str:
@@ -154,5 +190,9 @@ def describe(diagnosis: Diagnosis, name: str) -> str:
     lines = [f"{name} ({diagnosis.stage}, {diagnosis.rows:,} rows of metrics): {verdict}", ""]
     for finding in sorted(worst.values(), key=lambda finding: not finding.severe):
         lines += [finding.block(first[finding.check] if first[finding.check] != finding.step else None), ""]
-    lines += [f"{title}: {', '.join(names)}" for title, names in (("fine", diagnosis.fine), ("no numbers for", diagnosis.not_looked_at)) if names]
+    lines += [
+        f"{title}: {', '.join(names)}"
+        for title, names in (("fine", diagnosis.fine), ("no numbers for", diagnosis.not_looked_at))
+        if names
+    ]
     return "\n".join(lines)

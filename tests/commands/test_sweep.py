@@ -1,4 +1,6 @@
-"""`launch.py sweep` on a very small world: what is trained again and what not, its refusals; best-of-n and reweighting against enumeration."""
+"""`launch.py sweep` on a very small world: what is trained again and what not, its refusals; best-of-n and reweighting
+against enumeration.
+"""
 
 import itertools
 import json
@@ -11,14 +13,15 @@ import numpy as np
 import pytest
 
 from lm_human_preferences.commands import command_line
-from lm_human_preferences.judging.bootstrap import Bootstrap
+from lm_human_preferences.commands.sweep import Member, Scores, compare, table, verdict_lines
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.judging.frontier import best_of_n_kl, best_of_n_weights, betas_for, means, optimal_policy
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.reward_model import RewardModel
-from lm_human_preferences.commands.sweep import Member, Scores, compare, table, verdict_lines
 from lm_human_preferences.train_policy import PPOTrainer
+
 from params import EXPERIMENTS
 from small import CONFIG, flags, make_world, metrics, policy_flags, reward_flags
 
@@ -32,7 +35,9 @@ def world(tmp_path_factory):
     reward = RewardModel(GPT2(CONFIG).initialise(generator_for(0, "test/reward")))
     reward.head.initialise(generator_for(0, "test/head"))
     reward.save(folder / "reward")
-    (folder / "sweep_scores.py").write_text("def vowels(queries, responses):\n    return [sum(c in 'aeiou' for c in r) for r in responses]\n")
+    (folder / "sweep_scores.py").write_text(
+        "def vowels(queries, responses):\n    return [sum(c in 'aeiou' for c in r) for r in responses]\n"
+    )
     return folder
 
 
@@ -49,10 +54,19 @@ def undrawn(monkeypatch):
 
 
 def words_for(world: Path, experiment: str, **changes) -> list[str]:
-    values = dict(rewards__kl_coef="0.1,0", judges=JUDGES, samples=20, split="valid", responses=16, min_effective=3) | changes
+    values = (
+        dict(rewards__kl_coef="0.1,0", judges=JUDGES, samples=20, split="valid", responses=16, min_effective=3)
+        | changes
+    )
     base = policy_flags(world, world / "reward")
     at = base.index("--evaluation.samples")
-    return ["movies", experiment, *base[:at], *base[at + 4:], *flags(**{name: value for name, value in values.items() if value is not None})]
+    return [
+        "movies",
+        experiment,
+        *base[:at],
+        *base[at + 4 :],
+        *flags(**{name: value for name, value in values.items() if value is not None}),
+    ]
 
 
 def run(*words) -> None:
@@ -74,11 +88,16 @@ def result_of(folder: Path) -> dict:
 
 # --- a sweep ---
 
+
 def test_a_sweep_goes_on_where_it_stopped(world, capsys, monkeypatch):
     """Finished policies are skipped, one that was cut short is continued, and all is as if it had never stopped."""
     run(*words_for(world, "whole"))
     printed, step = capsys.readouterr().out, PPOTrainer.step
-    assert "policy 2 of 2, kl_0_seed_1: training" in printed and "best of 16" in printed and "is the reward gamed?" in printed
+    assert (
+        "policy 2 of 2, kl_0_seed_1: training" in printed
+        and "best of 16" in printed
+        and "is the reward gamed?" in printed
+    )
 
     def cut_short(self, number):
         if self.params.rewards.kl_coef == 0 and number == 3:
@@ -95,7 +114,10 @@ def test_a_sweep_goes_on_where_it_stopped(world, capsys, monkeypatch):
     capsys.readouterr()
     run(*words_for(world, "parts"))
     printed = capsys.readouterr().out
-    assert "kl_0.1_seed_1: finished already, skipped" in printed and "kl_0_seed_1: was cut short, goes on from its newest checkpoint" in printed
+    assert (
+        "kl_0.1_seed_1: finished already, skipped" in printed
+        and "kl_0_seed_1: was cut short, goes on from its newest checkpoint" in printed
+    )
     assert (parts / "kl_0.1_seed_1/policy/model.safetensors").stat().st_mtime_ns == finished
     assert result_of(parts) | {"experiment": "whole"} == result_of(whole)
     for name in ("kl_0_seed_1", "kl_0.1_seed_1"):
@@ -104,13 +126,22 @@ def test_a_sweep_goes_on_where_it_stopped(world, capsys, monkeypatch):
     assert (parts / "evaluation.jsonl").read_bytes() == (whole / "evaluation.jsonl").read_bytes()
     assert (parts / "sweep.png").read_bytes()[1:4] == b"PNG" and b"</svg>" in (parts / "sweep.svg").read_bytes()
 
-    for changes, says in [(dict(ppo__lr=0.1), "started with ppo.lr 0.003, now it is 0.1"), (dict(seeds=2), "started with seeds 1, now it is 2"),
-                          (dict(rewards__kl_coef="0.1,0,1"), "started with rewards.kl_coef [0.1, 0.0], now it is [0.1, 0.0, 1.0]"),
-                          (dict(run__seed=2), "started with run.seed 1, now it is 2")]:
+    for changes, says in [
+        (dict(ppo__lr=0.1), "started with ppo.lr 0.003, now it is 0.1"),
+        (dict(seeds=2), "started with seeds 1, now it is 2"),
+        (dict(rewards__kl_coef="0.1,0,1"), "started with rewards.kl_coef [0.1, 0.0], now it is [0.1, 0.0, 1.0]"),
+        (dict(run__seed=2), "started with run.seed 1, now it is 2"),
+    ]:
         assert says in refused(*words_for(world, "parts", **changes))
-    run(*words_for(world, "parts", judges="vowels=sweep_scores:vowels", samples=10, shown=0))  # what measures may change
+    run(
+        *words_for(world, "parts", judges="vowels=sweep_scores:vowels", samples=10, shown=0)
+    )  # what measures may change
     again = result_of(parts)
-    assert again["judges"] == ["vowels"] and again["queries"] == 10 and capsys.readouterr().out.count("finished already") == 2
+    assert (
+        again["judges"] == ["vowels"]
+        and again["queries"] == 10
+        and capsys.readouterr().out.count("finished already") == 2
+    )
 
 
 def test_the_figures_of_a_sweep(world, undrawn):
@@ -124,12 +155,18 @@ def test_the_figures_of_a_sweep(world, undrawn):
         answers = [row["policies"][name] for row in rows]
         assert side["kl"]["mean"] == pytest.approx(np.mean([answer["kl"] for answer in answers]))
         assert side["proxy"]["mean"] == pytest.approx(np.mean([answer["proxy"] for answer in answers]))
-        assert side["gold"]["vowels"]["mean"] == np.mean([sum(c in "aeiou" for c in answer["response"]) for answer in answers])
-        assert side["gold"]["varied"]["mean"] == pytest.approx(np.mean([answer["gold"]["varied"] for answer in answers]))
+        assert side["gold"]["vowels"]["mean"] == np.mean(
+            [sum(c in "aeiou" for c in answer["response"]) for answer in answers]
+        )
+        assert side["gold"]["varied"]["mean"] == pytest.approx(
+            np.mean([answer["gold"]["varied"] for answer in answers])
+        )
     assert [point["n"] for point in result["best_of_n"]] == [1, 2, 4, 8, 16]
     assert result["best_of_n"][0]["proxy"]["mean"] == pytest.approx(result["reference_policy"]["proxy"]["mean"])
     proxies = [point["proxy"]["mean"] for point in result["optimal"]]
-    assert proxies == sorted(proxies) and all(point["shown"] == (point["effective"] >= 3) for point in result["optimal"])
+    assert proxies == sorted(proxies) and all(
+        point["shown"] == (point["effective"] >= 3) for point in result["optimal"]
+    )
     assert all(row["policies"]["reference"]["kl"] == 0 for row in rows)
 
 
@@ -141,6 +178,7 @@ def test_a_failed_policy_does_not_stop_the_others(world, capsys, undrawn, monkey
             if everywhere or self.params.rewards.kl_coef == 0.1:
                 raise error
             return step(self, number)
+
         return wrapped
 
     monkeypatch.setattr(PPOTrainer, "step", fails(UserError("step 0: objective/kl is nan")))
@@ -149,7 +187,9 @@ def test_a_failed_policy_does_not_stop_the_others(world, capsys, undrawn, monkey
     assert "kl_0.1_seed_1: FAILED: step 0: objective/kl is nan" in printed.err and "Traceback" not in printed.err
     assert "kl_0.1_seed_1: failed: step 0: objective/kl is nan" in printed.out
     result = result_of(world / "runs/failing")
-    assert list(result["policies"]) == ["kl_0_seed_1"] and result["failed"] == {"kl_0.1_seed_1": "step 0: objective/kl is nan"}
+    assert list(result["policies"]) == ["kl_0_seed_1"] and result["failed"] == {
+        "kl_0.1_seed_1": "step 0: objective/kl is nan"
+    }
     monkeypatch.setattr(PPOTrainer, "step", fails(RuntimeError("out of memory"), everywhere=True))
     assert "none of the 2 policies" in refused(*words_for(world, "hopeless"))
     assert "Traceback" in capsys.readouterr().err
@@ -161,18 +201,25 @@ def test_a_failed_policy_does_not_stop_the_others(world, capsys, undrawn, monkey
 def test_one_reward_model_for_all(world, capsys, undrawn):
     """Without a reward model the sweep trains one first, as train_policy does, and only once."""
     words = reward_flags(world)
-    nested = [f"--rewards.train_new_model.{word[2:]}" if word.startswith("--") and not word.startswith(("--run", "--task")) else word
-              for word in words if word]
+    nested = [
+        f"--rewards.train_new_model.{word[2:]}"
+        if word.startswith("--") and not word.startswith(("--run", "--task"))
+        else word
+        for word in words
+        if word
+    ]
     skip = {i + offset for i, word in enumerate(nested) if word.startswith(("--run", "--task")) for offset in (0, 1)}
     base = words_for(world, "fresh", ppo__total_episodes=16)
     at = base.index("--rewards.trained_model")
-    words = [*base[:at], *base[at + 2:], *(word for i, word in enumerate(nested) if i not in skip)]
+    words = [*base[:at], *base[at + 2 :], *(word for i, word in enumerate(nested) if i not in skip)]
     run(*words)
     assert (world / "runs/fresh/fresh_reward/reward_model/model.safetensors").exists()
     assert result_of(world / "runs/fresh")["proxy"].endswith("fresh_reward/reward_model")
     before = (world / "runs/fresh/fresh_reward/metrics.jsonl").read_bytes()
     run(*words)
-    assert (world / "runs/fresh/fresh_reward/metrics.jsonl").read_bytes() == before and capsys.readouterr().out.count("finished already") == 2
+    assert (world / "runs/fresh/fresh_reward/metrics.jsonl").read_bytes() == before and capsys.readouterr().out.count(
+        "finished already"
+    ) == 2
 
 
 def test_replaced_only_when_asked(world, capsys, undrawn):
@@ -184,27 +231,33 @@ def test_replaced_only_when_asked(world, capsys, undrawn):
     assert "skipped" not in capsys.readouterr().out and len(metrics(world / "runs/replaced/kl_0_seed_1")) == 2
 
 
-@pytest.mark.parametrize("changes, says", [
-    (dict(rewards__kl_coef=None), "nothing to sweep over: give the coefficients, as in --rewards.kl_coef 0.01,0.03"),
-    (dict(rewards__kl_coef="0.1,x"), "'x' is no number of 0 or more"),
-    (dict(rewards__kl_coef="0.1,-1"), "'-1' is no number of 0 or more"),
-    (dict(rewards__kl_coef="0.1,"), "'' is no number of 0 or more"),
-    (dict(rewards__kl_coef="0.1,1e-1"), "has a number twice"),
-    (dict(seeds=0), "--seeds and --samples must be at least 1"),
-    (dict(responses=1), "no choice among fewer than 2"),
-    (dict(min_effective=17), "--min_effective 17: must lie between 1 and --responses 16"),
-    (dict(rewards__adaptive_kl="on"), "give --rewards.adaptive_kl off"),
-    (dict(judges=None), "sentences.jsonl does not exist, so no human ratings can judge"),
-    (dict(judges="nobody"), "there is no judge 'nobody'"),
-    (dict(samples=41), "has only 40 documents with a query"),
-    (dict(split="tset"), "tset.bin does not exist"),
-    (dict(rewards__trained_model="nowhere"), "nowhere"),
-    (dict(task__response_length=60), "context is 64"),
-    (dict(ppo__lr=0), "--ppo.lr 0.0: must be positive"),
-    (dict(ppo__learning_rate=1), "did you mean --ppo.lr?"),
-    (dict(sedes=1), "did you mean --seeds?"),
-    (dict(task__policy__initial_model="missing"), "needs the model missing"),
-])
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (
+            dict(rewards__kl_coef=None),
+            "nothing to sweep over: give the coefficients, as in --rewards.kl_coef 0.01,0.03",
+        ),
+        (dict(rewards__kl_coef="0.1,x"), "'x' is no number of 0 or more"),
+        (dict(rewards__kl_coef="0.1,-1"), "'-1' is no number of 0 or more"),
+        (dict(rewards__kl_coef="0.1,"), "'' is no number of 0 or more"),
+        (dict(rewards__kl_coef="0.1,1e-1"), "has a number twice"),
+        (dict(seeds=0), "--seeds and --samples must be at least 1"),
+        (dict(responses=1), "no choice among fewer than 2"),
+        (dict(min_effective=17), "--min_effective 17: must lie between 1 and --responses 16"),
+        (dict(rewards__adaptive_kl="on"), "give --rewards.adaptive_kl off"),
+        (dict(judges=None), "sentences.jsonl does not exist, so no human ratings can judge"),
+        (dict(judges="nobody"), "there is no judge 'nobody'"),
+        (dict(samples=41), "has only 40 documents with a query"),
+        (dict(split="tset"), "tset.bin does not exist"),
+        (dict(rewards__trained_model="nowhere"), "nowhere"),
+        (dict(task__response_length=60), "context is 64"),
+        (dict(ppo__lr=0), "--ppo.lr 0.0: must be positive"),
+        (dict(ppo__learning_rate=1), "did you mean --ppo.lr?"),
+        (dict(sedes=1), "did you mean --seeds?"),
+        (dict(task__policy__initial_model="missing"), "needs the model missing"),
+    ],
+)
 def test_refusals(world, changes, says):
     assert says in refused(*words_for(world, "bad", **changes))
     assert not (world / "runs/bad").exists()
@@ -219,26 +272,36 @@ def test_it_needs_a_task_and_a_name(world):
 def test_help_is_true(capsys):
     assert command_line.prepare(["sweep", "cnndm", "--help"], EXPERIMENTS) is None
     text = capsys.readouterr().out
-    assert text.count("  --rewards.kl_coef C,C,...\n") == text.count("\n  --rewards.kl_coef") == 1 and "--task.query_length 500" in text
+    assert (
+        text.count("  --rewards.kl_coef C,C,...\n") == text.count("\n  --rewards.kl_coef") == 1
+        and "--task.query_length 500" in text
+    )
     assert "--seeds 1" in text and "--evaluation.samples 0" in text and "--ppo.lr 2e-06" in text
 
 
 # --- best-of-n ---
 
+
 def test_best_of_n_against_all_choices():
     """Mean over all subsets of n of the N responses, the best of equals drawn at random."""
     random = np.random.default_rng(0)
-    proxy = np.concatenate([random.normal(size=(3, 7)), random.integers(0, 3, (3, 7)).astype(float)])  # the latter with ties
+    proxy = np.concatenate(
+        [random.normal(size=(3, 7)), random.integers(0, 3, (3, 7)).astype(float)]
+    )  # the latter with ties
     gold = random.normal(size=proxy.shape)
     for n in range(1, 8):
         weights = best_of_n_weights(proxy, n)
         np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-12)
         for row in range(len(proxy)):
             best = [max(proxy[row, list(chosen)]) for chosen in itertools.combinations(range(7), n)]
-            theirs = [np.mean([gold[row, i] for i in chosen if proxy[row, i] == top])
-                      for chosen, top in zip(itertools.combinations(range(7), n), best, strict=True)]
-            found = means({"proxy": proxy[row:row + 1], "gold": gold[row:row + 1]}, weights[row:row + 1])
-            assert found["proxy"][0] == pytest.approx(np.mean(best)) and found["gold"][0] == pytest.approx(np.mean(theirs))
+            theirs = [
+                np.mean([gold[row, i] for i in chosen if proxy[row, i] == top])
+                for chosen, top in zip(itertools.combinations(range(7), n), best, strict=True)
+            ]
+            found = means({"proxy": proxy[row : row + 1], "gold": gold[row : row + 1]}, weights[row : row + 1])
+            assert found["proxy"][0] == pytest.approx(np.mean(best)) and found["gold"][0] == pytest.approx(
+                np.mean(theirs)
+            )
     with pytest.raises(ValueError):
         best_of_n_weights(proxy, 8)
 
@@ -251,7 +314,9 @@ def test_the_weights_stay_exact_for_many_responses():
 
 @pytest.mark.parametrize("n", [1, 2, 4, 64])
 def test_the_kl_of_best_of_n(n):
-    """The best of n of a continuous score has the density n u^(n-1) at the quantile u; of K equally likely ones it comes near and is below."""
+    """The best of n of a continuous score has the density n u^(n-1) at the quantile u; of K equally likely ones it
+    comes near and is below.
+    """
     u = (np.arange(1_000_000) + 0.5) / 1_000_000
     density = n * u ** (n - 1)
     assert best_of_n_kl(n) == pytest.approx(np.mean(density * np.log(np.maximum(density, 1e-300))), abs=1e-4)
@@ -263,9 +328,14 @@ def test_the_kl_of_best_of_n(n):
 
 # --- reweighting ---
 
+
 def toy():
     """A distribution over six responses and their rewards."""
-    return np.array([0.4, 0.25, 0.15, 0.1, 0.07, 0.03]), np.array([-1.0, 0.5, 0.0, 1.0, 2.0, 1.5]), np.array([0.0, 1.0, 2.0, 0.5, -1.0, 3.0])
+    return (
+        np.array([0.4, 0.25, 0.15, 0.1, 0.07, 0.03]),
+        np.array([-1.0, 0.5, 0.0, 1.0, 2.0, 1.5]),
+        np.array([0.0, 1.0, 2.0, 0.5, -1.0, 3.0]),
+    )
 
 
 @pytest.mark.parametrize("beta", [0.4, 1.0, 5.0])
@@ -280,7 +350,7 @@ def test_reweighting_against_enumeration(beta):
     np.testing.assert_allclose(found["proxy"], exact @ reward, atol=0.02)
     np.testing.assert_allclose(found["gold"], exact @ gold, atol=0.03)
     np.testing.assert_allclose(point.kl, exact @ np.log(exact / reference), atol=0.02)
-    np.testing.assert_allclose(point.effective / 200_000, 1 / (exact ** 2 / reference).sum(), rtol=0.03)
+    np.testing.assert_allclose(point.effective / 200_000, 1 / (exact**2 / reference).sum(), rtol=0.03)
 
 
 def test_reweighting_is_exact_where_each_response_is_there_once():
@@ -300,29 +370,60 @@ def test_reweighting_is_exact_where_each_response_is_there_once():
 
 # --- who games the reward ---
 
+
 def made_up(n: int = 60, N: int = 8) -> dict:
     random = np.random.default_rng(0)
     pool = {"proxy": random.normal(size=(n, N)), "a": random.normal(size=(n, N)), "b": random.normal(size=(n, N))}
-    sides = {name: Scores(random.normal(proxy, 0.1, n), {"a": random.normal(a, 0.1, n), "b": random.normal(b, 0.1, n)}, np.full(n, kl), [])
-             for name, proxy, a, b, kl in (("near", 1.0, 1.0, 1.0, 2.0), ("far", 2.0, 0.5, 1.0, 20.0), ("mad", 3.0, 1.5, -2.0, 90.0))}
+    sides = {
+        name: Scores(
+            random.normal(proxy, 0.1, n),
+            {"a": random.normal(a, 0.1, n), "b": random.normal(b, 0.1, n)},
+            np.full(n, kl),
+            [],
+        )
+        for name, proxy, a, b, kl in (
+            ("near", 1.0, 1.0, 1.0, 2.0),
+            ("far", 2.0, 0.5, 1.0, 20.0),
+            ("mad", 3.0, 1.5, -2.0, 90.0),
+        )
+    }
     trained = [Member("near", 0.3, 1), Member("far", 0.03, 1), Member("mad", 0.0, 1)]
-    return {"split": "test", "queries": n, "responses": N, "judges": ["a", "b"], "failed": {}, **compare(trained, sides, pool, 3, Bootstrap(n, 1))}
+    return {
+        "split": "test",
+        "queries": n,
+        "responses": N,
+        "judges": ["a", "b"],
+        "failed": {},
+        **compare(trained, sides, pool, 3, Bootstrap(n, 1)),
+    }
 
 
 def test_who_games_the_reward():
     result = made_up()
     found = {(row["policy"], row["judge"]): (row["verdict"], row["against"]) for row in result["verdicts"]}
-    assert found[("near", "a")] == (None, "reference") and found[("far", "a")] == ("gamed", "near") and found[("mad", "b")][0] == "gamed"
+    assert (
+        found[("near", "a")] == (None, "reference")
+        and found[("far", "a")] == ("gamed", "near")
+        and found[("mad", "b")][0] == "gamed"
+    )
     assert found[("far", "b")][0] in ("no gain", None) and found[("mad", "a")] == (None, "near")
     text = table(result)
-    assert "far: GAMES THE REWARD. Against near: proxy +" in text and text.index("  near ") < text.index("  far ") < text.index("  mad ")
-    assert "no policy got more reward" in verdict_lines([row for row in result["verdicts"] if row["verdict"] is None])[1]
+    assert "far: GAMES THE REWARD. Against near: proxy +" in text and text.index("  near ") < text.index(
+        "  far "
+    ) < text.index("  mad ")
+    assert (
+        "no policy got more reward" in verdict_lines([row for row in result["verdicts"] if row["verdict"] is None])[1]
+    )
 
 
 def test_the_figure_is_a_function_of_the_result(tmp_path):
     from lm_human_preferences.reports.result_figures import write_sweep_figure
+
     result = made_up()
-    first, second = write_sweep_figure(result, tmp_path / "one"), write_sweep_figure(json.loads(json.dumps(result)), tmp_path / "two")
+    first, second = (
+        write_sweep_figure(result, tmp_path / "one"),
+        write_sweep_figure(json.loads(json.dumps(result)), tmp_path / "two"),
+    )
     assert first.name == "sweep.png"
     for a, b in ((first, second), (first.with_suffix(".svg"), second.with_suffix(".svg"))):
         assert a.read_bytes() == b.read_bytes() and a.stat().st_size > 20_000

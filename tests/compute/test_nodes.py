@@ -1,8 +1,9 @@
 """Two machines: two network namespaces joined by a veth pair, a torchrun in each.
 
-The same result as one process; a link that is cut ends both ranks with a line within --run.timeout, and the run goes on when it is back.
-Skipped where namespaces may not be made (it takes root). Two ways in which the two torchrun find each other: c10d, whose torchrun on the side
-without the store may wait on for an answer while the link is cut, and the static one, which asks nothing after the start.
+The same result as one process; a link that is cut ends both ranks with a line within --run.timeout, and the run goes on
+when it is back. Skipped where namespaces may not be made (it takes root). Two ways in which the two torchrun find each
+other: c10d, whose torchrun on the side without the store may wait on for an answer while the link is cut, and the
+static one, which asks nothing after the start.
 """
 
 import os
@@ -37,11 +38,30 @@ class Nodes:
     def make(self) -> str:
         """Why that does not work, empty if it does."""
         a, b = self.names
-        steps = [("netns", "add", a), ("netns", "add", b),
-                 ("link", "add", self.interfaces[0], "netns", a, "type", "veth", "peer", "name", self.interfaces[1], "netns", b)]
+        steps = [
+            ("netns", "add", a),
+            ("netns", "add", b),
+            (
+                "link",
+                "add",
+                self.interfaces[0],
+                "netns",
+                a,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                self.interfaces[1],
+                "netns",
+                b,
+            ),
+        ]
         for name, interface, address in zip(self.names, self.interfaces, self.addresses, strict=True):
-            steps += [("-n", name, "addr", "add", f"{address}/24", "dev", interface), ("-n", name, "link", "set", "lo", "up"),
-                      ("-n", name, "link", "set", interface, "up")]
+            steps += [
+                ("-n", name, "addr", "add", f"{address}/24", "dev", interface),
+                ("-n", name, "link", "set", "lo", "up"),
+                ("-n", name, "link", "set", interface, "up"),
+            ]
         for step in steps:
             if (done := ip(*step)).returncode:
                 return done.stderr.strip()
@@ -58,16 +78,45 @@ class Nodes:
         """torchrun's words; it cannot tell by names which side is which, so it is told addresses."""
         if kind == "static":
             return ["--node_rank", str(side), "--master_addr", self.addresses[0], "--master_port", str(PORT)]
-        return ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{self.addresses[0]}:{PORT}", "--rdzv_id", identity, "--local_addr", self.addresses[side],
-                "--rdzv_conf", f"is_host={int(side == 0)}"]
+        return [
+            "--rdzv_backend",
+            "c10d",
+            "--rdzv_endpoint",
+            f"{self.addresses[0]}:{PORT}",
+            "--rdzv_id",
+            identity,
+            "--local_addr",
+            self.addresses[side],
+            "--rdzv_conf",
+            f"is_host={int(side == 0)}",
+        ]
 
     def start(self, kind: str, side: int, identity: str, words: list, errors: Path) -> subprocess.Popen:
         """torchrun on one side with one rank; its standard error goes to a file. Gloo is told the interface."""
-        command = ["ip", "netns", "exec", self.names[side], sys.executable, "-m", "torch.distributed.run", "--nnodes", "2",
-                   "--nproc_per_node", "1", *self.rendezvous(kind, side, identity), "launch.py", *map(str, words)]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            self.names[side],
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes",
+            "2",
+            "--nproc_per_node",
+            "1",
+            *self.rendezvous(kind, side, identity),
+            "launch.py",
+            *map(str, words),
+        ]
         with open(errors, "w") as file:
-            return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file,
-                                    env=os.environ | {"GLOO_SOCKET_IFNAME": self.interfaces[side], "OMP_NUM_THREADS": "1"})
+            return subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                env=os.environ | {"GLOO_SOCKET_IFNAME": self.interfaces[side], "OMP_NUM_THREADS": "1"},
+            )
 
 
 @pytest.fixture
@@ -88,8 +137,12 @@ def tree(pid: int) -> list[int]:
     return [pid, *(below for child in survive.children(pid) for below in tree(child))]
 
 
-def run_on_both(nodes: Nodes, kind: str, name: str, words: list, folder: Path, cut_when=None) -> tuple[list[int | None], list[str], float]:
-    """Exit statuses (None: torchrun had to be killed) and errors of both sides; seconds from the cut until both ranks have said their line."""
+def run_on_both(
+    nodes: Nodes, kind: str, name: str, words: list, folder: Path, cut_when=None
+) -> tuple[list[int | None], list[str], float]:
+    """Exit statuses (None: torchrun had to be killed) and errors of both sides; seconds from the cut until both ranks
+    have said their line.
+    """
     files, seconds = [folder / f"{name}_{side}.err" for side in (0, 1)], 0.0
     sides = [nodes.start(kind, side, name, words, files[side]) for side in (0, 1)]
     try:
@@ -97,12 +150,16 @@ def run_on_both(nodes: Nodes, kind: str, name: str, words: list, folder: Path, c
             assert survive.wait_for(sides[0], cut_when), files[0].read_text()
             nodes.link("down")
             begun = time.monotonic()
-            assert survive.wait_for(sides[1], lambda: all("error: rank" in file.read_text() for file in files)), files[1].read_text()
+            assert survive.wait_for(sides[1], lambda: all("error: rank" in file.read_text() for file in files)), files[
+                1
+            ].read_text()
             seconds = time.monotonic() - begun
         statuses = []
         for number, side in enumerate(sides):
             try:
-                statuses.append(side.wait(timeout=10 if cut_when is not None and (kind, number) == ("c10d", 1) else 120))
+                statuses.append(
+                    side.wait(timeout=10 if cut_when is not None and (kind, number) == ("c10d", 1) else 120)
+                )
             except subprocess.TimeoutExpired:
                 statuses.append(None)
     finally:
@@ -121,7 +178,9 @@ def untimed(run: Path) -> list[dict]:
 def test_two_nodes_equal_one_process_and_survive_a_cut_link(nodes, tmp_path, kind):
     world = make_world(tmp_path / "world")
     launch("train_reward", "movies", "reward", *reward_flags(world))
-    words = policy_flags(world, world / "runs/reward/reward_model") + flags(ppo__total_episodes=16 * 10, run__timeout=TIMEOUT, run__save_interval=1)
+    words = policy_flags(world, world / "runs/reward/reward_model") + flags(
+        ppo__total_episodes=16 * 10, run__timeout=TIMEOUT, run__save_interval=1
+    )
     launch("train_policy", "movies", "one", *words)
     statuses, errors, _ = run_on_both(nodes, kind, "two", ["train_policy", "movies", "two", *words], tmp_path)
     assert statuses == [0, 0], errors
@@ -131,14 +190,21 @@ def test_two_nodes_equal_one_process_and_survive_a_cut_link(nodes, tmp_path, kin
         np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-3, atol=2e-5)
 
     saved = lambda: (cut / "checkpoints/00000002").exists()
-    statuses, errors, seconds = run_on_both(nodes, kind, "cut", ["train_policy", "movies", "cut", *words], tmp_path, cut_when=saved)
+    statuses, errors, seconds = run_on_both(
+        nodes, kind, "cut", ["train_policy", "movies", "cut", *words], tmp_path, cut_when=saved
+    )
     assert statuses[0] == 1 and statuses[1] in ((1, None) if kind == "c10d" else (1,)) and seconds < TIMEOUT + 5
     for rank, text in enumerate(errors):
         [line] = [line for line in text.splitlines() if line.startswith("error: ")]
         assert f"rank {rank} of 2 lost the others: no answer within {TIMEOUT:g} seconds (--run.timeout)" in line
-        assert re.search(rf"the newest checkpoint of {cut} is that of step \d+: the same command with --run.resume goes on from it", line)
+        assert re.search(
+            rf"the newest checkpoint of {cut} is that of step \d+: the same command with --run.resume goes on from it",
+            line,
+        )
     nodes.link("up")
-    statuses, errors, _ = run_on_both(nodes, kind, "cut", ["train_policy", "movies", "cut", *words, "--run.resume"], tmp_path)
+    statuses, errors, _ = run_on_both(
+        nodes, kind, "cut", ["train_policy", "movies", "cut", *words, "--run.resume"], tmp_path
+    )
     assert statuses == [0, 0], errors
     assert untimed(cut) == untimed(two)
     ours, theirs = load_file(cut / "policy/model.safetensors"), load_file(two / "policy/model.safetensors")

@@ -7,10 +7,21 @@ import pytest
 import torch
 
 from lm_human_preferences.compute.distributed import World
+from lm_human_preferences.compute.optim import (
+    Muon,
+    TensorFlowAdam,
+    adamw,
+    allocate_state,
+    linear_decay,
+    muon_and_adamw,
+    optimizer_tensors,
+    set_rates,
+    warmup_cosine,
+    warmup_stable_decay,
+)
 from lm_human_preferences.language.gpt2 import GPT2
-from lm_human_preferences.compute.optim import (Muon, TensorFlowAdam, adamw, allocate_state, linear_decay, muon_and_adamw, optimizer_tensors, set_rates,
-                                        warmup_cosine, warmup_stable_decay)
 from lm_human_preferences.runs.checkpoints import Checkpoints
+
 from small import CONFIG
 
 
@@ -26,11 +37,13 @@ def test_adam_is_tensorflows(scale):
         w.grad, torchs.grad, other.param_groups[0]["lr"] = torch.from_numpy(gradient), torch.from_numpy(gradient), lr
         optimizer.step(lr)
         other.step()
-        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient ** 2
-        expected -= lr * np.sqrt(1 - 0.999 ** t) / (1 - 0.9 ** t) * m / (np.sqrt(v) + 1e-5)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        expected -= lr * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-5)
         np.testing.assert_allclose(w.detach(), expected, rtol=1e-9)
         if t == 1 and scale == 1e-7:
-            np.testing.assert_allclose(torchs.detach() / w.detach(), 31.6, rtol=0.02)  # what torch's place of epsilon would do
+            np.testing.assert_allclose(
+                torchs.detach() / w.detach(), 31.6, rtol=0.02
+            )  # what torch's place of epsilon would do
 
 
 @pytest.mark.parametrize("way", ["state_dict", "tensors"])
@@ -75,15 +88,23 @@ def test_muon_takes_the_blocks_matrices_alone():
     muon, adam = optimizer.optimizers
     names = {p: name for name, p in model.named_parameters()}
     of_muon = {names[p] for group in muon.param_groups for p in group["params"]}
-    assert of_muon == {name for name in names.values() if name.startswith("h.") and name.endswith("weight") and "ln_" not in name} and len(of_muon) == 4 * CONFIG.n_layer
+    assert (
+        of_muon
+        == {name for name in names.values() if name.startswith("h.") and name.endswith("weight") and "ln_" not in name}
+        and len(of_muon) == 4 * CONFIG.n_layer
+    )
     assert of_muon | {names[p] for group in adam.param_groups for p in group["params"]} == set(names.values())
     assert all(group["weight_decay"] == (0.1 if group in muon.param_groups else 0) for group in optimizer.param_groups)
     set_rates(optimizer, 0.5)
-    assert {group["lr"] for group in muon.param_groups} == {3e-3} and {group["lr"] for group in adam.param_groups} == {1e-3}
+    assert {group["lr"] for group in muon.param_groups} == {3e-3} and {group["lr"] for group in adam.param_groups} == {
+        1e-3
+    }
 
 
 def test_muons_step_is_orthogonal_and_as_long_as_adams():
-    """All singular values of a step are alike, and its entries' root mean square is about 0.2 of the rate, AdamW's in training (arXiv 2502.16982)."""
+    """All singular values of a step are alike, and its entries' root mean square is about 0.2 of the rate, AdamW's in
+    training (arXiv 2502.16982).
+    """
     generator = torch.Generator().manual_seed(0)
     model = torch.nn.ModuleDict({"h": torch.nn.ModuleList([torch.nn.Linear(64, 192, bias=False)])})
     weight = model["h"][0].weight
@@ -91,18 +112,26 @@ def test_muons_step_is_orthogonal_and_as_long_as_adams():
     weight.grad = torch.randn(192, 64, generator=generator) @ torch.diag(torch.logspace(0, -2, 64))
     optimizer.step()
     step = (before - weight.detach()) / 0.01
-    values = torch.linalg.svdvals(step) / (0.2 * 192 ** 0.5)
+    values = torch.linalg.svdvals(step) / (0.2 * 192**0.5)
     assert 0.6 < values.min() and values.max() < 1.3, values
     assert torch.linalg.svdvals(weight.grad).max() > 50 * torch.linalg.svdvals(weight.grad).min()
     assert (step * weight.grad).sum() > 0  # downhill
 
 
 def test_muon_is_pytorchs():
-    """Several steps on matrices of several shapes, some of them alike, against PyTorch's implementation, which iterates in bfloat16."""
+    """Several steps on matrices of several shapes, some of them alike, against PyTorch's implementation, which iterates
+    in bfloat16.
+    """
     generator = torch.Generator().manual_seed(0)
-    ours = [torch.nn.Parameter(0.1 * torch.randn(shape, generator=generator)) for shape in ((32, 96), (32, 32), (128, 32), (32, 96))]
+    ours = [
+        torch.nn.Parameter(0.1 * torch.randn(shape, generator=generator))
+        for shape in ((32, 96), (32, 32), (128, 32), (32, 96))
+    ]
     theirs, start = [torch.nn.Parameter(p.detach().clone()) for p in ours], [p.detach().clone() for p in ours]
-    optimizers = Muon(ours, 0.01, weight_decay=0.1), torch.optim.Muon(theirs, 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    optimizers = (
+        Muon(ours, 0.01, weight_decay=0.1),
+        torch.optim.Muon(theirs, 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
     for _ in range(5):
         for p, q in zip(ours, theirs):
             p.grad = torch.randn(p.shape, generator=generator)
@@ -113,7 +142,14 @@ def test_muon_is_pytorchs():
         assert (p - q).norm() < 0.03 * (q - before).norm()
 
 
-@pytest.mark.parametrize("make", [lambda m: adamw(m.parameters(), 0.01, (0.9, 0.99), 0.1), lambda m: muon_and_adamw(m.named_parameters(), 0.01, 0.01, (0.9, 0.99), 0.1)], ids=["adamw", "muon"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: adamw(m.parameters(), 0.01, (0.9, 0.99), 0.1),
+        lambda m: muon_and_adamw(m.named_parameters(), 0.01, 0.01, (0.9, 0.99), 0.1),
+    ],
+    ids=["adamw", "muon"],
+)
 def test_training_goes_on_bitwise_after_its_state_is_restored(tmp_path, make):
     tokens = torch.randint(26, (4, 8), generator=torch.Generator().manual_seed(1))
 
@@ -147,5 +183,7 @@ def test_schedules():
     assert warmup_cosine(0, 1, 0, 0.1) == 1.0
     rates = [warmup_stable_decay(step, total=10, warmup=2, final=0.0, decay=0.4) for step in range(10)]
     np.testing.assert_allclose(rates, [0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0], atol=1e-15)
-    np.testing.assert_allclose([warmup_stable_decay(step, 5, 0, 0.1, 1.0) for step in range(5)], [0.82, 0.64, 0.46, 0.28, 0.1])
+    np.testing.assert_allclose(
+        [warmup_stable_decay(step, 5, 0, 0.1, 1.0) for step in range(5)], [0.82, 0.64, 0.46, 0.28, 0.1]
+    )
     assert [warmup_stable_decay(step, 4, 0, 0.5, 0.0) for step in range(4)] == [1, 1, 1, 0.5]

@@ -8,6 +8,7 @@ import pytest
 from lm_human_preferences.foundation import downloads
 from lm_human_preferences.foundation.downloads import cached, download
 from lm_human_preferences.foundation.errors import UserError
+
 from web import serve
 
 CONTENT = bytes(range(256)) * 4000  # about 1 MB
@@ -64,14 +65,26 @@ def test_busy_servers_are_asked_again(server, tmp_path):
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("prepare, says", [
-    (lambda server: server.fail.append(404), "answers 404 .*; is the address right"),
-    (lambda server: server.fail.append(403), "answers 403"),
-    (lambda server: server.fail.extend([500] * downloads.ATTEMPTS), "could not be reached .*500"),
-    (lambda server: server.headers.update({"/file.bin": {"Content-Type": "text/html"}}), "answers with a web page, not with file.bin"),
-    (lambda server: server.headers.update({"/file.bin": {"X-Linked-Etag": "0" * 64}}), "SHA-256 is .*, expected 0000"),
-    (lambda server: server.headers.update({"/file.bin": {"X-Linked-Size": "12"}}), "1,024,000 bytes came, 12 were announced"),
-])
+@pytest.mark.parametrize(
+    "prepare, says",
+    [
+        (lambda server: server.fail.append(404), "answers 404 .*; is the address right"),
+        (lambda server: server.fail.append(403), "answers 403"),
+        (lambda server: server.fail.extend([500] * downloads.ATTEMPTS), "could not be reached .*500"),
+        (
+            lambda server: server.headers.update({"/file.bin": {"Content-Type": "text/html"}}),
+            "answers with a web page, not with file.bin",
+        ),
+        (
+            lambda server: server.headers.update({"/file.bin": {"X-Linked-Etag": "0" * 64}}),
+            "SHA-256 is .*, expected 0000",
+        ),
+        (
+            lambda server: server.headers.update({"/file.bin": {"X-Linked-Size": "12"}}),
+            "1,024,000 bytes came, 12 were announced",
+        ),
+    ],
+)
 def test_what_cannot_be_had_leaves_nothing_behind(server, tmp_path, prepare, says):
     prepare(server)
     with pytest.raises(UserError, match=says):
@@ -126,7 +139,11 @@ def test_a_folder_that_may_not_be_written(tmp_path):
 def test_a_cached_file_is_checked_each_time(server, tmp_path, capsys):
     url, cache = f"{server.url}/file.bin", tmp_path / "cache"
     path = cached(url, cache)
-    assert path == cache / server.url.removeprefix("http://").replace(":", "_") / "file.bin" and cached(url, cache) == path and len(server.requests) == 1
+    assert (
+        path == cache / server.url.removeprefix("http://").replace(":", "_") / "file.bin"
+        and cached(url, cache) == path
+        and len(server.requests) == 1
+    )
     content = bytearray(CONTENT)
     content[1000] ^= 1
     path.write_bytes(content)
@@ -139,6 +156,7 @@ def test_a_cached_file_is_checked_each_time(server, tmp_path, capsys):
 
 def test_two_processes_share_one_download(server, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(lambda _: fetch(server, tmp_path), range(4)))
     assert len(server.requests) == 1 and {os.fspath(p) for p in paths} == {os.fspath(tmp_path / "file.bin")}

@@ -27,9 +27,15 @@ print(min(faults))
 
 
 def run(code: str, **environment) -> str:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "THP_", "MALLOC_", "GLIBC_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMP_", "GOMP_", "THP_", "MALLOC_", "GLIBC_"))
+    }
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, env=kept | environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    return subprocess.run(
+        command, cwd=ROOT, env=kept | environment, capture_output=True, text=True, check=True, timeout=120
+    ).stdout
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted on Linux")
@@ -44,7 +50,11 @@ def test_freed_memory_is_used_again():
 
 def test_what_the_user_has_set_stays():
     code = "from lm_human_preferences.foundation import process; process.settle(); import os; print(*map(os.environ.get, process.WAITING))"
-    assert run(code) == "passive 10000\n" and run(code, OMP_WAIT_POLICY="active") == "active None\n" and run(code, GOMP_SPINCOUNT="7") == "None 7\n"
+    assert (
+        run(code) == "passive 10000\n"
+        and run(code, OMP_WAIT_POLICY="active") == "active None\n"
+        and run(code, GOMP_SPINCOUNT="7") == "None 7\n"
+    )
 
 
 def test_the_command_line_settles_before_pytorch_is_loaded():

@@ -10,7 +10,14 @@ from lm_human_preferences.foundation import records
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.records import read_records
 
-HARD = [{"a": 'brace } in a "string" \\'}, {"b": {"nested": [{"}": "{"}]}}, {}, {"c": "\\\"}"}, {"d": [1, 2]}, {"e": "é\u2028"}]
+HARD = [
+    {"a": 'brace } in a "string" \\'},
+    {"b": {"nested": [{"}": "{"}]}},
+    {},
+    {"c": '\\"}'},
+    {"d": [1, 2]},
+    {"e": "é\u2028"},
+]
 
 
 def values(path):
@@ -52,7 +59,13 @@ def test_other_lists_and_lines_without_the_name(tmp_path):
 def test_random_objects_in_random_chunks(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     for _ in range(50):
-        rows = [{"k": "".join(random.choice(list('"\\{}[],: ab\n'), size=8)), "n": [int(n) for n in random.integers(0, 9, 3)]} for _ in range(5)]
+        rows = [
+            {
+                "k": "".join(random.choice(list('"\\{}[],: ab\n'), size=8)),
+                "n": [int(n) for n in random.integers(0, 9, 3)],
+            }
+            for _ in range(5)
+        ]
         monkeypatch.setattr(records, "_CHUNK", int(random.integers(1, 40)))
         (tmp_path / "a.json").write_text(json.dumps(rows))
         assert values(tmp_path / "a.json") == rows
@@ -65,22 +78,25 @@ def test_progress_counts_the_bytes_of_the_file(tmp_path):
     assert sum(seen) == (tmp_path / "a.json").stat().st_size
 
 
-@pytest.mark.parametrize("name, content, says", [
-    ("a.json", b'[{"a": 1}, {"a": 2', "record 1 is truncated: the file ends within it"),
-    ("a.json", b'[{"a": 1},', "is truncated: its list is not closed after record 0"),
-    ("a.json", b"[", "is truncated"),
-    ("a.json", b'[{"a": 1}] x', "something follows the end"),
-    ("a.json", b'[{"a": 1} {"a": 2}]', "expected a comma or the list's end after record 0"),
-    ("a.json", b'[{"a": 1}, {"a": nope}, {"a": 3}]', "a.json, record 1 is no JSON"),
-    ("a.json", b'[{"a": 1}, 5]', "record 1: expected an object"),
-    ("a.json", b'[{"a": "caf\xe9"}]', "record 0: not UTF-8"),
-    ("a.json", b"<html>", "line 1 is no JSON"),
-    ("a.jsonl", b'{"a": 1}\n{"a"', "line 2 is no JSON"),
-    ("a.jsonl", b'"caf\xe9"', "line 1: not UTF-8"),
-    ("a.jsonl.gz", b"no gzip", "is damaged"),
-    ("a.jsonl.gz", gzip.compress(b'"x"\n' * 1000)[:-9], "is damaged"),
-    ("a.jsonl", b"[" * 100_000, "is no JSON"),
-])
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("a.json", b'[{"a": 1}, {"a": 2', "record 1 is truncated: the file ends within it"),
+        ("a.json", b'[{"a": 1},', "is truncated: its list is not closed after record 0"),
+        ("a.json", b"[", "is truncated"),
+        ("a.json", b'[{"a": 1}] x', "something follows the end"),
+        ("a.json", b'[{"a": 1} {"a": 2}]', "expected a comma or the list's end after record 0"),
+        ("a.json", b'[{"a": 1}, {"a": nope}, {"a": 3}]', "a.json, record 1 is no JSON"),
+        ("a.json", b'[{"a": 1}, 5]', "record 1: expected an object"),
+        ("a.json", b'[{"a": "caf\xe9"}]', "record 0: not UTF-8"),
+        ("a.json", b"<html>", "line 1 is no JSON"),
+        ("a.jsonl", b'{"a": 1}\n{"a"', "line 2 is no JSON"),
+        ("a.jsonl", b'"caf\xe9"', "line 1: not UTF-8"),
+        ("a.jsonl.gz", b"no gzip", "is damaged"),
+        ("a.jsonl.gz", gzip.compress(b'"x"\n' * 1000)[:-9], "is damaged"),
+        ("a.jsonl", b"[" * 100_000, "is no JSON"),
+    ],
+)
 def test_damage_names_file_and_place(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:

@@ -8,12 +8,20 @@ from pathlib import Path
 import pytest
 
 from lm_human_preferences.commands import command_line
-from params import EXPERIMENTS
+
 from load_scripts import load_script
+from params import EXPERIMENTS
 from small import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "saved_models/tiny/README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINES = sorted({line.strip().partition("#")[0].strip() for page in PAGES for line in page.read_text().splitlines() if line.startswith("    python ")})
+LINES = sorted(
+    {
+        line.strip().partition("#")[0].strip()
+        for page in PAGES
+        for line in page.read_text().splitlines()
+        if line.startswith("    python ")
+    }
+)
 COMMANDS = [line for line in LINES if line.startswith("python launch.py")]
 SCRIPTS = [line for line in LINES if line.startswith(("python datasets/", "python saved_models/"))]
 
@@ -24,9 +32,15 @@ def test_a_documented_command_is_one(command, capsys):
     words = shlex.split(command)[2:]
     if words[0] in command_line.STAGES:
         commands = command_line.Commands(EXPERIMENTS)
-        arguments = [word.removeprefix("--").split("=", 1) if word.startswith("--") else word for word in command_line.prepare(words, EXPERIMENTS)[1:]]
-        getattr(commands, words[0])(*[word for word in arguments if isinstance(word, str)],
-                                    **dict(word for word in arguments if isinstance(word, list)), dry_run="on")
+        arguments = [
+            word.removeprefix("--").split("=", 1) if word.startswith("--") else word
+            for word in command_line.prepare(words, EXPERIMENTS)[1:]
+        ]
+        getattr(commands, words[0])(
+            *[word for word in arguments if isinstance(word, str)],
+            **dict(word for word in arguments if isinstance(word, list)),
+            dry_run="on",
+        )
         assert '"run"' in capsys.readouterr().out
     else:
         assert words[0] in command_line.OTHERS
@@ -64,9 +78,16 @@ def test_tests_and_functions_named_in_the_details_exist():
     text = (ROOT / "docs/implementation_details.md").read_text()
     library, missing = ROOT / "lm_human_preferences", []
     for file, names in re.findall(r"`((?:\w+/)?\w+\.py): ([^`]+)`", text):
-        path = next((p for p in (library / file, ROOT / file, ROOT / "datasets" / file, ROOT / "tests" / file) if p.exists()), None)
-        missing += [f"{file}: {name}" for name in re.findall(r"\w+", names)
-                    if path is None or not re.search(rf"\b(def|class) {name}\b|^\s*{name}\b.*[:=]", path.read_text(), re.MULTILINE)]
+        path = next(
+            (p for p in (library / file, ROOT / file, ROOT / "datasets" / file, ROOT / "tests" / file) if p.exists()),
+            None,
+        )
+        missing += [
+            f"{file}: {name}"
+            for name in re.findall(r"\w+", names)
+            if path is None
+            or not re.search(rf"\b(def|class) {name}\b|^\s*{name}\b.*[:=]", path.read_text(), re.MULTILINE)
+        ]
     for file, name in re.findall(r"(test_\w+\.py)::(\w+)", text):
         path = next((ROOT / "tests").rglob(file), Path(file))
         missing += [] if path.exists() and f"def {name}(" in path.read_text() else [f"{file}::{name}"]

@@ -1,4 +1,6 @@
-"""The order of the rooms: each imports only from rooms before it, and nothing in the library imports what lies outside it."""
+"""The order of the rooms: each imports only from rooms before it, and nothing in the library imports what lies outside
+it.
+"""
 
 import ast
 from pathlib import Path
@@ -8,7 +10,19 @@ import pytest
 from small import ROOT
 
 LIBRARY = ROOT / "lm_human_preferences"
-ORDER = ["foundation", "compute", "language", "data", "learning", "judging", "runs", "watching", "stages", "reports", "commands"]
+ORDER = [
+    "foundation",
+    "compute",
+    "language",
+    "data",
+    "learning",
+    "judging",
+    "runs",
+    "watching",
+    "stages",
+    "reports",
+    "commands",
+]
 OUTSIDE = ("launch", "params", "tests", "benchmarks")
 
 
@@ -41,7 +55,9 @@ def against_the_order(library: Path) -> list[str]:
             if package != "lm_human_preferences" or here == ("__init__",) or not below:
                 continue
             if ORDER.index(room_of(tuple(below))) > ORDER.index(room_of(here)):
-                found.append(f"{path.relative_to(library)} imports {name}: {room_of(tuple(below))} comes after {room_of(here)}")
+                found.append(
+                    f"{path.relative_to(library)} imports {name}: {room_of(tuple(below))} comes after {room_of(here)}"
+                )
     return found
 
 
@@ -49,10 +65,16 @@ def test_each_room_imports_only_from_rooms_before_it():
     assert against_the_order(LIBRARY) == []
 
 
-@pytest.mark.parametrize("room, line", [("foundation", "from lm_human_preferences.compute import distributed"),
-                                        ("learning", "import lm_human_preferences.judging.judges"),
-                                        ("runs", "def later():\n    from lm_human_preferences.train_sft import train"),
-                                        ("watching", "from lm_human_preferences import train_policy"), ("data", "from params import EXPERIMENTS")])
+@pytest.mark.parametrize(
+    "room, line",
+    [
+        ("foundation", "from lm_human_preferences.compute import distributed"),
+        ("learning", "import lm_human_preferences.judging.judges"),
+        ("runs", "def later():\n    from lm_human_preferences.train_sft import train"),
+        ("watching", "from lm_human_preferences import train_policy"),
+        ("data", "from params import EXPERIMENTS"),
+    ],
+)
 def test_an_import_against_the_order_is_found(tmp_path, room, line):
     """So that the test above cannot pass for not looking."""
     (tmp_path / room).mkdir()
@@ -66,5 +88,12 @@ def test_every_room_says_what_lives_there():
             text = ast.get_docstring(ast.parse((LIBRARY / room / "__init__.py").read_text(encoding="utf-8")))
             assert text and "Begin with" in text and "import" in text.lower(), room
             assert len(text.splitlines()) <= 12, room
-    assert {path.name for path in LIBRARY.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(ORDER) - {"stages"}
-    assert {path.name for path in LIBRARY.glob("*.py")} == {"__init__.py", "train_sft.py", "train_reward.py", "train_policy.py"}
+    assert {path.name for path in LIBRARY.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(ORDER) - {
+        "stages"
+    }
+    assert {path.name for path in LIBRARY.glob("*.py")} == {
+        "__init__.py",
+        "train_sft.py",
+        "train_reward.py",
+        "train_policy.py",
+    }

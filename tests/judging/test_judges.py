@@ -14,6 +14,7 @@ from lm_human_preferences.judging.judges import FunctionJudge, PeoplesChoices, l
 from lm_human_preferences.language.encoding import LetterEncoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.reward_model import RewardModel
+
 from small import CONFIG, PAD
 
 WORDS = ["[PAD]", "[UNK]", "good", "bad", "film", "the"]
@@ -36,7 +37,9 @@ def reward_model(tmp_path_factory):
 
 
 def test_reward_model(reward_model):
-    """Token tensors are taken as they are, padding and end-of-text included; texts are encoded, in micro-batches; a run's folder will do."""
+    """Token tensors are taken as they are, padding and end-of-text included; texts are encoded, in micro-batches; a
+    run's folder will do.
+    """
     judge, model = load_judge(str(reward_model.parent)), RewardModel.load(reward_model)
     assert judge.name == "my_run" and load_judge(f"r={reward_model}").name == "r"
     queries = torch.tensor([[3, 4, PAD], [5, 6, 7]])
@@ -45,7 +48,9 @@ def test_reward_model(reward_model):
     assert torch.equal(judge.on_tokens(LetterEncoding())(queries, responses), expected)
     texts = judge.score(["de", "fgh"] * 40, ["bc.", "i"] * 40)
     assert texts == pytest.approx(expected.tolist() * 40, abs=1e-5)
-    assert judge.score(["", "a"], ["", ""])[0] == pytest.approx(model(torch.tensor([[26]]), responses[:1, :0]).item(), abs=1e-5)
+    assert judge.score(["", "a"], ["", ""])[0] == pytest.approx(
+        model(torch.tensor([[26]]), responses[:1, :0]).item(), abs=1e-5
+    )
 
 
 def test_reward_model_of_another_encoding_reads_texts(reward_model):
@@ -58,23 +63,35 @@ def test_reward_model_of_another_encoding_reads_texts(reward_model):
 def test_reward_model_refuses(reward_model, tmp_path):
     judge = load_judge(str(reward_model))
     assert "65 tokens, but the reward model's context is 64" in refused(judge.score, ["a" * 60], ["b" * 5])
-    assert "context is 64" in refused(judge.on_tokens(LetterEncoding()), torch.zeros(1, 40, dtype=torch.int64), torch.zeros(1, 30, dtype=torch.int64))
+    assert "context is 64" in refused(
+        judge.on_tokens(LetterEncoding()), torch.zeros(1, 40, dtype=torch.int64), torch.zeros(1, 30, dtype=torch.int64)
+    )
     assert "config.json does not exist" in refused(load_judge, str(tmp_path))
 
 
 def test_lexicon():
     analyzer = pytest.importorskip("vaderSentiment.vaderSentiment").SentimentIntensityAnalyzer()
     scores = load_judge("lexicon").score(["The film is", "The film is"], [" wonderful.", " awful."])
-    assert scores == [analyzer.polarity_scores(f"The film is {word}.")["compound"] for word in ("wonderful", "awful")] and scores[0] > 0 > scores[1]
+    assert (
+        scores == [analyzer.polarity_scores(f"The film is {word}.")["compound"] for word in ("wonderful", "awful")]
+        and scores[0] > 0 > scores[1]
+    )
 
 
 def test_ratings(tmp_path):
     pytest.importorskip("sklearn")
-    rows = [{"split": split, "text": f"It was {word} {i}.", "rating": value} for split in ("train", "valid", "test") for i in range(6)
-            for word, value in (("fine", 2.0), ("dull", -2.0)) if split != "train"]
+    rows = [
+        {"split": split, "text": f"It was {word} {i}.", "rating": value}
+        for split in ("train", "valid", "test")
+        for i in range(6)
+        for word, value in (("fine", 2.0), ("dull", -2.0))
+        if split != "train"
+    ]
     rows.append({"split": "train", "text": "lovely", "rating": -4.0})  # a training sentence teaches the judge nothing
     (tmp_path / "sentences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    good, bad, unknown = load_judge(f"ratings:{tmp_path}").score(["It was", "It was", "Lovely"], [" fine.", " dull.", " lovely"])
+    good, bad, unknown = load_judge(f"ratings:{tmp_path}").score(
+        ["It was", "It was", "Lovely"], [" fine.", " dull.", " lovely"]
+    )
     assert good > 1 and bad < -1 and abs(unknown) < 1
     assert "sentences.jsonl does not exist" in refused(load_judge, f"ratings:{tmp_path / 'nowhere'}")
     (tmp_path / "sentences.jsonl").write_text('{"text": "a"}\n')
@@ -83,14 +100,28 @@ def test_ratings(tmp_path):
 
 # --- Hugging Face ---
 
+
 def save_classifier(folder, labels: list[str], **settings):
     """A tiny random classifier with a tokenizer of WORDS; `labels` [] saves a language model instead."""
     transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
-    config = transformers.BertConfig(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-                                     max_position_embeddings=12, id2label=dict(enumerate(labels or ["x"])), initializer_range=1.0, **settings)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=12,
+        id2label=dict(enumerate(labels or ["x"])),
+        initializer_range=1.0,
+        **settings,
+    )
     torch.manual_seed(0)
     model = (transformers.BertForSequenceClassification if labels else transformers.BertForMaskedLM)(config).eval()
     model.save_pretrained(folder)
@@ -116,7 +147,9 @@ def test_classifier_with_several_labels(tmp_path):
     p = model(IDS, attention_mask=(IDS != 0).long()).logits.softmax(1).double()
     for label, column in (("", 2), ("#neutral", 1), ("#negative", 0)):
         expected = (p[:, column] / (1 - p[:, column])).log()
-        assert load_judge(f"hf:{tmp_path}{label}").score(QUERIES, RESPONSES) == pytest.approx(expected.tolist(), abs=1e-4)
+        assert load_judge(f"hf:{tmp_path}{label}").score(QUERIES, RESPONSES) == pytest.approx(
+            expected.tolist(), abs=1e-4
+        )
     assert "no label joy; choose one" in refused(load_judge, f"hf:{tmp_path}#joy")
 
 
@@ -128,7 +161,9 @@ def test_classifier_with_a_sigmoid_for_each_label(tmp_path):
 
 def test_classifiers_refused(tmp_path):
     save_classifier(tmp_path / "stars", ["1 star", "2 stars"])
-    assert "has no labels with 'pos' in the name; choose one" in (line := refused(load_judge, f"hf:{tmp_path / 'stars'}"))
+    assert "has no labels with 'pos' in the name; choose one" in (
+        line := refused(load_judge, f"hf:{tmp_path / 'stars'}")
+    )
     assert line.endswith("#LABEL: 1 star, 2 stars")
     save_classifier(tmp_path / "lm", [])
     assert "is no trained classifier: its weights lack" in refused(load_judge, f"hf:{tmp_path / 'lm'}")
@@ -138,8 +173,11 @@ def test_classifiers_refused(tmp_path):
 
 # --- functions ---
 
+
 def test_function_of_a_module(tmp_path, monkeypatch):
-    (tmp_path / "my_scores.py").write_text("import numpy as np\nWORD = 'x'\n\ndef length(queries, responses):\n    return np.array([len(r) for r in responses])\n")
+    (tmp_path / "my_scores.py").write_text(
+        "import numpy as np\nWORD = 'x'\n\ndef length(queries, responses):\n    return np.array([len(r) for r in responses])\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
     judge = load_judge("my_scores:length")
@@ -152,15 +190,21 @@ def test_function_of_a_module(tmp_path, monkeypatch):
     assert "No module named 'no_such_module'" in refused(load_judge, "no_such_module:f")
 
 
-@pytest.mark.parametrize("function, says", [
-    (lambda queries, responses: 1 / 0, "the function m:f raised ZeroDivisionError: division by zero (test_judges.py, line "),
-    (lambda queries, responses: [1.0], "a list of one number for each of the 2 responses, not 1 values"),
-    (lambda queries, responses: 3.0, "not float"),
-    (lambda queries, responses: ["1", "2"], "returned '1' for a response; it must be a finite number"),
-    (lambda queries, responses: [1.0, None], "returned None"),
-    (lambda queries, responses: [1.0, math.nan], "returned nan"),
-    (lambda queries, responses: torch.tensor([1.0, math.inf]), "returned tensor(inf)"),
-])
+@pytest.mark.parametrize(
+    "function, says",
+    [
+        (
+            lambda queries, responses: 1 / 0,
+            "the function m:f raised ZeroDivisionError: division by zero (test_judges.py, line ",
+        ),
+        (lambda queries, responses: [1.0], "a list of one number for each of the 2 responses, not 1 values"),
+        (lambda queries, responses: 3.0, "not float"),
+        (lambda queries, responses: ["1", "2"], "returned '1' for a response; it must be a finite number"),
+        (lambda queries, responses: [1.0, None], "returned None"),
+        (lambda queries, responses: [1.0, math.nan], "returned nan"),
+        (lambda queries, responses: torch.tensor([1.0, math.inf]), "returned tensor(inf)"),
+    ],
+)
 def test_function_that_goes_wrong(function, says):
     assert says in refused(FunctionJudge("m:f", function).score, ["a", "b"], ["c", "d"])
 
@@ -172,16 +216,26 @@ def test_no_such_judge(spec):
 
 # --- people ---
 
+
 def test_choices_of_people(tmp_path):
-    """Names and texts must be those of the sheet; several people about the same texts count as their mean; either order."""
+    """Names and texts must be those of the sheet; several people about the same texts count as their mean; either
+    order.
+    """
     path = tmp_path / "sheet.jsonl"
-    rows = [sheet_row("q", ("a", "b"), ("one", "two"), swapped=True) | {"choice": "first"},
-            sheet_row("q", ("a", "b"), ("one", "two"), swapped=False) | {"choice": "first"},
-            sheet_row("r", ("a", "b"), ("three", "four"), swapped=True) | {"choice": "second"},
-            sheet_row("s", ("a", "b"), ("same", "same"), swapped=True), sheet_row("t", ("a", "b"), ("five", "six"), swapped=False)]
+    rows = [
+        sheet_row("q", ("a", "b"), ("one", "two"), swapped=True) | {"choice": "first"},
+        sheet_row("q", ("a", "b"), ("one", "two"), swapped=False) | {"choice": "first"},
+        sheet_row("r", ("a", "b"), ("three", "four"), swapped=True) | {"choice": "second"},
+        sheet_row("s", ("a", "b"), ("same", "same"), swapped=True),
+        sheet_row("t", ("a", "b"), ("five", "six"), swapped=False),
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     people = load_judge(f"choices:{path}")
-    queries, a, b = ["q", "r", "s", "t", "r"], ["one", "three", "same", "five", "other"], ["two", "four", "same", "six", "four"]
+    queries, a, b = (
+        ["q", "r", "s", "t", "r"],
+        ["one", "three", "same", "five", "other"],
+        ["two", "four", "same", "six", "four"],
+    )
     np.testing.assert_equal(people.wins(queries, ("a", "b"), (a, b)), [0.5, 1.0, 0.5, np.nan, np.nan])
     np.testing.assert_equal(people.wins(queries, ("b", "a"), (b, a)), [0.5, 0.0, 0.5, np.nan, np.nan])
     assert np.isnan(people.wins(queries, ("a", "c"), (a, b))).all()
@@ -189,11 +243,17 @@ def test_choices_of_people(tmp_path):
     assert PeoplesChoices("people", str(tmp_path / "sheet.json")).shares == people.shares
 
 
-@pytest.mark.parametrize("row, says", [
-    ({"query": "q"}, "line 1: expected"),
-    (sheet_row("q", ("a", "b"), ("x", "y"), False) | {"choice": "a"}, "'choice' is 'a'; it must be first, second, tie or null"),
-    (sheet_row("q", ("a", "b"), ("x", "y"), False), "nobody has chosen yet"),
-])
+@pytest.mark.parametrize(
+    "row, says",
+    [
+        ({"query": "q"}, "line 1: expected"),
+        (
+            sheet_row("q", ("a", "b"), ("x", "y"), False) | {"choice": "a"},
+            "'choice' is 'a'; it must be first, second, tie or null",
+        ),
+        (sheet_row("q", ("a", "b"), ("x", "y"), False), "nobody has chosen yet"),
+    ],
+)
 def test_sheets_refused(tmp_path, row, says):
     (tmp_path / "sheet.jsonl").write_text(json.dumps(row))
     assert says in refused(load_judge, f"choices:{tmp_path / 'sheet.jsonl'}")

@@ -4,14 +4,31 @@ import numpy as np
 import pytest
 
 from lm_human_preferences.judging.bootstrap import Bootstrap
-from lm_human_preferences.judging.text_metrics import copied_ngrams, copied_sentences, copy_places, distinct, is_copied, lead, rouge, sentences, unrepeated
+from lm_human_preferences.judging.text_metrics import (
+    copied_ngrams,
+    copied_sentences,
+    copy_places,
+    distinct,
+    is_copied,
+    lead,
+    rouge,
+    sentences,
+    unrepeated,
+)
 
-ARTICLE = "Dr. Smith left Rome. She said \"it is over!\" Then J. R. Hill came.\nNobody knew why? The U.S. team won 3.5 points."
+ARTICLE = (
+    'Dr. Smith left Rome. She said "it is over!" Then J. R. Hill came.\nNobody knew why? The U.S. team won 3.5 points.'
+)
 
 
 def test_sentences():
-    assert sentences(ARTICLE) == ["Dr. Smith left Rome.", 'She said "it is over!"', "Then J. R. Hill came.", "Nobody knew why?",
-                                  "The U.S. team won 3.5 points."]
+    assert sentences(ARTICLE) == [
+        "Dr. Smith left Rome.",
+        'She said "it is over!"',
+        "Then J. R. Hill came.",
+        "Nobody knew why?",
+        "The U.S. team won 3.5 points.",
+    ]
     assert sentences(" ... \n\n") == [] and sentences("no end") == ["no end"]
 
 
@@ -40,13 +57,21 @@ def test_distinct():
     responses = [[1, 2, 1], [2, 1], [3], []]
     found = distinct(responses, 1)
     assert found.share == 3 / 6
-    assert found.pseudo_values.tolist() == pytest.approx([4 * 0.5 - 3 * share for share in (3 / 3, 3 / 4, 2 / 5, 3 / 6)])
+    assert found.pseudo_values.tolist() == pytest.approx(
+        [4 * 0.5 - 3 * share for share in (3 / 3, 3 / 4, 2 / 5, 3 / 6)]
+    )
     assert distinct(responses, 2).share == 2 / 3 and distinct([[1]], 2).share == 0
 
 
 def test_rouge_is_the_package_s():
-    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
-    pairs = [("The cats were sitting on the mat.", "A cat sits on mats"), ("x y", ""), ("Rome fell. Slowly.", "Rome fell. Slowly.")]
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(
+        ["rouge1", "rouge2", "rougeL"], use_stemmer=True
+    )
+    pairs = [
+        ("The cats were sitting on the mat.", "A cat sits on mats"),
+        ("x y", ""),
+        ("Rome fell. Slowly.", "Rome fell. Slowly."),
+    ]
     found = rouge(*zip(*pairs, strict=True))
     for ours, theirs in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")):
         assert found[ours].tolist() == [scorer.score(*pair)[theirs].fmeasure for pair in pairs]
@@ -58,11 +83,18 @@ def test_intervals():
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
     found = Bootstrap(400, seed=1).mean(values)
     half = 1.96 * values.std(ddof=1) / 20
-    assert found["mean"] == pytest.approx(values.mean()) and found["low"] == pytest.approx(values.mean() - half, abs=0.03)
-    assert found["high"] == pytest.approx(values.mean() + half, abs=0.03) and found == Bootstrap(400, seed=1).mean(values)
+    assert found["mean"] == pytest.approx(values.mean()) and found["low"] == pytest.approx(
+        values.mean() - half, abs=0.03
+    )
+    assert found["high"] == pytest.approx(values.mean() + half, abs=0.03) and found == Bootstrap(400, seed=1).mean(
+        values
+    )
     assert found != Bootstrap(400, seed=2).mean(values)
     ratio = Bootstrap(2, seed=0).ratio(np.array([1.0, 8.0]), np.array([1.0, 2.0]), np.exp)
-    assert ratio["mean"] == pytest.approx(np.exp(3)) and (ratio["low"], ratio["high"]) == (pytest.approx(np.exp(1)), pytest.approx(np.exp(4)))
+    assert ratio["mean"] == pytest.approx(np.exp(3)) and (ratio["low"], ratio["high"]) == (
+        pytest.approx(np.exp(1)),
+        pytest.approx(np.exp(4)),
+    )
 
 
 def test_intervals_of_what_is_missing():

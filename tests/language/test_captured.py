@@ -1,6 +1,8 @@
-"""Decoding as a graph of fixed addresses: the bookkeeping with a recorder on a CPU in the graph's place, and on a GPU, where there is one, itself.
+"""Decoding as a graph of fixed addresses: the bookkeeping with a recorder on a CPU in the graph's place, and on a GPU,
+where there is one, itself.
 
-The recorder keeps what a CUDA graph keeps: operations in their order, the very tensors they read and wrote, and numbers as they were.
+The recorder keeps what a CUDA graph keeps: operations in their order, the very tensors they read and wrote, and numbers
+as they were.
 """
 
 import pytest
@@ -8,16 +10,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from conftest import TINY_CONFIG
+from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.captured import Captured, CUDAGraphs
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.heads import ScalarHead
 from lm_human_preferences.language.sampling import sample
 from lm_human_preferences.learning.policy import Policy
-from lm_human_preferences.compute.precision import Precision
-from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.train_policy import _decoding_graphs
+
+from conftest import TINY_CONFIG
 
 OPTIONS = dict(temperature=0.7, top_k=20, top_p=0.9)
 
@@ -27,7 +30,9 @@ def tensors(x) -> list[torch.Tensor]:
 
 
 class Recorder(TorchDispatchMode):
-    """Remembers operations; `replay` does them again on the same tensors and puts what is new into the tensors that were new then."""
+    """Remembers operations; `replay` does them again on the same tensors and puts what is new into the tensors that
+    were new then.
+    """
 
     def __init__(self):
         super().__init__()
@@ -116,13 +121,25 @@ def test_what_python_decides_makes_another_graph():
     captured = Captured(recording := Recording())
     shorter = contexts(5)
     shorter[:, 6:] = TINY_CONFIG.padding_token
-    for number, (rows, options) in enumerate([(contexts(1), OPTIONS), (contexts(2, padded=True), OPTIONS), (shorter, OPTIONS), (contexts(3), {}),
-                                              (contexts(4), OPTIONS | {"temperature": 1.0})], 1):
+    for number, (rows, options) in enumerate(
+        [
+            (contexts(1), OPTIONS),
+            (contexts(2, padded=True), OPTIONS),
+            (shorter, OPTIONS),
+            (contexts(3), {}),
+            (contexts(4), OPTIONS | {"temperature": 1.0}),
+        ],
+        1,
+    ):
         for seed in (0, 1):
-            assert_same(sample(model, rows, uniforms(seed), value_head=head, captured=captured, **options),
-                        sample(model, rows, uniforms(seed), value_head=head, **options))
+            assert_same(
+                sample(model, rows, uniforms(seed), value_head=head, captured=captured, **options),
+                sample(model, rows, uniforms(seed), value_head=head, **options),
+            )
         assert (recording.graphs, recording.runs) == (number, 2 * number)
-    assert sample(model, contexts(1), uniforms(0), captured=captured, **OPTIONS).values is None and recording.graphs == 6
+    assert (
+        sample(model, contexts(1), uniforms(0), captured=captured, **OPTIONS).values is None and recording.graphs == 6
+    )
 
 
 def test_batches_of_another_size_free_the_memory():
@@ -130,7 +147,10 @@ def test_batches_of_another_size_free_the_memory():
     captured = Captured(recording := Recording())
     for rows, length in ((3, 6), (2, 6), (2, 4)):
         arguments = model, contexts(1, rows), uniforms(2, rows, length)
-        assert_same(sample(*arguments, value_head=head, captured=captured, **OPTIONS), sample(*arguments, value_head=head, **OPTIONS))
+        assert_same(
+            sample(*arguments, value_head=head, captured=captured, **OPTIONS),
+            sample(*arguments, value_head=head, **OPTIONS),
+        )
         assert len(captured._graphs) == 1
     assert recording.graphs == 3
 
@@ -140,7 +160,10 @@ def test_no_more_graphs_than_the_limit():
     captured = Captured(recording := Recording(), limit=2)
     for temperature in (0.5, 0.6, 0.7, 0.8, 0.5):
         arguments, options = (model, contexts(1), uniforms(2)), OPTIONS | {"temperature": temperature}
-        assert_same(sample(*arguments, value_head=head, captured=captured, **options), sample(*arguments, value_head=head, **options))
+        assert_same(
+            sample(*arguments, value_head=head, captured=captured, **options),
+            sample(*arguments, value_head=head, **options),
+        )
     assert (recording.graphs, recording.runs) == (2, 3)
 
 

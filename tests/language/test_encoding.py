@@ -4,14 +4,21 @@ import hashlib
 
 import pytest
 
-from conftest import Goldens
 from lm_human_preferences.language.encoding import LetterEncoding, get_encoding, gpt2_encoding, vocabulary_folder
+
+from conftest import Goldens
 
 
 def test_sizes_and_vocabulary_files():
     recorded, encoding = Goldens.json("bpe"), gpt2_encoding()
-    assert (encoding.n_vocab, encoding.end_of_text, encoding.padding_token) == (recorded["n_vocab"], recorded["eot_token"], recorded["padding_token"])
-    assert {name: hashlib.sha256((vocabulary_folder() / name).read_bytes()).hexdigest() for name in recorded["sha256"]} == recorded["sha256"]
+    assert (encoding.n_vocab, encoding.end_of_text, encoding.padding_token) == (
+        recorded["n_vocab"],
+        recorded["eot_token"],
+        recorded["padding_token"],
+    )
+    assert {
+        name: hashlib.sha256((vocabulary_folder() / name).read_bytes()).hexdigest() for name in recorded["sha256"]
+    } == recorded["sha256"]
 
 
 def test_recorded_tokens():
@@ -39,7 +46,11 @@ def test_ids_outside_the_vocabulary(token):
 def test_the_end_of_text_is_encoded_as_ordinary_characters():
     encoding = gpt2_encoding()
     tokens = encoding.encode("<|endoftext|>")
-    assert len(tokens) == 7 and encoding.end_of_text not in tokens and encoding.decode(tokens) == encoding.decode([50256]) == "<|endoftext|>"
+    assert (
+        len(tokens) == 7
+        and encoding.end_of_text not in tokens
+        and encoding.decode(tokens) == encoding.decode([50256]) == "<|endoftext|>"
+    )
 
 
 def test_contractions_match_in_lower_case_only():
@@ -59,5 +70,7 @@ def test_letters():
     assert isinstance(encoding, LetterEncoding) and encoding.padding_token == recorded["padding_token"] == 27
     for case in recorded["cases"]:
         assert encoding.encode(case["text"]) == case["tokens"]
-        assert encoding.decode(case["tokens"] + [27]) == "".join(c if c in "abcdefghijklmnopqrstuvwxyz" else "." for c in case["text"])
+        assert encoding.decode(case["tokens"] + [27]) == "".join(
+            c if c in "abcdefghijklmnopqrstuvwxyz" else "." for c in case["text"]
+        )
     assert encoding.encode_batch(["ab", "Z"]) == [[0, 1], [26]]

@@ -1,15 +1,18 @@
-"""GPT-2 against the recorded values of the original's `Model.__call__`, padding's rules, first weights, losses. ORIGINAL details 1-16."""
+"""GPT-2 against the recorded values of the original's `Model.__call__`, padding's rules, first weights, losses.
+ORIGINAL details 1-16.
+"""
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import TINY_CONFIG, tensor
 from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.language.gpt2 import GPT2, MLP, GPT2Config
 from lm_human_preferences.language.logprobs import token_logprobs
-from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.train_sft import NextTokenLoss, SFTParams, SFTTrainer, validate
+
+from conftest import TINY_CONFIG, tensor
 from recorded import make_policy
 
 CASES = ["a", "b", "c", "bc"]
@@ -48,9 +51,14 @@ def test_last_states(goldens, policy, case):
 
 
 def choices(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Five queries and three responses to each: whole (0), padded anywhere and in one row without any token, twice (1), none with any token (2)."""
+    """Five queries and three responses to each: whole (0), padded anywhere and in one row without any token, twice (1),
+    none with any token (2).
+    """
     generator = torch.Generator().manual_seed(seed)
-    queries, responses = torch.randint(97, (5, 7), generator=generator), torch.randint(97, (5, 3, 6), generator=generator)
+    queries, responses = (
+        torch.randint(97, (5, 7), generator=generator),
+        torch.randint(97, (5, 3, 6), generator=generator),
+    )
     if seed:
         queries[1, 3:], queries[2, 1], responses[2, 1, 4:], responses[4, 0, 0] = PADDING, PADDING, PADDING, PADDING
         responses[3, 0], responses[3, 2] = PADDING, PADDING
@@ -102,10 +110,16 @@ def test_padding_is_not_computed(policy, padded, monkeypatch):
     with torch.no_grad():
         policy.transformer.choice_states(queries, responses)
     tokens = int((queries != PADDING).sum() + (responses != PADDING).sum())
-    assert seen == [tokens, tokens, tokens if padded else 15]  # two responses without a token ask for the same state: all states are made
+    assert seen == [
+        tokens,
+        tokens,
+        tokens if padded else 15,
+    ]  # two responses without a token ask for the same state: all states are made
 
 
-@pytest.mark.parametrize("case, chunks", [("d_a_chunks", [10, 2, 4]), ("d_b_chunks", [10, 2, 4]), ("d_b_one", [10] + [1] * 6)])
+@pytest.mark.parametrize(
+    "case, chunks", [("d_a_chunks", [10, 2, 4]), ("d_b_chunks", [10, 2, 4]), ("d_b_one", [10] + [1] * 6)]
+)
 def test_incremental(goldens, policy, case, chunks):
     f = goldens("forward")
     tokens = tensor(f[f"{case[2]}/tokens"])
@@ -137,7 +151,14 @@ def test_keys_and_values_in_the_cache(goldens, policy, case, chunks):
 def test_first_weights():
     config = GPT2Config(n_vocab=400, n_ctx=128, n_embd=48, n_head=4, n_layer=5, padding_token=402)
     model, C, L = GPT2(config).initialise(generator_for(0, "test")), 48, 5
-    deviations = {"wte": 0.02, "wpe": 0.01, "c_attn": C ** -0.5, "c_fc": C ** -0.5, "attn.c_proj": (C * L) ** -0.5, "mlp.c_proj": (4 * C * L) ** -0.5}
+    deviations = {
+        "wte": 0.02,
+        "wpe": 0.01,
+        "c_attn": C**-0.5,
+        "c_fc": C**-0.5,
+        "attn.c_proj": (C * L) ** -0.5,
+        "mlp.c_proj": (4 * C * L) ** -0.5,
+    }
     for name, parameter in model.named_parameters():
         module, kind = name.rsplit(".", 1)
         if module.rsplit(".", 1)[-1].startswith("ln_"):
@@ -153,6 +174,7 @@ def test_first_weights():
 
 
 # --- language-model losses ---
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
@@ -183,8 +205,14 @@ class RecordedRows:
 
 @pytest.mark.parametrize("case", CASES)
 def test_supervised_training_leaves_padding_out(goldens, case):
-    """Validation and the training step: the mean of the original's losses over the labels that are tokens, whatever the micro-batches."""
-    f, model, precision = goldens("forward"), make_policy(goldens("weights")).transformer, choose_precision("cpu", "float32")
+    """Validation and the training step: the mean of the original's losses over the labels that are tokens, whatever the
+    micro-batches.
+    """
+    f, model, precision = (
+        goldens("forward"),
+        make_policy(goldens("weights")).transformer,
+        choose_precision("cpu", "float32"),
+    )
     rows, params = RecordedRows(tensor(f[f"{case}/tokens"])), SFTParams()
     mean = f[f"{case}/lm_all_losses"][(rows.tokens[:, 1:] != PADDING).numpy()].mean()
     for micro_batch in (3, 4):
@@ -198,6 +226,10 @@ def test_supervised_training_leaves_padding_out(goldens, case):
     assert metrics["train/padding"] == pytest.approx(float((rows.tokens[:, :-1] == PADDING).float().mean()))
     [clipped] = gradients
     hidden, labels = model(rows.tokens)[:, :-1], rows.tokens[:, 1:]
-    torch.nn.functional.cross_entropy(model.logits(hidden).flatten(0, 1), labels.flatten(), ignore_index=PADDING).backward()
+    torch.nn.functional.cross_entropy(
+        model.logits(hidden).flatten(0, 1), labels.flatten(), ignore_index=PADDING
+    ).backward()
     whole = torch.cat([p.grad.flatten() for p in model.parameters()])
-    torch.testing.assert_close(clipped, whole * min(1, params.optimizer.clip_norm / float(whole.norm())), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        clipped, whole * min(1, params.optimizer.clip_norm / float(whole.norm())), rtol=0, atol=1e-5
+    )

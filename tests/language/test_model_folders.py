@@ -1,4 +1,6 @@
-"""Model folders: both ways against transformers, damage, crashes; and what importing the library loads. DESIGN's invariants 4, 5 and 7."""
+"""Model folders: both ways against transformers, damage, crashes; and what importing the library loads. DESIGN's
+invariants 4, 5 and 7.
+"""
 
 import json
 import subprocess
@@ -10,13 +12,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language import model_folders
-from lm_human_preferences.language.model_folders import load_heads, load_model, save_model
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
+from lm_human_preferences.language.model_folders import load_heads, load_model, save_model
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel
-from lm_human_preferences.data.tasks import QueryFormatter
+
 from small import ROOT
 
 TOKENS = torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -24,29 +27,42 @@ TOKENS = torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(0
 
 def test_from_transformers(tmp_path):
     torch.manual_seed(0)
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=24, n_head=3, n_layer=2)).eval()
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=24, n_head=3, n_layer=2)
+    ).eval()
     theirs.save_pretrained(tmp_path / "model")
     ours = load_model(tmp_path / "model")
     torch.testing.assert_close(ours.logits(ours(TOKENS)), theirs(TOKENS).logits, atol=1e-5, rtol=0)
 
 
 def test_to_transformers(tmp_path):
-    ours = GPT2(GPT2Config(n_vocab=50, n_ctx=16, n_embd=24, n_head=3, n_layer=2, padding_token=52)).initialise(generator_for(0, "test"))
+    ours = GPT2(GPT2Config(n_vocab=50, n_ctx=16, n_embd=24, n_head=3, n_layer=2, padding_token=52)).initialise(
+        generator_for(0, "test")
+    )
     save_model(tmp_path / "model", ours)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "model").eval()
     torch.testing.assert_close(ours.logits(ours(TOKENS)), theirs(TOKENS).logits, atol=1e-5, rtol=0)
 
 
 def test_the_library_imports_only_what_it_needs():
-    code = ("import sys, lm_human_preferences, lm_human_preferences.learning.policy, lm_human_preferences.learning.reward_model, lm_human_preferences.learning.ppo\n"
-            "import lm_human_preferences.data.queries, lm_human_preferences.data.labels, lm_human_preferences.runs.tracking\n"
-            "print([m for m in ('transformers', 'tensorflow', 'wandb', 'datasets', 'tensorboard', 'matplotlib', 'sklearn') if m in sys.modules])")
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, lm_human_preferences, lm_human_preferences.learning.policy, lm_human_preferences.learning.reward_model, lm_human_preferences.learning.ppo\n"
+        "import lm_human_preferences.data.queries, lm_human_preferences.data.labels, lm_human_preferences.runs.tracking\n"
+        "print([m for m in ('transformers', 'tensorflow', 'wandb', 'datasets', 'tensorboard', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 @pytest.fixture
 def model():
-    return GPT2(GPT2Config(n_vocab=50, n_ctx=16, n_embd=24, n_head=3, n_layer=2, padding_token=52)).initialise(generator_for(0, "test"))
+    return GPT2(GPT2Config(n_vocab=50, n_ctx=16, n_embd=24, n_head=3, n_layer=2, padding_token=52)).initialise(
+        generator_for(0, "test")
+    )
 
 
 def test_stored_in_bfloat16(tmp_path, model):
@@ -56,17 +72,27 @@ def test_stored_in_bfloat16(tmp_path, model):
         assert loaded[name].dtype == torch.float32 and torch.equal(loaded[name], value.bfloat16().float())
     assert torch.equal(load_heads(tmp_path / "model")["reward.bias"], torch.tensor(1 / 3))
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
-    torch.testing.assert_close(load_model(tmp_path / "model")(TOKENS), theirs.transformer(TOKENS).last_hidden_state, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        load_model(tmp_path / "model")(TOKENS), theirs.transformer(TOKENS).last_hidden_state, atol=1e-5, rtol=0
+    )
 
 
 def test_heads_gain_and_bias(tmp_path, model):
     reward_model, policy = RewardModel(model), Policy(model, QueryFormatter([], []), 0.7)
     with torch.no_grad():
-        for parameter in (*reward_model.head.parameters(), reward_model.gain, reward_model.bias, *policy.value_head.parameters()):
+        for parameter in (
+            *reward_model.head.parameters(),
+            reward_model.gain,
+            reward_model.bias,
+            *policy.value_head.parameters(),
+        ):
             parameter.normal_()
     reward_model.save(tmp_path / "reward")
     policy.save(tmp_path / "policy")
-    for saved, loaded in ((reward_model, RewardModel.load(tmp_path / "reward")), (policy, Policy.load(tmp_path / "policy", policy.formatter, 0.7))):
+    for saved, loaded in (
+        (reward_model, RewardModel.load(tmp_path / "reward")),
+        (policy, Policy.load(tmp_path / "policy", policy.formatter, 0.7)),
+    ):
         for (name, one), other in zip(saved.named_parameters(), loaded.parameters(), strict=True):
             assert torch.equal(one, other), name
 
@@ -82,24 +108,27 @@ def test_one_flipped_bit_is_noticed(tmp_path, model, name):
         RewardModel.load(tmp_path / "model")
 
 
-@pytest.mark.parametrize("change, says", [
-    (dict(n_layer=3), "no weights for h.2"),
-    (dict(n_positions=20), r"wpe.weight has shape \[16, 24\], config.json says \[20, 24\]"),
-    (dict(n_head=5), "no multiple of n_head"),
-    (dict(vocab_size="many"), "garbles"),
-    (dict(n_layer="2"), "garbles.*n_layer"),
-    (dict(n_head=0), "garbles.*n_head"),
-    (dict(n_positions=None), "garbles.*n_ctx"),
-    (dict(n_embd=24.0), "garbles.*n_embd"),
-    (dict(layer_norm_epsilon="small"), "garbles"),
-    (dict(padding_token=49), "inside the vocabulary"),
-    (dict(model_type="gpt_neo"), "does not describe a GPT-2"),
-    (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
-    (dict(tie_word_embeddings=False), "tie_word_embeddings is False"),
-    (dict(encoding=["gpt2"]), "must be gpt2 or letters"),
-    (dict(activation_function="relu"), "not GPT-2's"),
-    (dict(encoding="morse"), "must be gpt2 or letters"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(n_layer=3), "no weights for h.2"),
+        (dict(n_positions=20), r"wpe.weight has shape \[16, 24\], config.json says \[20, 24\]"),
+        (dict(n_head=5), "no multiple of n_head"),
+        (dict(vocab_size="many"), "garbles"),
+        (dict(n_layer="2"), "garbles.*n_layer"),
+        (dict(n_head=0), "garbles.*n_head"),
+        (dict(n_positions=None), "garbles.*n_ctx"),
+        (dict(n_embd=24.0), "garbles.*n_embd"),
+        (dict(layer_norm_epsilon="small"), "garbles"),
+        (dict(padding_token=49), "inside the vocabulary"),
+        (dict(model_type="gpt_neo"), "does not describe a GPT-2"),
+        (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
+        (dict(tie_word_embeddings=False), "tie_word_embeddings is False"),
+        (dict(encoding=["gpt2"]), "must be gpt2 or letters"),
+        (dict(activation_function="relu"), "not GPT-2's"),
+        (dict(encoding="morse"), "must be gpt2 or letters"),
+    ],
+)
 def test_configurations_that_do_not_fit(tmp_path, model, change, says):
     save_model(tmp_path / "model", model)
     path = tmp_path / "model/config.json"
@@ -120,10 +149,17 @@ def test_weights_that_are_no_number(tmp_path, model):
         load_heads(tmp_path / "heads")
 
 
-@pytest.mark.parametrize("name, change", [("missing", lambda heads: heads.pop("reward_norm.gain")),
-                                          ("short", lambda heads: heads.update({"reward.weight": torch.zeros(23)}))])
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("missing", lambda heads: heads.pop("reward_norm.gain")),
+        ("short", lambda heads: heads.update({"reward.weight": torch.zeros(23)})),
+    ],
+)
 def test_heads_that_do_not_fit(tmp_path, model, name, change):
-    heads = {"reward.weight": torch.zeros(24)} | {name: torch.ones(()) for name in ("reward.bias", "reward_norm.gain", "reward_norm.bias")}
+    heads = {"reward.weight": torch.zeros(24)} | {
+        name: torch.ones(()) for name in ("reward.bias", "reward_norm.gain", "reward_norm.bias")
+    }
     save_model(tmp_path / "whole", model, heads)
     RewardModel.load(tmp_path / "whole")
     change(heads)
@@ -135,7 +171,10 @@ def test_heads_that_do_not_fit(tmp_path, model, name, change):
 def test_weights_from_elsewhere_have_no_prefix_and_no_digests(tmp_path, model):
     """The published GPT-2 folders name their tensors `h.0...` and hold the attention's mask too."""
     save_model(tmp_path / "model", model)
-    tensors = {name.removeprefix("transformer."): value for name, value in load_file(tmp_path / "model/model.safetensors").items()}
+    tensors = {
+        name.removeprefix("transformer."): value
+        for name, value in load_file(tmp_path / "model/model.safetensors").items()
+    }
     save_file(tensors | {"h.0.attn.bias": torch.ones(1, 1, 16, 16).tril()}, tmp_path / "model/model.safetensors")
     with pytest.raises(UserError, match="SHA-256"):
         load_model(tmp_path / "model")

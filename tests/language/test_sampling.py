@@ -5,16 +5,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import TINY_CONFIG, load_original, tensor
-from lm_human_preferences.language.gpt2 import GPT2
-from lm_human_preferences.language.sampling import draw, exclude, sample, take_top_k, take_top_p
-from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.tasks import QueryFormatter
+from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.language.sampling import draw, sample, take_top_k, take_top_p
+from lm_human_preferences.learning.policy import Policy
+
+from conftest import TINY_CONFIG, tensor
 from recorded import PREFIX, SUFFIX, TEMPERATURE, make_policy, uniforms_for
 
 
-@pytest.mark.parametrize("name, prefix, suffix", [("respond_plain", [], []), ("respond_affix", PREFIX, SUFFIX), ("respond_len1", [], [])])
+@pytest.mark.parametrize(
+    "name, prefix, suffix", [("respond_plain", [], []), ("respond_affix", PREFIX, SUFFIX), ("respond_len1", [], [])]
+)
 def test_respond(goldens, name, prefix, suffix):
     g, policy = goldens("policy"), make_policy(goldens("weights"), prefix=prefix, suffix=suffix)
     queries, responses = tensor(g["queries"]), tensor(g[f"{name}/responses"])
@@ -56,22 +59,30 @@ def test_top_p(goldens, p):
     g = goldens("units")
     ours, theirs = take_top_p(tensor(g["topk/logits"]), float(p)).numpy(), g[f"topp/p{p}"]
     different = ours != theirs
-    if p == "1.0":  # the sum of all probabilities is 1 only up to rounding, which decides over each row's least probable token
+    if (
+        p == "1.0"
+    ):  # the sum of all probabilities is 1 only up to rounding, which decides over each row's least probable token
         least = g["topk/logits"] == g["topk/logits"].min(-1, keepdims=True)
         different &= ~least
     assert not different.any()
 
 
-@pytest.mark.parametrize("name, rows, arguments", [("topk", slice(None), {"top_k": 5}), ("topp", slice(2, 3), {"top_p": 0.8})])
+@pytest.mark.parametrize(
+    "name, rows, arguments", [("topk", slice(None), {"top_k": 5}), ("topp", slice(2, 3), {"top_p": 0.8})]
+)
 def test_truncated_sampling(goldens, name, rows, arguments):
-    """The original leaves the first token's distribution whole; ours truncates it too, so that place is compared with the whole one."""
+    """The original leaves the first token's distribution whole; ours truncates it too, so that place is compared with
+    the whole one.
+    """
     g, policy = goldens("policy"), make_policy(goldens("weights"), prefix=[], suffix=[])
     queries, tokens = tensor(g["queries"])[rows], tensor(g[f"sample_{name}/tokens"])[:, 10:]
     assert torch.equal(tensor(g[f"sample_{name}/tokens"])[:, :10], queries)
     first = policy.analyze(queries, tokens)
     np.testing.assert_allclose(first.logprobs[:, 0].detach(), g[f"sample_{name}/logprobs"][:, 0], atol=5e-5)
     np.testing.assert_allclose(first.values.detach(), g[f"sample_{name}/values"], atol=3e-5)
-    contexts = torch.cat([queries, tokens[:, :1]], 1)  # go on after the first token: from here on the rules are the same
+    contexts = torch.cat(
+        [queries, tokens[:, :1]], 1
+    )  # go on after the first token: from here on the rules are the same
     rest = Policy(policy.transformer, QueryFormatter([], []), TEMPERATURE)
     rest.value_head = policy.value_head
     drawn = rest.respond(contexts, uniforms_for(rest, contexts, tokens[:, 1:], **arguments), **arguments)
@@ -100,7 +111,9 @@ def test_draws_follow_the_distribution():
 @pytest.mark.parametrize("vocabulary", [1, 2, 5, 30, 1000])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_draws_invert_the_cumulative_distribution(vocabulary, deterministic):
-    """Against its definition in float64, except where the uniform lies within rounding of an edge; never a token without probability."""
+    """Against its definition in float64, except where the uniform lies within rounding of an edge; never a token
+    without probability.
+    """
     generator = torch.Generator().manual_seed(vocabulary)
     logits = torch.randn(2000, vocabulary, generator=generator) * 4
     logits[:, 1:][torch.rand(2000, vocabulary - 1, generator=generator) < 0.3] = -1e10
@@ -116,7 +129,9 @@ def test_draws_invert_the_cumulative_distribution(vocabulary, deterministic):
     expected = (upper <= uniforms[:, None]).sum(1)
     assert torch.equal(tokens[clear], expected[clear]) and (vocabulary == 1 or clear.float().mean() > 0.8)
     assert (logprobs > -60).all()
-    torch.testing.assert_close(logprobs, torch.log_softmax(logits, 1).gather(1, tokens[:, None])[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logprobs, torch.log_softmax(logits, 1).gather(1, tokens[:, None])[:, 0], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -131,7 +146,7 @@ def test_a_token_a_row_is_a_chunk_of_one(padded):
     for cache in caches:
         model.extend(tokens[:, :4], cache)
     for t in range(4, 8):
-        one, other = model.advance(tokens[:, t], caches[0]), model.extend(tokens[:, t:t + 1], caches[1])[:, 0]
+        one, other = model.advance(tokens[:, t], caches[0]), model.extend(tokens[:, t : t + 1], caches[1])[:, 0]
         torch.testing.assert_close(one, other)
     assert torch.equal(caches[0].count, caches[1].count) and torch.equal(caches[0].real, caches[1].real)
     with pytest.raises(ValueError, match="all of them used"):
@@ -140,7 +155,10 @@ def test_a_token_a_row_is_a_chunk_of_one(padded):
 
 
 def test_decoding_asks_nothing_of_the_device():
-    """After the contexts' pass no number comes back to the host until all tokens are drawn: on a GPU each would wait for all work before it."""
+    """After the contexts' pass no number comes back to the host until all tokens are drawn: on a GPU each would wait
+    for all work before it.
+    """
+
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             asked.append(function.overloadpacket)
@@ -154,12 +172,17 @@ def test_decoding_asks_nothing_of_the_device():
         asked.clear()
         with Watch():
             sample(model, tokens, torch.full((3, length), 0.5), temperature=0.7, top_k=5, top_p=0.9)
-        counts.append([asked.count(operation) for operation in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)])
+        counts.append(
+            [asked.count(operation) for operation in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)]
+        )
     assert counts[0] == counts[1] and all(counts[0])
 
 
 def test_decoding_in_bfloat16_rounds_each_weight_once():
-    """However many tokens are drawn; and of the copies nothing is left for what comes after, whose gradients would be lost in them."""
+    """However many tokens are drawn; and of the copies nothing is left for what comes after, whose gradients would be
+    lost in them.
+    """
+
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             if function.overloadpacket is torch.ops.aten._to_copy and args[0].data_ptr() in matrices:
@@ -172,7 +195,9 @@ def test_decoding_in_bfloat16_rounds_each_weight_once():
     with Precision(torch.device("cpu"), bfloat16=True).autocast():
         with Watch():
             sample(model, tokens, torch.full((3, 5), 0.5))
-        assert max(rounded.count(address) for address in matrices) <= 3  # the last block makes queries, keys and values of the contexts apart
+        assert (
+            max(rounded.count(address) for address in matrices) <= 3
+        )  # the last block makes queries, keys and values of the contexts apart
         assert sum(rounded.count(address) == 1 for address in matrices) >= len(matrices) - 1
         model(tokens).float().square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in matrices.values())

@@ -1,25 +1,29 @@
-"""The original's small functions (units.npz), each against what does its work here. ORIGINAL details 2-4, 7, 8, 19, 25, 47.
+"""The original's small functions (units.npz), each against what does its work here. ORIGINAL details 2-4, 7, 8, 19, 25,
+47.
 
-Where compaction replaces a function, the proof is a model whose output shows what a place reads: without blocks and last layer norm, and
-with the identity as one of its embeddings.
+Where compaction replaces a function, the proof is a model whose output shows what a place reads: without blocks and
+last layer norm, and with the identity as one of its embeddings.
 """
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import tensor
 from lm_human_preferences.data.labels import label_type, pearson_r
 from lm_human_preferences.language import logprobs
 from lm_human_preferences.language.gpt2 import GPT2, MLP, GPT2Config
 from lm_human_preferences.language.logprobs import token_logprobs
+
+from conftest import tensor
 
 PADDING = 18
 
 
 @torch.no_grad()
 def bare_model(embedding: str, size: int = 16, padding_token: int = PADDING) -> GPT2:
-    """One whose hidden state at a place is the one-hot vector of the token ("wte") or the position ("wpe") that the place reads."""
+    """One whose hidden state at a place is the one-hot vector of the token ("wte") or the position ("wpe") that the
+    place reads.
+    """
     model = GPT2(GPT2Config(n_vocab=size, n_ctx=size, n_embd=size, n_head=1, n_layer=0, padding_token=padding_token))
     for name, parameter in (("wte", model.wte.weight), ("wpe", model.wpe.weight)):
         parameter.copy_(torch.eye(size) if name == embedding else torch.zeros(size, size))
@@ -53,7 +57,9 @@ def test_norm(goldens):
 @pytest.mark.parametrize("new, all_tokens", [(1, 1), (3, 3), (1, 4), (2, 5)])
 def test_attention_mask(goldens, new, all_tokens):
     """A new token sees a token if the output changes with it; row j of the batch has another token at place j."""
-    model = GPT2(GPT2Config(n_vocab=9, n_ctx=8, n_embd=16, n_head=2, n_layer=2, padding_token=11)).initialise(torch.Generator().manual_seed(0))
+    model = GPT2(GPT2Config(n_vocab=9, n_ctx=8, n_embd=16, n_head=2, n_layer=2, padding_token=11)).initialise(
+        torch.Generator().manual_seed(0)
+    )
     tokens = torch.arange(all_tokens).repeat(all_tokens + 1, 1)
     tokens[range(all_tokens), range(all_tokens)] = 8
     cache, past = model.new_cache(len(tokens), all_tokens), all_tokens - new
@@ -66,7 +72,9 @@ def test_attention_mask(goldens, new, all_tokens):
 
 @torch.no_grad()
 def test_positions(goldens):
-    """A padded place has the last real token's position, one less than what the original computes for it and never uses."""
+    """A padded place has the last real token's position, one less than what the original computes for it and never
+    uses.
+    """
     g, model = goldens("units"), bare_model("wpe")
     real = tensor(g["positions/mask"])
     tokens = torch.where(real, 3, PADDING)
@@ -74,9 +82,9 @@ def test_positions(goldens):
     for row, recorded in enumerate(g["positions/past4"]):
         start = 4 + int(real[row, 4:].int().argmax())  # no chunk may start with padding
         cache = model.new_cache(1, tokens.shape[1])
-        model.extend(tokens[row:row + 1, :start], cache)
-        chunk = model.extend(tokens[row:row + 1, start:], cache)[0].argmax(-1)
-        np.testing.assert_array_equal(chunk + ~real[row, start:], recorded[start - 4:])
+        model.extend(tokens[row : row + 1, :start], cache)
+        chunk = model.extend(tokens[row : row + 1, start:], cache)[0].argmax(-1)
+        np.testing.assert_array_equal(chunk + ~real[row, start:], recorded[start - 4 :])
     cache, whole = model.new_cache(2, 9), torch.full((2, 9), 3)
     model.extend(whole[:, :4], cache)
     np.testing.assert_array_equal(model.extend(whole[:, 4:], cache).argmax(-1), g["positions/nomask_past4"])
@@ -84,7 +92,9 @@ def test_positions(goldens):
 
 @torch.no_grad()
 def test_cumulative_max(goldens):
-    """The original finds the last real token with it: with padding wherever the maximum stays, each place must read the maximum."""
+    """The original finds the last real token with it: with padding wherever the maximum stays, each place must read the
+    maximum.
+    """
     g, model = goldens("units"), bare_model("wte")
     x, y = tensor(g["cumulative_max/x"]), tensor(g["cumulative_max/y"])
     rises = torch.cat([torch.ones(len(y), 1, dtype=torch.bool), y[:, 1:] > y[:, :-1]], 1)
@@ -103,13 +113,18 @@ def test_logprobs_and_entropies(goldens):
 @pytest.mark.parametrize("kept", [0, 7, 20])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_kept_in_part_or_made_again(kept, temperature, monkeypatch):
-    """Values and gradients are those of PyTorch's log-softmax, however many rows wait for the backward pass; a second one makes all again."""
+    """Values and gradients are those of PyTorch's log-softmax, however many rows wait for the backward pass; a second
+    one makes all again.
+    """
     model, generator = bare_model("wte", size=23, padding_token=25), torch.Generator().manual_seed(5)
     monkeypatch.setattr(logprobs, "KEPT_BYTES", {"cpu": 4 * 23 * kept})
     monkeypatch.setattr(logprobs, "CHUNK_ROWS", {"cpu": 8})
     monkeypatch.setattr(logprobs, "BLOCK_ROWS", {"cpu": 3})
     weight = model.wte.weight.requires_grad_(True)
-    hidden, labels = torch.randn(20, 23, generator=generator, requires_grad=True), torch.randint(23, (20,), generator=generator)
+    hidden, labels = (
+        torch.randn(20, 23, generator=generator, requires_grad=True),
+        torch.randint(23, (20,), generator=generator),
+    )
     factors = torch.randn(20, generator=generator)
     mine, entropies = token_logprobs(model, hidden, labels, temperature)
     plain = torch.log_softmax(hidden @ weight.t() / temperature, dim=1)
@@ -117,7 +132,9 @@ def test_logprobs_kept_in_part_or_made_again(kept, temperature, monkeypatch):
     torch.testing.assert_close(entropies, -(plain.exp() * plain).sum(1))
     expected = torch.autograd.grad((plain.gather(1, labels[:, None])[:, 0] * factors).sum(), (hidden, weight))
     for _ in range(2):
-        torch.testing.assert_close(torch.autograd.grad((mine * factors).sum(), (hidden, weight), retain_graph=True), expected)
+        torch.testing.assert_close(
+            torch.autograd.grad((mine * factors).sum(), (hidden, weight), retain_graph=True), expected
+        )
 
 
 def test_pearson_r(goldens):
@@ -125,4 +142,6 @@ def test_pearson_r(goldens):
     g = goldens("units")
     x, y = tensor(g["pearson/x"]), tensor(g["pearson/y"])
     np.testing.assert_allclose(pearson_r(x, y), g["pearson/r"], rtol=0, atol=5e-5)
-    np.testing.assert_allclose(label_type("scalar_rating").stats(x[:, None], y)["corr"], g["pearson/r"], rtol=0, atol=5e-5)
+    np.testing.assert_allclose(
+        label_type("scalar_rating").stats(x[:, None], y)["corr"], g["pearson/r"], rtol=0, atol=5e-5
+    )

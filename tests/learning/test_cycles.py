@@ -1,4 +1,5 @@
-"""Whole procedures against the original's: Adam, reward training from labels to last normalisation, two complete PPO steps.
+"""Whole procedures against the original's: Adam, reward training from labels to last normalisation, two complete PPO
+steps.
 
 Where the original sampled, the recorded tokens are drawn again through uniforms in the middle of their intervals.
 ORIGINAL details 45-57, 59-77; hazards 4, 7-9, 13-19, 21.
@@ -8,20 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY_CONFIG, Goldens, load_original, tensor
-from lm_human_preferences.compute.distributed import World
-from lm_human_preferences.data.labels import LabelBatch, LabelParams, label_type
-from lm_human_preferences.language.gpt2 import GPT2
-from lm_human_preferences.language.tensorflow_checkpoints import original_name
 from lm_human_preferences.compute.optim import TensorFlowAdam
-from lm_human_preferences.learning.ppo import AdaptiveKLParams, PPOParams
-from lm_human_preferences.compute.precision import Precision, choose_precision
-from lm_human_preferences.data.queries import QueryStream
+from lm_human_preferences.data.labels import LabelBatch, label_type
+from lm_human_preferences.language.tensorflow_checkpoints import original_name
 from lm_human_preferences.learning.reward_model import RewardModel
-from lm_human_preferences.data.tasks import TaskParams
-from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer, RewardsParams
-from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams, label_rewards
-from recorded import REWARD_EXTRA, uniforms_for, make_reward_model, loss_labels, make_reward_trainer, ppo_trainer
+from lm_human_preferences.train_policy import PPOTrainer
+from lm_human_preferences.train_reward import label_rewards
+
+from conftest import Goldens, tensor
+from recorded import REWARD_EXTRA, loss_labels, make_reward_model, make_reward_trainer, ppo_trainer, uniforms_for
 
 
 def named_values(model: RewardModel, gradients: bool = False) -> dict[str, np.ndarray]:
@@ -35,10 +31,17 @@ def assert_weights(values: dict[str, np.ndarray], recorded: dict[str, np.ndarray
     expected = {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
     assert values.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(values[name].reshape(-1), value.reshape(-1), rtol=0, atol=3e-5 if "reward_norm" in name else atol, err_msg=name)
+        np.testing.assert_allclose(
+            values[name].reshape(-1),
+            value.reshape(-1),
+            rtol=0,
+            atol=3e-5 if "reward_norm" in name else atol,
+            err_msg=name,
+        )
 
 
 # --- reward model and label losses ---
+
 
 def test_rewards(goldens):
     g, model = goldens("reward"), make_reward_model(goldens("weights"))
@@ -59,7 +62,9 @@ def test_rewards(goldens):
 @pytest.mark.parametrize("case", ["a", "b", "c", "bc"])
 def test_reward_head_at_every_place(goldens, case):
     f, model = goldens("forward"), make_reward_model(goldens("weights"))
-    np.testing.assert_allclose(model.head(model.transformer(tensor(f[f"{case}/tokens"]))).detach(), f[f"{case}/reward_head"], rtol=0, atol=3e-5)
+    np.testing.assert_allclose(
+        model.head(model.transformer(tensor(f[f"{case}/tokens"]))).detach(), f[f"{case}/reward_head"], rtol=0, atol=3e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["best_of_4", "best_of_2", "scalar_rating", "scalar_compare"])
@@ -80,7 +85,13 @@ def test_label_losses_and_gradients(goldens, name):
         assert_gradients = {key: value for key, value in g.items() if key.startswith("best_of_4/grad/")}
         assert len(assert_gradients) == len(gradients)
         for key, value in assert_gradients.items():
-            np.testing.assert_allclose(gradients[key.removeprefix("best_of_4/grad/")].reshape(-1), value.reshape(-1), rtol=0, atol=1e-4, err_msg=key)
+            np.testing.assert_allclose(
+                gradients[key.removeprefix("best_of_4/grad/")].reshape(-1),
+                value.reshape(-1),
+                rtol=0,
+                atol=1e-4,
+                err_msg=key,
+            )
     else:
         norms = [np.linalg.norm(gradients[key].astype(np.float64)) for key in sorted(gradients)]
         np.testing.assert_allclose(norms, g[f"{name}/grad_norms"], rtol=1e-4, atol=1e-4)
@@ -89,13 +100,22 @@ def test_label_losses_and_gradients(goldens, name):
 @pytest.mark.parametrize("name", ["best_of_4", "scalar_rating", "scalar_compare"])
 def test_normalisation_targets(goldens, name):
     g, kind = goldens("reward"), label_type(name)
-    np.testing.assert_allclose(kind.target_mean_std(loss_labels(g, kind).target), g[f"target_mean_std/{name}"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        kind.target_mean_std(loss_labels(g, kind).target), g[f"target_mean_std/{name}"], rtol=0, atol=1e-6
+    )
 
 
 def test_normalize_on_given_responses(goldens):
     g = goldens("reward")
     responses = [tensor(g["responses"]), tensor(g["loss/sample0"]), tensor(g["loss/sample1"])]
-    trainer = make_reward_trainer(goldens, loss_labels(g, label_type("best_of_4")), "best_of_4", batch_size=6, rollout_batch_size=6, normalize_samples=18)
+    trainer = make_reward_trainer(
+        goldens,
+        loss_labels(g, label_type("best_of_4")),
+        "best_of_4",
+        batch_size=6,
+        rollout_batch_size=6,
+        normalize_samples=18,
+    )
     model, queue = trainer.model, list(responses)
     trainer.queries.batch = lambda size: tensor(g["queries"])
     trainer.policy.respond = lambda queries, uniforms: type("Drawn", (), {"tokens": queue.pop(0)})
@@ -108,14 +128,19 @@ def test_normalize_on_given_responses(goldens):
 
 # --- optimizer ---
 
+
 def test_adam(goldens):
     g, o, kind = goldens("reward"), goldens("optim"), label_type("best_of_4")
     labels = loss_labels(g, kind)
     trainer = make_reward_trainer(goldens, labels, "best_of_4", batch_size=6)
     model, optimizer = trainer.model, TensorFlowAdam(trainer.model.parameters())
-    slots = {"reward_model/model/h0/ln_1/g": model.transformer.h[0].ln_1.weight, "reward_model/model/h0/ln_1/b": model.transformer.h[0].ln_1.bias,
-             "reward_model/model/heads/reward/w": model.head.weight, "reward_model/model/heads/reward/b": model.head.bias,
-             "reward_model/reward_norm/gain": model.gain}
+    slots = {
+        "reward_model/model/h0/ln_1/g": model.transformer.h[0].ln_1.weight,
+        "reward_model/model/h0/ln_1/b": model.transformer.h[0].ln_1.bias,
+        "reward_model/model/heads/reward/w": model.head.weight,
+        "reward_model/model/heads/reward/b": model.head.bias,
+        "reward_model/reward_norm/gain": model.gain,
+    }
     losses = []
     for update in range(1, 6):
         optimizer.zero_grad()
@@ -129,54 +154,94 @@ def test_adam(goldens):
             for name, parameter in slots.items():
                 state = optimizer.state[parameter]
                 np.testing.assert_allclose(state["exp_avg"], o[f"adam/slots_{update}/{name}/adam"], rtol=0, atol=1e-5)
-                np.testing.assert_allclose(state["exp_avg_sq"], o[f"adam/slots_{update}/{name}/adam_1"], rtol=0, atol=1e-5)
+                np.testing.assert_allclose(
+                    state["exp_avg_sq"], o[f"adam/slots_{update}/{name}/adam_1"], rtol=0, atol=1e-5
+                )
     losses.append(kind.losses(label_rewards(trainer.model, labels, trainer.precision), labels.target).mean().item())
     np.testing.assert_allclose(losses, o["adam/losses"], rtol=0, atol=1e-4)
 
 
 # --- reward training ---
 
+
 def test_reward_training(goldens):
     o, settings = goldens("optim"), Goldens.json("hparams")["reward_train"]
-    labels = LabelBatch(tensor(o["reward_train/labels/query"]), torch.stack([tensor(o[f"reward_train/labels/sample{i}"]) for i in range(4)], 1),
-                        tensor(o["reward_train/labels/best"])).rows(slice(0, settings["num_train"]))
+    labels = LabelBatch(
+        tensor(o["reward_train/labels/query"]),
+        torch.stack([tensor(o[f"reward_train/labels/sample{i}"]) for i in range(4)], 1),
+        tensor(o["reward_train/labels/best"]),
+    ).rows(slice(0, settings["num_train"]))
     queries = [tensor(o[f"reward_train/normalize_{when}/queries"]) for when in ("before", "after")]
-    trainer = make_reward_trainer(goldens, labels, "best_of_4", queries=torch.cat(queries).flatten(0, 1), batch_size=settings["batch_size"],
-                                  lr=settings["lr"], rollout_batch_size=settings["rollout_batch_size"], normalize_samples=settings["normalize_samples"])
+    trainer = make_reward_trainer(
+        goldens,
+        labels,
+        "best_of_4",
+        queries=torch.cat(queries).flatten(0, 1),
+        batch_size=settings["batch_size"],
+        lr=settings["lr"],
+        rollout_batch_size=settings["rollout_batch_size"],
+        normalize_samples=settings["normalize_samples"],
+    )
     indices = tensor(o["reward_train/indices"])
     assert trainer.steps == len(indices) == 5
 
     def normalize(when: str, target: tuple[float, float]) -> None:
         recorded = tensor(o[f"reward_train/normalize_{when}/responses"])
-        draws = iter([uniforms_for(trainer.policy, q, r) for q, r in zip(tensor(o[f"reward_train/normalize_{when}/queries"]), recorded, strict=True)])
+        draws = iter(
+            [
+                uniforms_for(trainer.policy, q, r)
+                for q, r in zip(tensor(o[f"reward_train/normalize_{when}/queries"]), recorded, strict=True)
+            ]
+        )
         respond, drawn = trainer.policy.respond, []
         trainer.policy.respond = lambda q, u: drawn.append(respond(q, next(draws))) or drawn[-1]
         metrics = trainer.normalize(when, *target)
         trainer.policy.respond = respond
         assert torch.equal(torch.stack([sample.tokens for sample in drawn]), recorded)
         prefix = f"reward_train/normalize_{when}"
-        np.testing.assert_allclose([metrics[f"normalize_{when}/mean"], metrics[f"normalize_{when}/std"]], o[f"{prefix}/mean_std"], rtol=0, atol=5e-5)
-        np.testing.assert_allclose([metrics[f"normalize_{when}/gain"], metrics[f"normalize_{when}/bias"]], o[f"{prefix}/gain_bias"], rtol=0, atol=3e-5)
+        np.testing.assert_allclose(
+            [metrics[f"normalize_{when}/mean"], metrics[f"normalize_{when}/std"]],
+            o[f"{prefix}/mean_std"],
+            rtol=0,
+            atol=5e-5,
+        )
+        np.testing.assert_allclose(
+            [metrics[f"normalize_{when}/gain"], metrics[f"normalize_{when}/bias"]],
+            o[f"{prefix}/gain_bias"],
+            rtol=0,
+            atol=3e-5,
+        )
         np.testing.assert_array_equal(target, o[f"{prefix}/target"])
 
     normalize("before", trainer.kind.target_mean_std(labels.target))
     for step, index in enumerate(indices):
         stats = trainer.step(step, index)
         np.testing.assert_allclose(stats["lr"], o["reward_train/lr"][step], rtol=1e-7)
-        np.testing.assert_allclose([stats["loss"], stats["error"]], [o["reward_train/stats/loss"][step], o["reward_train/stats/error"][step]], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            [stats["loss"], stats["error"]],
+            [o["reward_train/stats/loss"][step], o["reward_train/stats/error"][step]],
+            rtol=0,
+            atol=1e-4,
+        )
         now = named_values(trainer.model)
         for key, value in o.items():
             if key.startswith("reward_train/watch/"):
                 name = key.removeprefix("reward_train/watch/")
-                np.testing.assert_allclose(now[name], value[step], rtol=0, atol=3e-5 if "reward_norm" in name else 3e-6, err_msg=key)
+                np.testing.assert_allclose(
+                    now[name], value[step], rtol=0, atol=3e-5 if "reward_norm" in name else 3e-6, err_msg=key
+                )
     normalize("after", (0.0, 1.0))
     assert_weights(named_values(trainer.model), o, "reward_train/final/")
 
 
 def test_label_order_is_one_permutation(goldens):
     o = goldens("optim")
-    np.testing.assert_array_equal(o["reward_train/permutation"].reshape(5, 4), o["reward_train/indices"])  # the original's batches are slices too
-    trainer = make_reward_trainer(goldens, loss_labels(goldens("reward"), label_type("best_of_4")), "best_of_4", batch_size=2)
+    np.testing.assert_array_equal(
+        o["reward_train/permutation"].reshape(5, 4), o["reward_train/indices"]
+    )  # the original's batches are slices too
+    trainer = make_reward_trainer(
+        goldens, loss_labels(goldens("reward"), label_type("best_of_4")), "best_of_4", batch_size=2
+    )
     orders = torch.cat([trainer.order(step) for step in range(3)])
     assert sorted(orders.tolist()) == list(range(6))
 
@@ -190,13 +255,18 @@ def test_ppo_cycle(goldens, micro_batch):
     c, settings = goldens("ppo_cycle"), Goldens.json("hparams")["ppo_cycle"]
     trainer = ppo_trainer(goldens, settings, micro_batch=micro_batch)
     assert trainer.total_steps == settings["nupdates"] == 5
-    watched = {"policy/model/ln_f/g": trainer.policy.transformer.ln_f.weight, "policy/model/heads/value/w": trainer.policy.value_head.weight,
-               "policy/model/heads/value/b": trainer.policy.value_head.bias}
+    watched = {
+        "policy/model/ln_f/g": trainer.policy.transformer.ln_f.weight,
+        "policy/model/heads/value/w": trainer.policy.value_head.weight,
+        "policy/model/heads/value/b": trainer.policy.value_head.bias,
+    }
     for step in range(2):
         g = {key.removeprefix(f"step{step}/"): value for key, value in c.items() if key.startswith(f"step{step}/")}
         queries, responses = tensor(g["queries"]), tensor(g["responses"])
         trainer.queries.batch = lambda size, queries=queries: queries
-        trainer.uniforms = lambda _, queries=queries, responses=responses: uniforms_for(trainer.policy, queries, responses)
+        trainer.uniforms = lambda _, queries=queries, responses=responses: uniforms_for(
+            trainer.policy, queries, responses
+        )
         trainer.order = lambda _, epoch, g=g: tensor(g["permutations"])[epoch]
         minibatches, train_minibatch = [], PPOTrainer.train_minibatch
 
@@ -228,6 +298,9 @@ def test_ppo_cycle(goldens, micro_batch):
             elif key.startswith("stats/"):
                 np.testing.assert_allclose(metrics[key.removeprefix("stats/")], value, rtol=0, atol=1e-4, err_msg=key)
         assert metrics["ppo/ratio/std_before"] < 1e-5
-        ours = {f"policy/{original_name(name)}": p.detach().numpy() for name, p in trainer.policy.transformer.named_parameters()}
+        ours = {
+            f"policy/{original_name(name)}": p.detach().numpy()
+            for name, p in trainer.policy.transformer.named_parameters()
+        }
         ours |= {name: p.detach().numpy() for name, p in watched.items()}
         assert_weights(ours, g, "weights_after/")

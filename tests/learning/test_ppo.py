@@ -6,15 +6,33 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import Goldens, tensor
-from lm_human_preferences.language.tensorflow_checkpoints import original_name
-from lm_human_preferences.learning.ppo import (AdaptiveKLController, AdaptiveKLParams, FixedKLController, PPOParams, advantages_and_returns,
-                                      compute_rewards, minibatch_stats, minibatch_targets, ppo_losses, whiten)
 from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.language.tensorflow_checkpoints import original_name
+from lm_human_preferences.learning.ppo import (
+    AdaptiveKLController,
+    AdaptiveKLParams,
+    FixedKLController,
+    PPOParams,
+    advantages_and_returns,
+    compute_rewards,
+    minibatch_stats,
+    minibatch_targets,
+    ppo_losses,
+    whiten,
+)
+
+from conftest import Goldens, tensor
 from recorded import make_policy, ppo_trainer
 
-SETTINGS = {name: PPOParams(**{field: settings[field] for field in ("whiten_rewards", "gamma", "lam", "vf_coef", "cliprange", "cliprange_value")})
-            for name, settings in Goldens.json("hparams")["ppo_loss"].items()}
+SETTINGS = {
+    name: PPOParams(
+        **{
+            field: settings[field]
+            for field in ("whiten_rewards", "gamma", "lam", "vf_coef", "cliprange", "cliprange_value")
+        }
+    )
+    for name, settings in Goldens.json("hparams")["ppo_loss"].items()
+}
 
 
 @pytest.mark.parametrize("name, atol", [("normal", 3e-5), ("tiny", 2e-3), ("const", 3e-5), ("vector", 3e-5)])
@@ -27,8 +45,12 @@ def test_whiten(goldens, name, atol):
 
 def test_compute_rewards(goldens):
     g = goldens("ppo")
-    rewards, non_score = compute_rewards(tensor(g["compute_rewards/scores"]), tensor(g["rollouts/logprobs"]),
-                                         tensor(g["compute_rewards/ref_logprobs"]), Goldens.json("hparams")["compute_rewards"]["kl_coef"])
+    rewards, non_score = compute_rewards(
+        tensor(g["compute_rewards/scores"]),
+        tensor(g["rollouts/logprobs"]),
+        tensor(g["compute_rewards/ref_logprobs"]),
+        Goldens.json("hparams")["compute_rewards"]["kl_coef"],
+    )
     np.testing.assert_allclose(rewards, g["compute_rewards/rewards"], rtol=0, atol=5e-5)
     np.testing.assert_allclose(non_score, g["compute_rewards/non_score_reward"], rtol=0, atol=5e-5)
 
@@ -51,7 +73,9 @@ def test_targets(goldens, name):
 def test_loss_statistics_and_gradients(goldens, name):
     g, params, policy = goldens("ppo"), SETTINGS[name], make_policy(goldens("weights"))
     queries, responses = tensor(g["rollouts/queries"]), tensor(g["rollouts/responses"])
-    targets = minibatch_targets(tensor(g["compute_rewards/rewards"]), tensor(g["rollouts/logprobs"]), tensor(g["rollouts/values"]), params)
+    targets = minibatch_targets(
+        tensor(g["compute_rewards/rewards"]), tensor(g["rollouts/logprobs"]), tensor(g["rollouts/values"]), params
+    )
     analysis = policy.analyze(queries, responses)
     if name == "whiten":
         np.testing.assert_allclose(analysis.logprobs.detach(), g["whiten/new_logprobs"], rtol=0, atol=5e-5)
@@ -61,7 +85,9 @@ def test_loss_statistics_and_gradients(goldens, name):
     loss = losses.policy.mean() + params.vf_coef * losses.value.mean()
     np.testing.assert_allclose(loss.item(), g[f"{name}/loss"], rtol=0, atol=5e-5)
     stats = minibatch_stats(losses, analysis.values, analysis.entropies, targets, params)
-    recorded = {key.removeprefix(f"{name}/stats/"): float(value) for key, value in g.items() if key.startswith(f"{name}/stats/")}
+    recorded = {
+        key.removeprefix(f"{name}/stats/"): float(value) for key, value in g.items() if key.startswith(f"{name}/stats/")
+    }
     assert stats.keys() == recorded.keys()
     for key, value in recorded.items():
         np.testing.assert_allclose(stats[key], value, rtol=0, atol=5e-5, err_msg=key)
@@ -69,10 +95,16 @@ def test_loss_statistics_and_gradients(goldens, name):
     checked = 0
     for ours, parameter in policy.transformer.named_parameters():
         recorded_grad = g[f"{name}/grad/policy/{original_name(ours)}"]
-        np.testing.assert_allclose(parameter.grad.reshape(-1), recorded_grad.reshape(-1), rtol=0, atol=1e-5, err_msg=ours)
+        np.testing.assert_allclose(
+            parameter.grad.reshape(-1), recorded_grad.reshape(-1), rtol=0, atol=1e-5, err_msg=ours
+        )
         checked += 1
-    np.testing.assert_allclose(policy.value_head.weight.grad, g[f"{name}/grad/policy/model/heads/value/w"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(policy.value_head.bias.grad, g[f"{name}/grad/policy/model/heads/value/b"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        policy.value_head.weight.grad, g[f"{name}/grad/policy/model/heads/value/w"], rtol=0, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        policy.value_head.bias.grad, g[f"{name}/grad/policy/model/heads/value/b"], rtol=0, atol=1e-5
+    )
     assert checked + 2 == sum(key.startswith(f"{name}/grad/") for key in g)
 
 
@@ -103,7 +135,8 @@ def test_the_ratio_is_one_before_any_update(goldens):
 def test_bfloat16_keeps_the_first_ratio_and_the_logprobs(goldens, old_logprobs, offset):
     """Where logits lie near -110 too, as GPT-2's do: bfloat16 numbers are 0.5 apart there.
 
-    The ratio alone would not show a bfloat16 vocabulary projection, since both passes round alike; the distance from float32 does.
+    The ratio alone would not show a bfloat16 vocabulary projection, since both passes round alike; the distance from
+    float32 does.
     """
     trainer = ppo_trainer(goldens, Goldens.json("hparams")["ppo_cycle"], micro_batch=5)
     trainer.precision, trainer.recompute = Precision(torch.device("cpu"), bfloat16=True), old_logprobs == "recomputed"

@@ -13,23 +13,54 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from lm_human_preferences.reports import page
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.reports import page
 from lm_human_preferences.reports.figures import read_run, smooth, write_figures
 from lm_human_preferences.reports.report import write_report
 from lm_human_preferences.reports.report_samples import Sample, Side, coloured, sample_cards
 
 EVIL = "<script>alert('x')</script> & \"quoted\" \x00"
-POLICY = ("objective/kl", "objective/kl_coef", "objective/entropy", "objective/score", "objective/score_total", "ppo/loss/policy", "ppo/loss/value",
-          "ppo/loss/total", "ppo/policy/entropy", "ppo/policy/approxkl", "ppo/policy/clipfrac", "ppo/returns/mean", "ppo/returns/var",
-          "ppo/val/vpred", "ppo/val/error", "ppo/val/clipfrac", "ppo/val/mean", "ppo/val/var", "ppo/val/var_explained", "ppo/ratio/std_before",
-          "lr", "elapsed/fps", "elapsed/time", "elapsed/updates", "elapsed/episodes", "cache/hits")
+POLICY = (
+    "objective/kl",
+    "objective/kl_coef",
+    "objective/entropy",
+    "objective/score",
+    "objective/score_total",
+    "ppo/loss/policy",
+    "ppo/loss/value",
+    "ppo/loss/total",
+    "ppo/policy/entropy",
+    "ppo/policy/approxkl",
+    "ppo/policy/clipfrac",
+    "ppo/returns/mean",
+    "ppo/returns/var",
+    "ppo/val/vpred",
+    "ppo/val/error",
+    "ppo/val/clipfrac",
+    "ppo/val/mean",
+    "ppo/val/var",
+    "ppo/val/var_explained",
+    "ppo/ratio/std_before",
+    "lr",
+    "elapsed/fps",
+    "elapsed/time",
+    "elapsed/updates",
+    "elapsed/episodes",
+    "cache/hits",
+)
 
 
 def make_run(folder, stage, rows, result=None, samples=(), parameters=None):
     folder.mkdir()
-    config = {"stage": stage, "task": "movies", "experiment": "my_" + EVIL, "command": ["launch.py", stage, "a b", EVIL],
-              "parameters": parameters or {"ppo": {"lr": 1e-5, "note": EVIL}, "run": {"seed": 1}}, "versions": {"torch": "2.0"}, "commit": None}
+    config = {
+        "stage": stage,
+        "task": "movies",
+        "experiment": "my_" + EVIL,
+        "command": ["launch.py", stage, "a b", EVIL],
+        "parameters": parameters or {"ppo": {"lr": 1e-5, "note": EVIL}, "run": {"seed": 1}},
+        "versions": {"torch": "2.0"},
+        "commit": None,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     for name, lines in (("metrics.jsonl", rows), ("samples.jsonl", samples)):
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -45,7 +76,9 @@ def policy_run(folder, steps=40, result=True):
     rows[4]["ppo/val/var_explained"] = -500.0
     side = {"score": 0.5, "kl": 0.0, "valid": 0.9, "other": 3}
     pair = {"query": EVIL, "before": "one " + EVIL, "after": "two", "score_before": -1.0, "score_after": 2.345}
-    samples = [{"step": step, "query": EVIL, "response": f"sampled {step}", "score": 0.5, "kl": 1.0} for step in range(steps)]
+    samples = [
+        {"step": step, "query": EVIL, "response": f"sampled {step}", "score": 0.5, "kl": 1.0} for step in range(steps)
+    ]
     compared = {"before": side, "after": side | {"score": 2.5, "valid": 1.0}, "queries": 256, "samples": [pair]}
     return make_run(folder, "train_policy", rows, compared if result else None, samples)
 
@@ -80,7 +113,18 @@ def policy_page(tmp_path_factory):
 
 def test_figures_of_a_policy_run(tmp_path):
     figures = write_figures(policy_run(tmp_path / "run"), tmp_path / "out")
-    assert list(figures) == ["score", "kl", "entropy", "losses", "clipping", "value", "value_errors", "checks", "pace", "other_cache"]
+    assert list(figures) == [
+        "score",
+        "kl",
+        "entropy",
+        "losses",
+        "clipping",
+        "value",
+        "value_errors",
+        "checks",
+        "pace",
+        "other_cache",
+    ]
     for path in figures.values():
         width, height = png_size(path.read_bytes())
         assert 900 <= width <= 1100 and 500 <= height <= 1100 and 8_000 < path.stat().st_size < 400_000
@@ -88,13 +132,25 @@ def test_figures_of_a_policy_run(tmp_path):
 
 
 def test_the_page_needs_no_other_file_and_runs_nothing_but_its_own_script(policy_page):
-    links = [value for _, name, value in policy_page.values if name in ("src", "href", "srcset", "data", "action") and not value.startswith("#part")]
+    links = [
+        value
+        for _, name, value in policy_page.values
+        if name in ("src", "href", "srcset", "data", "action") and not value.startswith("#part")
+    ]
     assert len(links) == 11 and all(link.startswith("data:") for link in links)
-    assert policy_page.text.count("<script>") == 1 == policy_page.tags.count("script") and f"<script>{page._SCRIPT}</script>" in policy_page.text
+    assert (
+        policy_page.text.count("<script>") == 1 == policy_page.tags.count("script")
+        and f"<script>{page._SCRIPT}</script>" in policy_page.text
+    )
     digest = base64.b64encode(hashlib.sha256(page._SCRIPT.encode()).digest()).decode()
-    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in policy_page.text
+    assert (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        in policy_page.text
+    )
     assert not {"iframe", "object", "embed", "base", "form"} & set(policy_page.tags)
-    assert not re.search(r"@import|url\(", policy_page.text) and not [name for _, name, _ in policy_page.values if name.startswith("on")]
+    assert not re.search(r"@import|url\(", policy_page.text) and not [
+        name for _, name, _ in policy_page.values if name.startswith("on")
+    ]
     for link in links[1:]:
         png_size(base64.b64decode(link.removeprefix("data:image/png;base64,"), validate=True))
 
@@ -105,11 +161,27 @@ def test_everything_is_escaped(policy_page):
 
 
 def test_what_the_page_shows(policy_page):
-    for words in ("Before and after on 256 held-out queries", "0.500 2.500 +2.000", "90.0% 100.0% +10.0 points",
-                  "score -1.00", "score 2.35", "Step 0", "Step 20", "Step 39", "sampled 39", "python launch.py train_policy 'a b'",
-                  "ppo.lr 1e-05", "run.seed 1", "torch 2.0", "40 steps", "other 3 3"):
+    for words in (
+        "Before and after on 256 held-out queries",
+        "0.500 2.500 +2.000",
+        "90.0% 100.0% +10.0 points",
+        "score -1.00",
+        "score 2.35",
+        "Step 0",
+        "Step 20",
+        "Step 39",
+        "sampled 39",
+        "python launch.py train_policy 'a b'",
+        "ppo.lr 1e-05",
+        "run.seed 1",
+        "torch 2.0",
+        "40 steps",
+        "other 3 3",
+    ):
         assert words in policy_page.shown, words
-    assert policy_page.tags.count("img") == 10 and all(value for tag, name, value in policy_page.values if (tag, name) == ("img", "alt"))
+    assert policy_page.tags.count("img") == 10 and all(
+        value for tag, name, value in policy_page.values if (tag, name) == ("img", "alt")
+    )
 
 
 def test_an_unfinished_run_has_a_page(tmp_path):
@@ -121,15 +193,41 @@ def test_an_unfinished_run_has_a_page(tmp_path):
 
 
 def test_a_reward_run_is_compared_with_its_points_of_reference(tmp_path):
-    rows = [{"step": step, "train/loss": 1.3, "train/error": 1.3, "train/accuracy": 0.3, "train/gain": 1.0, "train/lr": 1e-5} for step in range(5)]
+    rows = [
+        {
+            "step": step,
+            "train/loss": 1.3,
+            "train/error": 1.3,
+            "train/accuracy": 0.3,
+            "train/gain": 1.0,
+            "train/lr": 1e-5,
+        }
+        for step in range(5)
+    ]
     rows.append({"step": 5, "validation/accuracy": 0.6, "normalize_after/mean": 0.1})
-    result = {"accuracy": 0.6, "standard_error": 0.01, "choices": 2000, "chance": 0.25, "reference_points": {
-        "choices": 2000, "chance": {"accuracy": 0.25}, "lexicon": {"accuracy": 0.43, "standard_error": 0.01}, "somebody_new": {"accuracy": 0.7}}}
+    result = {
+        "accuracy": 0.6,
+        "standard_error": 0.01,
+        "choices": 2000,
+        "chance": 0.25,
+        "reference_points": {
+            "choices": 2000,
+            "chance": {"accuracy": 0.25},
+            "lexicon": {"accuracy": 0.43, "standard_error": 0.01},
+            "somebody_new": {"accuracy": 0.7},
+        },
+    }
     run = make_run(tmp_path / "run", "train_reward", rows, result)
     page = Page(write_report(run))
     assert "somebody new 70.0% this reward model 60.0% ± 1.0% VADER lexicon 43.0% ± 1.0% chance 25.0%" in page.shown
     assert "5 steps" in page.shown and "2,000 held-out choices" in page.shown
-    assert {path.stem for path in (run / "report").glob("*.png")} == {"accuracy_compared", "loss", "accuracy", "scale", "pace"}
+    assert {path.stem for path in (run / "report").glob("*.png")} == {
+        "accuracy_compared",
+        "loss",
+        "accuracy",
+        "scale",
+        "pace",
+    }
 
 
 @pytest.mark.parametrize("result", [{}, {"loss": 0.4, "error": 0.4, "corr": 0.5, "labels": 12}])
@@ -147,7 +245,11 @@ def test_an_sft_run_and_a_stage_that_is_unknown(tmp_path):
     run = make_run(tmp_path / "run", "train_sft", rows, {"valid_perplexity": 1096.6})
     assert "validation perplexity 1,096.600" in Page(write_report(run)).shown
     assert list(write_figures(run, tmp_path / "out")) == ["loss", "pace"]  # one perplexity is no curve
-    run = make_run(tmp_path / "new", "train_else", [{"step": step, **{f"a/{i}": 1.0 for i in range(4)}, "b": 2.0} for step in range(3)])
+    run = make_run(
+        tmp_path / "new",
+        "train_else",
+        [{"step": step, **{f"a/{i}": 1.0 for i in range(4)}, "b": 2.0} for step in range(3)],
+    )
     assert list(write_figures(run, tmp_path / "out2")) == ["other_a_1", "other_a_2", "other_other"]
 
 
@@ -163,26 +265,54 @@ def test_a_second_report_replaces_the_first(tmp_path):
 
 # --- samples side by side, in a browser too ---
 
+
 def test_colour_under_the_words():
-    """Each token's KL under its own characters, small ones plain; the bytes of one character spread over tokens count together."""
-    assert coloured(" a <b>é.", [0.05, -0.4, 0.2, 3.0, 0.0, -1.5], [2, 6, 6, 7, 8, 8]) == \
-        "a<i class=n2 title='-0.40'> &lt;b&gt;</i><i class=p4 title='+3.20'>é</i>.<i class=n3 title='-1.50'>∎</i>"
-    for token_kl, ends in (([], []), ([1.0], [1, 2]), ([1.0, 1.0], [2, 1]), ([1.0], [99]), ([1.0], [-1])):  # lists that do not fit the text
+    """Each token's KL under its own characters, small ones plain; the bytes of one character spread over tokens count
+    together.
+    """
+    assert (
+        coloured(" a <b>é.", [0.05, -0.4, 0.2, 3.0, 0.0, -1.5], [2, 6, 6, 7, 8, 8])
+        == "a<i class=n2 title='-0.40'> &lt;b&gt;</i><i class=p4 title='+3.20'>é</i>.<i class=n3 title='-1.50'>∎</i>"
+    )
+    for token_kl, ends in (
+        ([], []),
+        ([1.0], [1, 2]),
+        ([1.0, 1.0], [2, 1]),
+        ([1.0], [99]),
+        ([1.0], [-1]),
+    ):  # lists that do not fit the text
         assert coloured(" <i>", token_kl, ends) == "&lt;i&gt;"
 
 
 def compared(count: int) -> list[Sample]:
     """Samples whose score falls with their number, KL rises, and of which the third lacks a judge's score."""
-    return [Sample(f"query {i}", None, [Side("before", f"one {i} {EVIL}", {"judge": 0.0}, 0.0, [], []),
-                                        Side("after", f"word{i}", {"judge": None if i == 2 else -float(i)}, i * 0.5, [0.5], [4])]) for i in range(count)]
+    return [
+        Sample(
+            f"query {i}",
+            None,
+            [
+                Side("before", f"one {i} {EVIL}", {"judge": 0.0}, 0.0, [], []),
+                Side("after", f"word{i}", {"judge": None if i == 2 else -float(i)}, i * 0.5, [0.5], [4]),
+            ],
+        )
+        for i in range(count)
+    ]
 
 
 def test_cards_carry_what_they_are_sorted_by():
     first, tools, colours, printed, cards = sample_cards(compared(4), 9)
-    assert re.findall(r"<option value=-?\d+>([^<]+)", tools) == ["order of the list", "judge, after", "judge, after less before", "KL, after",
-                                                                "judge, before", "KL, before"]
+    assert re.findall(r"<option value=-?\d+>([^<]+)", tools) == [
+        "order of the list",
+        "judge, after",
+        "judge, after less before",
+        "KL, after",
+        "judge, before",
+        "KL, before",
+    ]
     assert re.findall(r"data-v='([^']+)'", cards)[1:3] == ["[-1.0,-1.0,0.5,0.0,0.0]", "[null,null,1.0,0.0,0.0]"]
-    assert "The first 4 of 9 queries" in first and "nats" in colours and not printed and sample_cards(compared(20), 20)[3]
+    assert (
+        "The first 4 of 9 queries" in first and "nats" in colours and not printed and sample_cards(compared(20), 20)[3]
+    )
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -197,24 +327,65 @@ document.title=seen.join(' | ')+' | '+count.textContent+' | '+(document.document
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [390, 1200])
 def test_sorting_and_filtering_in_a_browser(tmp_path, width):
-    """The page in headless Chromium: no console message, nothing of a sample runs, no sideways scrolling, sorts and finds."""
-    evil = [Sample("query 4", None, [Side(name, "<img src=x onerror=document.title=1>", {"judge": -4.0}, 2.0, [], []) for name in ("before", "after")])]
-    page.write_page(tmp_path / "page.html", "a run", [], ["<h2>Samples</h2>", *sample_cards(compared(4) + evil, 5)], script=True)
+    """The page in headless Chromium: no console message, nothing of a sample runs, no sideways scrolling, sorts and
+    finds.
+    """
+    evil = [
+        Sample(
+            "query 4",
+            None,
+            [
+                Side(name, "<img src=x onerror=document.title=1>", {"judge": -4.0}, 2.0, [], [])
+                for name in ("before", "after")
+            ],
+        )
+    ]
+    page.write_page(
+        tmp_path / "page.html", "a run", [], ["<h2>Samples</h2>", *sample_cards(compared(4) + evil, 5)], script=True
+    )
     digest = base64.b64encode(hashlib.sha256(ACTIONS.encode()).digest()).decode()
     text = (tmp_path / "page.html").read_text().replace("script-src ", f"script-src 'sha256-{digest}' ")
     text = text.replace("</body>", f"<script>{ACTIONS}</script></body>")
     (tmp_path / "test.html").write_text(text)
-    run = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
-                          f"--window-size={width},800", "--virtual-time-budget=2000", "--dump-dom", f"file://{tmp_path / 'test.html'}"],
-                         capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            f"--window-size={width},800",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+            f"file://{tmp_path / 'test.html'}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert not [line for line in run.stderr.splitlines() if "CONSOLE" in line], run.stderr
     title = re.search(r"<title>(.*?)</title>", run.stdout).group(1)
-    assert title.split(" | ") == ["0 1 2 3 4", "0 1 3 4 2", "4 3 1 0 2", "0 1 2 3 4", "4 3 2 1 0", "3", "0 1 2 3 4", "5 of 5", "true"]
+    assert title.split(" | ") == [
+        "0 1 2 3 4",
+        "0 1 3 4 2",
+        "4 3 1 0 2",
+        "0 1 2 3 4",
+        "4 3 2 1 0",
+        "3",
+        "0 1 2 3 4",
+        "5 of 5",
+        "true",
+    ]
 
 
 def test_the_doctors_findings_are_on_the_page(tmp_path):
-    rows = [{"step": step, "objective/kl": 100.0, "objective/score": 0.1, "ppo/ratio/std_before": 0.2} for step in range(30)]
-    shown = Page(write_report(make_run(tmp_path / "run", "train_policy", rows, parameters={"task": {"response_length": 10}}))).shown
+    rows = [
+        {"step": step, "objective/kl": 100.0, "objective/score": 0.1, "ppo/ratio/std_before": 0.2} for step in range(30)
+    ]
+    shown = Page(
+        write_report(make_run(tmp_path / "run", "train_policy", rows, parameters={"task": {"response_length": 10}}))
+    ).shown
     assert "Severe: ratio step 0" in shown and "Severe: kl_exploding" in shown and "no numbers for" in shown
 
 

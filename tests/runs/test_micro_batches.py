@@ -5,50 +5,77 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import Goldens
 from lm_human_preferences.compute.distributed import World
-from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
-from lm_human_preferences.runs.micro_batches import (MicroBatches, Pass, StageMemory, choose_micro_batches, fitting_micro_batches, free_memory,
-                                         policy_training_memory, remembered, supervised_training_memory, training_pass, try_micro_batches)
 from lm_human_preferences.compute.optim import METHODS, adamw, allocate_state, muon_and_adamw
 from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.runs.folder import RunParams
+from lm_human_preferences.runs.micro_batches import (
+    MicroBatches,
+    Pass,
+    StageMemory,
+    choose_micro_batches,
+    fitting_micro_batches,
+    free_memory,
+    policy_training_memory,
+    remembered,
+    supervised_training_memory,
+    training_pass,
+    try_micro_batches,
+)
 from lm_human_preferences.train_sft import SFTParams
+
+from conftest import Goldens
 from params import EXPERIMENTS
-from small import launch
 from recorded import CPU, loss_labels, make_reward_trainer, ppo_trainer
+from small import launch
 
 
-@pytest.mark.parametrize("free, most, rows, step, expected", [
-    (1000, 64, 32, 1, 32),  # all at once
-    (250, 64, 32, 1, 11),  # 15 fit: three parts, of 11, 11 and 10
-    (105, 64, 32, 1, 0),  # not even one
-    (10 ** 6, 64, 200, 1, 50),  # no more than 64: four even parts
-    (1000, 64, 32, 4, 32), (300, 64, 36, 4, 20), (130, 64, 32, 4, 0),  # whole labels of four responses; 20 and 16
-])
+@pytest.mark.parametrize(
+    "free, most, rows, step, expected",
+    [
+        (1000, 64, 32, 1, 32),  # all at once
+        (250, 64, 32, 1, 11),  # 15 fit: three parts, of 11, 11 and 10
+        (105, 64, 32, 1, 0),  # not even one
+        (10**6, 64, 200, 1, 50),  # no more than 64: four even parts
+        (1000, 64, 32, 4, 32),
+        (300, 64, 36, 4, 20),
+        (130, 64, 32, 4, 0),  # whole labels of four responses; 20 and 16
+    ],
+)
 def test_what_fits_cuts_the_rows_evenly(free, most, rows, step, expected):
     assert Pass(fixed=100, per_row=10, rows=rows, step=step).fitting(free, most) == expected
 
 
 def test_gradients_add_to_activations_from_the_second_micro_batch_on():
     alone = Pass(fixed=100, per_row=10, rows=32, gradients=200)
-    assert (alone.bytes(32), alone.bytes(16), alone.bytes(8)) == (420, 460, 380) and Pass(100, 10, 10, gradients=200).bytes(10) == 300
+    assert (alone.bytes(32), alone.bytes(16), alone.bytes(8)) == (420, 460, 380) and Pass(
+        100, 10, 10, gradients=200
+    ).bytes(10) == 300
     assert alone.fitting(420, 64) == 32 and alone.fitting(419, 64) == 11 and alone.fitting(419, 16) == 11
 
 
 def stage(per_row: int = 100, recomputing: int = 10) -> StageMemory:
-    return StageMemory({"weights": 1000}, Pass(0, 20, 32), Pass(0, 5, 32), Pass(100, per_row, 32), Pass(100, recomputing, 32))
+    return StageMemory(
+        {"weights": 1000}, Pass(0, 20, 32), Pass(0, 5, 32), Pass(100, per_row, 32), Pass(100, recomputing, 32)
+    )
 
 
 def test_little_memory_recomputes_and_what_the_user_gives_stays():
-    assert fitting_micro_batches(RunParams(), stage(), 10 ** 6, "cpu") == MicroBatches(32, 32, 32, False)
-    assert fitting_micro_batches(RunParams(), stage(), 2000, "cpu") == MicroBatches(32, 32, 8, False)  # 9 fit: four parts of 8
-    assert fitting_micro_batches(RunParams(), stage(), 1800, "cpu") == MicroBatches(32, 32, 32, True)  # 7 would be too few
-    assert fitting_micro_batches(RunParams(recompute_activations="off"), stage(), 1500, "cpu") == MicroBatches(16, 32, 4, False)
+    assert fitting_micro_batches(RunParams(), stage(), 10**6, "cpu") == MicroBatches(32, 32, 32, False)
+    assert fitting_micro_batches(RunParams(), stage(), 2000, "cpu") == MicroBatches(
+        32, 32, 8, False
+    )  # 9 fit: four parts of 8
+    assert fitting_micro_batches(RunParams(), stage(), 1800, "cpu") == MicroBatches(
+        32, 32, 32, True
+    )  # 7 would be too few
+    assert fitting_micro_batches(RunParams(recompute_activations="off"), stage(), 1500, "cpu") == MicroBatches(
+        16, 32, 4, False
+    )
     given = RunParams(micro_batch=5, micro_batch_rollout=3, micro_batch_scoring=2)
     assert fitting_micro_batches(given, stage(), 1500, "cpu") == MicroBatches(3, 2, 5, False)
-    assert fitting_micro_batches(RunParams(recompute_activations="on"), stage(), 10 ** 6, "cpu").recompute
+    assert fitting_micro_batches(RunParams(recompute_activations="on"), stage(), 10**6, "cpu").recompute
     assert fitting_micro_batches(RunParams(), stage(), 0, "cpu") == MicroBatches(1, 1, 1, True)  # the smallest there is
 
 
@@ -60,7 +87,7 @@ def test_too_little_memory_is_said(capsys, monkeypatch):
 
 def test_free_memory_counts_what_the_process_has_and_its_share_of_the_rest():
     alone, shared = free_memory(torch.device("cpu")), free_memory(torch.device("cpu"), World(local_size=4))
-    assert 0.2 * alone < shared < 0.6 * alone and alone > 2 ** 28
+    assert 0.2 * alone < shared < 0.6 * alone and alone > 2**28
 
 
 def test_a_resumed_run_keeps_its_micro_batches_on_as_many_ranks():
@@ -93,8 +120,11 @@ def test_rows_are_halved_until_they_run():
 
 def test_attempts_run_and_change_nothing(goldens):
     from lm_human_preferences.data.labels import label_type
+
     ppo = ppo_trainer(goldens, Goldens.json("hparams")["ppo_cycle"])
-    reward = make_reward_trainer(goldens, loss_labels(goldens("reward"), label_type("best_of_4")), "best_of_4", batch_size=6)
+    reward = make_reward_trainer(
+        goldens, loss_labels(goldens("reward"), label_type("best_of_4")), "best_of_4", batch_size=6
+    )
     for trainer, model in ((ppo, ppo.policy), (reward, reward.model)):
         before, position = [p.detach().clone() for p in model.parameters()], trainer.queries.position
         sizes = try_micro_batches(MicroBatches(4, 4, 4), RunParams(), trainer.attempts(), trainer.optimizer, World())
@@ -104,6 +134,7 @@ def test_attempts_run_and_change_nothing(goldens):
 
 
 # --- predictions ---
+
 
 def saved_bytes(config: GPT2Config, rows: int, tokens: int, bfloat16: bool, recompute: bool) -> int:
     """What PyTorch keeps of a pass for the backward pass, parameters left out."""
@@ -116,7 +147,10 @@ def saved_bytes(config: GPT2Config, rows: int, tokens: int, bfloat16: bool, reco
             kept[value.untyped_storage().data_ptr()] = value
         return value
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
+        torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
+    ):
         hidden = model(torch.zeros(rows, tokens, dtype=torch.int64))  # alive: its graph holds what is kept
         return sum(value.untyped_storage().nbytes() for value in kept.values()) + 0 * hidden.numel()
 
@@ -127,7 +161,9 @@ def test_the_formula_of_activations_is_what_pytorch_keeps(bfloat16, recompute):
     """Differences between two depths and two numbers of rows, so that only a row's activations of a block are left."""
     config = GPT2Config(n_vocab=101, n_ctx=64, n_embd=64, n_head=2, n_layer=2, padding_token=103)
     deeper = replace(config, n_layer=6)
-    kept = {(c.n_layer, rows): saved_bytes(c, rows, 50, bfloat16, recompute) for c in (config, deeper) for rows in (2, 6)}
+    kept = {
+        (c.n_layer, rows): saved_bytes(c, rows, 50, bfloat16, recompute) for c in (config, deeper) for rows in (2, 6)
+    }
     a_block = (kept[6, 6] - kept[6, 2] - kept[2, 6] + kept[2, 2]) / 4 / 4
     predicted = [training_pass(c, 50, 8, bfloat16, "cpu", 0, recompute).per_row for c in (config, deeper)]
     assert a_block == pytest.approx((predicted[1] - predicted[0]) / 4, rel=0.02)
@@ -137,12 +173,20 @@ def test_the_formula_of_activations_is_what_pytorch_keeps(bfloat16, recompute):
 def test_the_optimizers_state_is_what_is_predicted(method):
     config = GPT2Config(n_vocab=101, n_ctx=64, n_embd=64, n_head=2, n_layer=3, padding_token=103)
     model = GPT2(config)
-    optimizer = muon_and_adamw(model.named_parameters(), 1.0, 1.0, (0.9, 0.9), 0.0) if method == "muon" else adamw(model.parameters(), 1.0, (0.9, 0.9), 0.0)
+    optimizer = (
+        muon_and_adamw(model.named_parameters(), 1.0, 1.0, (0.9, 0.9), 0.0)
+        if method == "muon"
+        else adamw(model.parameters(), 1.0, (0.9, 0.9), 0.0)
+    )
     allocate_state(optimizer)
     params = SFTParams()
     params.optimizer.method = method
-    predicted = supervised_training_memory(params, config, 64, Precision(torch.device("cpu"), False), 1).held["optimizer"]
-    assert predicted == sum(value.nbytes for state in optimizer.state.values() for value in state.values() if value.ndim)
+    predicted = supervised_training_memory(params, config, 64, Precision(torch.device("cpu"), False), 1).held[
+        "optimizer"
+    ]
+    assert predicted == sum(
+        value.nbytes for state in optimizer.state.values() for value in state.values() if value.ndim
+    )
 
 
 def test_sharding_and_precision_save_what_they_should():
@@ -160,20 +204,32 @@ def test_sharding_and_precision_save_what_they_should():
 
 def test_plan_on_the_command_line():
     text = launch("plan", "cnndm", "--model", "774M", "--devices", 8, "--device", "cuda", "--memory", 80).stdout
-    assert text.count("--run.sharding ddp") == text.count("--run.sharding fsdp") == 3 and "does not fit" not in text and "774M parameters" in text
+    assert (
+        text.count("--run.sharding ddp") == text.count("--run.sharding fsdp") == 3
+        and "does not fit" not in text
+        and "774M parameters" in text
+    )
     small = launch("plan", "cnndm", "--model", "1558M", "--device", "cuda", "--memory", 24).stdout
     assert small.count("does not fit") == 3 and "activations recomputed" in small
-    given = launch("plan", "movies", "--device", "cpu", "--memory", 8, "--run.micro_batch", 12, "--precision", "float32").stdout
+    given = launch(
+        "plan", "movies", "--device", "cpu", "--memory", 8, "--run.micro_batch", 12, "--precision", "float32"
+    ).stdout
     assert given.count("12 rows at once") == 3
 
 
-@pytest.mark.parametrize("words, says", [
-    (["moves"], "did you mean movies?"), (["movies", "--devices", 0], "--devices must be at least 1"), (["movies", "--model", "125M"], "--model 125M: must be tiny"),
-    (["movies", "--memory", "lots"], "--memory lots: expected a number"), (["movies", "--run.micro_batchh", 3], "did you mean --run.micro_batch?"),
-    (["movies", "--device", "cuda"], "say with --memory"), (["movies", "--precision", "half"], "--precision"), ([], "plan takes"),
-])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["moves"], "did you mean movies?"),
+        (["movies", "--devices", 0], "--devices must be at least 1"),
+        (["movies", "--model", "125M"], "--model 125M: must be tiny"),
+        (["movies", "--memory", "lots"], "--memory lots: expected a number"),
+        (["movies", "--run.micro_batchh", 3], "did you mean --run.micro_batch?"),
+        (["movies", "--device", "cuda"], "say with --memory"),
+        (["movies", "--precision", "half"], "--precision"),
+        ([], "plan takes"),
+    ],
+)
 def test_bad_plans_are_one_line(words, says):
     result = launch("plan", *words, check=False)
     assert result.returncode == 2 and says in result.stderr and result.stderr.count("\n") == 1 and not result.stdout
-
-

@@ -1,4 +1,6 @@
-"""Metrics and samples in their files, TensorBoard and Weights & Biases; what a resume cuts off and what a crash leaves behind."""
+"""Metrics and samples in their files, TensorBoard and Weights & Biases; what a resume cuts off and what a crash leaves
+behind.
+"""
 
 import json
 import math
@@ -16,7 +18,9 @@ from lm_human_preferences.runs.tracking import NullTracker, Tracker, TrackingPar
 
 
 def open_tracker(folder, resume_at=None, **params) -> Tracker:
-    return Tracker.open(folder, TrackingParams(**params), run_name="test", config={"ppo": {"lr": 1e-4}}, resume_at=resume_at)
+    return Tracker.open(
+        folder, TrackingParams(**params), run_name="test", config={"ppo": {"lr": 1e-4}}, resume_at=resume_at
+    )
 
 
 def log_steps(tracker, first, last):
@@ -47,10 +51,18 @@ def test_every_line_can_be_read_while_the_run_goes_on(tmp_path):
 def test_numbers_that_are_not_finite_are_null(tmp_path):
     with open_tracker(tmp_path) as tracker:
         tracker.log(0, {"nan": math.nan, "inf": -math.inf, "torch": torch.tensor(float("nan")), "fine": 1.0})
-        tracker.samples(0, [{"score": np.float32("inf"), "response": "\ud800 half a pair", "odd": {1, 1}}])
+        tracker.samples(0, [{"score": np.float32("inf"), "response": "\ud800 half a pair", "odd": {1}}])
     line = (tmp_path / "metrics.jsonl").read_text()
-    assert json.loads(line, parse_constant=pytest.fail) == {"step": 0, "nan": None, "inf": None, "torch": None, "fine": 1.0}
-    assert read_jsonl(tmp_path / "samples.jsonl") == [{"step": 0, "score": None, "response": "\ud800 half a pair", "odd": "{1}"}]
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "step": 0,
+        "nan": None,
+        "inf": None,
+        "torch": None,
+        "fine": 1.0,
+    }
+    assert read_jsonl(tmp_path / "samples.jsonl") == [
+        {"step": 0, "score": None, "response": "\ud800 half a pair", "odd": "{1}"}
+    ]
 
 
 def test_resume_leaves_neither_gap_nor_double(tmp_path):
@@ -62,7 +74,9 @@ def test_resume_leaves_neither_gap_nor_double(tmp_path):
     assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["metrics.jsonl", "samples.jsonl"]
 
 
-@pytest.mark.parametrize("left", ['{"step": 3, "sco', '{"step": 3, "score": 0.5', "\0\0\0\0", "{", '{"step": 2, "score": 0.25}'])
+@pytest.mark.parametrize(
+    "left", ['{"step": 3, "sco', '{"step": 3, "score": 0.5', "\0\0\0\0", "{", '{"step": 2, "score": 0.25}']
+)
 def test_resume_after_a_half_written_line(tmp_path, left):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0, "score": 0.5}\n{"step": 1, "score": 0.5}\n' + left)
@@ -120,11 +134,19 @@ log_steps(open_tracker(folder, wandb=True, resume_at=2), 2, 4)
 def test_wandb_offline(tmp_path):
     pytest.importorskip("wandb")
     here = Path(__file__).resolve().parent
-    environment = os.environ | {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false",
-                                "PYTHONPATH": os.pathsep.join([str(here), str(here.parent.parent.parent)]),
-                                **{f"WANDB_{name}_DIR": str(tmp_path / name) for name in ("CACHE", "CONFIG", "DATA")}}
-    done = subprocess.run([sys.executable, "-c", TWO_WANDB_SESSIONS, str(tmp_path / "run")], env=environment, capture_output=True, text=True,
-                          timeout=180)
+    environment = os.environ | {
+        "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent.parent.parent)]),
+        **{f"WANDB_{name}_DIR": str(tmp_path / name) for name in ("CACHE", "CONFIG", "DATA")},
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_WANDB_SESSIONS, str(tmp_path / "run")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     files = list((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
     assert files and all(file.stat().st_size > 0 for file in files)
@@ -132,9 +154,14 @@ def test_wandb_offline(tmp_path):
     assert len(read_jsonl(tmp_path / "run/metrics.jsonl")) == 4
 
 
-@pytest.mark.parametrize("params, module, message", [
-    ({"tensorboard": True}, "torch.utils.tensorboard", "pip install tensorboard"), ({"wandb": True}, "wandb", "pip install wandb"),
-    ({"wandb": True, "wandb_mode": "sometimes"}, None, "offline or online")])
+@pytest.mark.parametrize(
+    "params, module, message",
+    [
+        ({"tensorboard": True}, "torch.utils.tensorboard", "pip install tensorboard"),
+        ({"wandb": True}, "wandb", "pip install wandb"),
+        ({"wandb": True, "wandb_mode": "sometimes"}, None, "offline or online"),
+    ],
+)
 def test_what_is_missing_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, params, module, message):
     if module:
         monkeypatch.setitem(sys.modules, module, None)

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from lm_human_preferences.language.encoding import gpt2_encoding
 from lm_human_preferences.data.preparation import pieces
 from lm_human_preferences.data.queries import TokenFile, read_meta
+from lm_human_preferences.language.encoding import gpt2_encoding
+
 from load_scripts import load_script
 from small import ROOT
 
@@ -19,8 +20,19 @@ STORY = "".join(f"Paragraph {n} of a story that is long.\n\n" for n in range(300
 
 
 def corpus(folder, *words, check=True):
-    result = subprocess.run([sys.executable, ROOT / "datasets/corpus.py", "--input", folder / "texts", "--output", folder / "out", *map(str, words)],
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "datasets/corpus.py",
+            "--input",
+            folder / "texts",
+            "--output",
+            folder / "out",
+            *map(str, words),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert not check or result.returncode == 0, result.stderr
     return result
 
@@ -61,24 +73,44 @@ def test_named_sources_only(texts, tmp_path):
 def test_a_share_is_held_out_where_no_file_is(texts, tmp_path):
     for path in texts.iterdir():
         path.unlink()
-    (texts / "a.jsonl").write_text("".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(200)) + '{"text": "half a pair: \\ud800"}\n')
+    (texts / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(200)) + '{"text": "half a pair: \\ud800"}\n'
+    )
     corpus(tmp_path, "--valid_percent", 20)
     train, valid = documents(tmp_path, "train"), documents(tmp_path, "valid")
-    assert sorted(train + valid) == sorted([f"document {n}" for n in range(200)] + ["half a pair: \ufffd"]) and 20 <= len(valid) <= 60
+    assert (
+        sorted(train + valid) == sorted([f"document {n}" for n in range(200)] + ["half a pair: \ufffd"])
+        and 20 <= len(valid) <= 60
+    )
 
 
-@pytest.mark.parametrize("damage, says", [
-    (lambda folder: (folder / "c.jsonl").write_text('{"title": "no text"}\n'), "c.jsonl, line 1: expected a JSON object with a string field 'text'"),
-    (lambda folder: (folder / "c.jsonl").write_text('{"text": "fine"}\n{"text"'), "c.jsonl, line 2 is no JSON"),
-    (lambda folder: (folder / "valid.jsonl.gz").write_bytes((folder / "valid.jsonl.gz").read_bytes()[:-12]), "valid.jsonl.gz is damaged"),
-    (lambda folder: (folder / "valid.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}')[:10] + b"\xff" * 30), "valid.jsonl.gz is damaged"),
-    (lambda folder: (folder / "c.jsonl").write_text('["text"]\n'), "c.jsonl, line 1: expected a JSON object"),
-    (lambda folder: (folder / "c.jsonl").write_text('{"text": 5}\n'), "c.jsonl, line 1: expected a JSON object"),
-    (lambda folder: (folder / "c.jsonl").write_bytes(b'{"text": "caf\xe9"}\n'), "c.jsonl, line 1: not UTF-8"),
-    (lambda folder: (folder / "a.txt").write_bytes(b"caf\xe9"), "a.txt: not UTF-8"),
-    (lambda folder: (folder / "valid.jsonl.gz").write_bytes(gzip.compress(b"")), "has no document for the split valid"),
-    (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no .txt, .jsonl or .jsonl.gz file"),
-])
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (
+            lambda folder: (folder / "c.jsonl").write_text('{"title": "no text"}\n'),
+            "c.jsonl, line 1: expected a JSON object with a string field 'text'",
+        ),
+        (lambda folder: (folder / "c.jsonl").write_text('{"text": "fine"}\n{"text"'), "c.jsonl, line 2 is no JSON"),
+        (
+            lambda folder: (folder / "valid.jsonl.gz").write_bytes((folder / "valid.jsonl.gz").read_bytes()[:-12]),
+            "valid.jsonl.gz is damaged",
+        ),
+        (
+            lambda folder: (folder / "valid.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}')[:10] + b"\xff" * 30),
+            "valid.jsonl.gz is damaged",
+        ),
+        (lambda folder: (folder / "c.jsonl").write_text('["text"]\n'), "c.jsonl, line 1: expected a JSON object"),
+        (lambda folder: (folder / "c.jsonl").write_text('{"text": 5}\n'), "c.jsonl, line 1: expected a JSON object"),
+        (lambda folder: (folder / "c.jsonl").write_bytes(b'{"text": "caf\xe9"}\n'), "c.jsonl, line 1: not UTF-8"),
+        (lambda folder: (folder / "a.txt").write_bytes(b"caf\xe9"), "a.txt: not UTF-8"),
+        (
+            lambda folder: (folder / "valid.jsonl.gz").write_bytes(gzip.compress(b"")),
+            "has no document for the split valid",
+        ),
+        (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no .txt, .jsonl or .jsonl.gz file"),
+    ],
+)
 def test_refusals_leave_nothing_behind(texts, tmp_path, monkeypatch, capsys, damage, says):
     damage(texts)
     monkeypatch.setattr(sys, "argv", ["corpus.py", "--input", str(texts), "--output", str(tmp_path / "out")])
@@ -91,7 +123,10 @@ def test_refusals_leave_nothing_behind(texts, tmp_path, monkeypatch, capsys, dam
 
 def test_sources_that_no_document_has(texts, tmp_path):
     result = corpus(tmp_path, "--sources", "z,w", check=False)
-    assert result.returncode == 2 and result.stderr == f"error: {texts} has no document for the split train of the sources w, z\n"
+    assert (
+        result.returncode == 2
+        and result.stderr == f"error: {texts} has no document for the split train of the sources w, z\n"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["texts"]
 
 
@@ -112,9 +147,27 @@ def test_other_files_of_the_output_folder_stay(texts, tmp_path):
 
 
 def test_pieces_change_no_token():
-    """Wherever a text may be cut: made-up texts of words, marks and many kinds of white space, in pieces as short as they can be."""
+    """Wherever a text may be cut: made-up texts of words, marks and many kinds of white space, in pieces as short as
+    they can be.
+    """
     random, encoding, cut = np.random.default_rng(0), gpt2_encoding(), 0
-    parts = ["\n\n", "\n", " ", "\n\n\n", "\t", "\u00a0", "\u2028", "\x1c", "word", "It's", "12", "...", "é", "\U0001f600", "\r"]
+    parts = [
+        "\n\n",
+        "\n",
+        " ",
+        "\n\n\n",
+        "\t",
+        "\u00a0",
+        "\u2028",
+        "\x1c",
+        "word",
+        "It's",
+        "12",
+        "...",
+        "é",
+        "\U0001f600",
+        "\r",
+    ]
     for _ in range(300):
         text = "".join(random.choice(parts, size=20))
         cuts = list(pieces(text, size=1))

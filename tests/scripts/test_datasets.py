@@ -1,4 +1,6 @@
-"""The paper's data sets: cleaning as recorded, the scripts on files of the true formats, and what they refuse. Hazards 26, 28, 30."""
+"""The paper's data sets: cleaning as recorded, the scripts on files of the true formats, and what they refuse. Hazards
+26, 28, 30.
+"""
 
 import gzip
 import json
@@ -10,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm_human_preferences.language.encoding import gpt2_encoding
 from lm_human_preferences.data.queries import TokenFile, query_stream, read_meta
-from paper_files import some_stories, write_posts, write_stories
+from lm_human_preferences.language.encoding import gpt2_encoding
+
 from load_scripts import load_script, run_main
+from paper_files import some_stories, write_posts, write_stories
 from web import serve
 
 books, cnndm, tldr = (load_script(f"datasets/{name}.py") for name in ("books", "cnndm", "tldr"))
@@ -41,6 +44,7 @@ def write_parquet(folder: Path, **splits) -> Path:
 
 # --- cleaning, against the recorded values ---
 
+
 def test_the_start_of_articles(goldens):
     cases = goldens.json("datasets")["clean_up_start"]
     assert len(cases) == 65
@@ -58,9 +62,17 @@ def test_articles_of_the_original(goldens, tmp_path):
     shuffled = list(range(len(train)))
     random.Random(0).shuffle(shuffled)
     assert [recorded["generated_unshuffled"][i] for i in shuffled] == recorded["generated"]
-    assert [text.split("\n")[-1].strip() for text in texts(tmp_path / "out", "references_train")] == [f"hl {n}" for n in range(len(train))]
-    assert [url.removesuffix(".txt").rpartition("_")[2] for (url, _) in recorded["files"].values()][::2] == ["train", "val", "test"]
-    assert {f"{cnndm.LISTS}/{name}" for name in cnndm.LIST_OF.values()} == {url for url, _ in recorded["files"].values()}
+    assert [text.split("\n")[-1].strip() for text in texts(tmp_path / "out", "references_train")] == [
+        f"hl {n}" for n in range(len(train))
+    ]
+    assert [url.removesuffix(".txt").rpartition("_")[2] for (url, _) in recorded["files"].values()][::2] == [
+        "train",
+        "val",
+        "test",
+    ]
+    assert {f"{cnndm.LISTS}/{name}" for name in cnndm.LIST_OF.values()} == {
+        url for url, _ in recorded["files"].values()
+    }
 
 
 def test_posts_of_the_original(goldens, tmp_path):
@@ -71,9 +83,13 @@ def test_posts_of_the_original(goldens, tmp_path):
     ours = texts(tmp_path / "out", "train")
     random.Random(0).shuffle(ours)
     assert ours == recorded["generated"]
-    assert texts(tmp_path / "out", "test") == texts(tmp_path / "out", "valid") != []  # the original reads `valid` for test, too
+    assert (
+        texts(tmp_path / "out", "test") == texts(tmp_path / "out", "valid") != []
+    )  # the original reads `valid` for test, too
     assert set(texts(tmp_path / "out", "references_train")) == {""}
-    assert {f"{tldr.ADDRESS}/{name}" for name in tldr.FILES.values()} == {url for urls in recorded["files"].values() for url in urls}
+    assert {f"{tldr.ADDRESS}/{name}" for name in tldr.FILES.values()} == {
+        url for urls in recorded["files"].values() for url in urls
+    }
 
 
 def test_passages_of_the_original(goldens, tmp_path):
@@ -90,6 +106,7 @@ def test_passages_of_the_original(goldens, tmp_path):
 
 # --- the scripts ---
 
+
 def test_stories_posts_and_books_become_token_files(tmp_path):
     write_stories(tmp_path / "stories", some_stories())
     said = prepare(cnndm, tmp_path / "cnndm", "--input", tmp_path / "stories")
@@ -100,14 +117,24 @@ def test_stories_posts_and_books_become_token_files(tmp_path):
     assert texts(tmp_path / "tldr", "train")[2] == "Post 2 of train.\n\nIt 'goes' on."
     assert texts(tmp_path / "tldr", "references_train")[2] == " it goes on 2"
     meta = read_meta(tmp_path / "tldr")
-    assert meta["splits"]["train"]["documents"] == 4 and meta["files"]["train.bin"] == meta["splits"]["train"]["sha256_bin"]
+    assert (
+        meta["splits"]["train"]["documents"] == 4
+        and meta["files"]["train.bin"] == meta["splits"]["train"]["sha256_bin"]
+    )
 
 
 def test_books_as_text_are_cut_into_passages(tmp_path):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.txt").write_text("\n\n".join(f"Paragraph {n} is wrapped\nover two lines of text." for n in range(60)))
+    (tmp_path / "in" / "a.txt").write_text(
+        "\n\n".join(f"Paragraph {n} is wrapped\nover two lines of text." for n in range(60))
+    )
     prepare(books, tmp_path / "out", "--input", tmp_path / "in", "--split", "20,20", "--passage", 100)
-    first = next(text for split in ("train", "valid", "test") for text in texts(tmp_path / "out", split) if "Paragraph 0 " in text)
+    first = next(
+        text
+        for split in ("train", "valid", "test")
+        for text in texts(tmp_path / "out", split)
+        if "Paragraph 0 " in text
+    )
     assert first == "\n\n".join(f"Paragraph {n} is wrapped over two lines of text." for n in range(3))
     together = "".join(text for split in ("train", "valid", "test") for text in texts(tmp_path / "out", split))
     assert all(f"Paragraph {n} " in together for n in range(60))
@@ -118,7 +145,9 @@ def test_a_second_run_does_nothing_until_something_changes(tmp_path):
     run = lambda *words: prepare(tldr, tmp_path / "out", "--input", tmp_path / "in", *words).stdout
     assert "documents" in run()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    assert "nothing to do" in run() and before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert "nothing to do" in run() and before == {
+        path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()
+    }
     assert "train: 2 documents" in run("--limit", 2) and "train: 4 documents" in run()
     (tmp_path / "out" / "valid.bin").write_bytes(b"damaged")
     assert "valid: 4 documents" in run() and "nothing to do" in run() and "train: 4" in run("--force")
@@ -129,8 +158,22 @@ def test_a_second_run_does_nothing_until_something_changes(tmp_path):
 def test_processes_change_nothing(tmp_path):
     write_stories(tmp_path / "in", {split: dict(files) for split, files in some_stories(40).items()})
     for processes in (1, 3):
-        done = subprocess.run([sys.executable, cnndm.__file__, "--input", tmp_path / "in", "--output", tmp_path / f"out{processes}", "--processes",
-                               str(processes)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        done = subprocess.run(
+            [
+                sys.executable,
+                cnndm.__file__,
+                "--input",
+                tmp_path / "in",
+                "--output",
+                tmp_path / f"out{processes}",
+                "--processes",
+                str(processes),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stderr
     assert read_meta(tmp_path / "out1") == read_meta(tmp_path / "out3")
 
@@ -167,17 +210,25 @@ def test_lists_of_addresses_from_the_web(tmp_path, monkeypatch):
 
 # --- the hub's versions, from local files of the same format ---
 
+
 def as_on_the_hub(story: str) -> dict[str, str]:
     """A story as cnn_dailymail 3.0.0 has it: lines joined by spaces, each closed by a mark."""
     close = lambda line: line if line[-1] in ".!?'\"`)" else f"{line} ."
     article, highlights = cnndm.split_story(story)
     lines = [close(line.strip()) for line in article.split("\n") if line.strip()]
-    return {"article": " ".join(lines), "highlights": "\n".join(close(line.strip()) for line in highlights.split("\n") if line.strip())}
+    return {
+        "article": " ".join(lines),
+        "highlights": "\n".join(close(line.strip()) for line in highlights.split("\n") if line.strip()),
+    }
 
 
 def test_articles_from_the_hub_end_their_queries_with_a_line(tmp_path):
     rows = [as_on_the_hub(story) for story in some_stories(4)["train"].values()]
-    columns = {"article": [row["article"] for row in rows], "highlights": [row["highlights"] for row in rows], "id": [str(n) for n in range(4)]}
+    columns = {
+        "article": [row["article"] for row in rows],
+        "highlights": [row["highlights"] for row in rows],
+        "id": [str(n) for n in range(4)],
+    }
     hub = write_parquet(tmp_path / "hub", train=columns, validation=columns, test=columns)
     prepare(cnndm, tmp_path / "out", "--hub", hub)
     assert texts(tmp_path / "out", "valid")[1] == "Number 1 of train said it's so.\n\nA second paragraph follows."
@@ -185,12 +236,20 @@ def test_articles_from_the_hub_end_their_queries_with_a_line(tmp_path):
     assert "nothing to do" in prepare(cnndm, tmp_path / "out", "--hub", hub).stdout
 
 
-@pytest.mark.parametrize("article, lines", [
-    ("By . Jane Doe . PUBLISHED: . 11:20 EST . It rained. Mr. Smith left the U.S. Army!",
-     ["By", "Jane Doe", "PUBLISHED:", "11:20 EST", "It rained.", "Mr. Smith left the U.S. Army!"]),
-    ('He said: "So it is." Then he went. 5 others stayed.', ['He said: "So it is."', "Then he went.", "5 others stayed."]),
-    ("Prices rose by 3.5 percent . ", ["Prices rose by 3.5 percent"]),
-])
+@pytest.mark.parametrize(
+    "article, lines",
+    [
+        (
+            "By . Jane Doe . PUBLISHED: . 11:20 EST . It rained. Mr. Smith left the U.S. Army!",
+            ["By", "Jane Doe", "PUBLISHED:", "11:20 EST", "It rained.", "Mr. Smith left the U.S. Army!"],
+        ),
+        (
+            'He said: "So it is." Then he went. 5 others stayed.',
+            ['He said: "So it is."', "Then he went.", "5 others stayed."],
+        ),
+        ("Prices rose by 3.5 percent . ", ["Prices rose by 3.5 percent"]),
+    ],
+)
 def test_line_breaks_come_back(article, lines):
     assert cnndm.with_paragraphs(article) == "\n\n".join(lines) + "\n"
 
@@ -198,7 +257,16 @@ def test_line_breaks_come_back(article, lines):
 def test_sentences_from_the_hub_become_passages_whose_full_stops_are_token_13(tmp_path):
     """Hazard 26."""
     rows = [f"he did n't go , mr. {n} said . ``  it 's late ! ''" for n in range(300)]
-    prepare(books, tmp_path / "out", "--hub", write_parquet(tmp_path / "hub", train={"text": rows}), "--passage", 200, "--split", "10,10")
+    prepare(
+        books,
+        tmp_path / "out",
+        "--hub",
+        write_parquet(tmp_path / "hub", train={"text": rows}),
+        "--passage",
+        200,
+        "--split",
+        "10,10",
+    )
     text = texts(tmp_path / "out", "train")[0]
     assert "he didn't go, mr. " in text and ' said. "it\'s late!" he' in text
     task = _task(tmp_path / "out", 24, start_text=".", end_text=".")
@@ -207,7 +275,11 @@ def test_sentences_from_the_hub_become_passages_whose_full_stops_are_token_13(tm
 
 
 def test_posts_from_the_hub(tmp_path):
-    columns = {"content": [f"Post {n}. It goes on." for n in range(60)], "summary": [f"so {n}" for n in range(60)], "subreddit": ["x"] * 60}
+    columns = {
+        "content": [f"Post {n}. It goes on." for n in range(60)],
+        "summary": [f"so {n}" for n in range(60)],
+        "subreddit": ["x"] * 60,
+    }
     hub = write_parquet(tmp_path / "hub", train=columns)
     prepare(tldr, tmp_path / "out", "--hub", hub, "--split", "20,20", "--limit", 50)
     counts = [len(texts(tmp_path / "out", split)) for split in ("train", "valid", "test")]
@@ -219,16 +291,25 @@ def test_posts_from_the_hub(tmp_path):
 def test_a_hub_that_cannot_be_reached(tmp_path):
     """In a process of its own, which is told not to go online."""
     import os
-    done = subprocess.run([sys.executable, books.__file__, "--hub", "nobody/nothing", "--output", tmp_path / "out"], capture_output=True, text=True,
-                          env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}, cwd=tmp_path, timeout=120)
+
+    done = subprocess.run(
+        [sys.executable, books.__file__, "--hub", "nobody/nothing", "--output", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        cwd=tmp_path,
+        timeout=120,
+    )
     assert done.returncode == 2 and "nobody/nothing could not be read from the hub" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
 # --- queries ---
 
+
 def _task(folder, length, **more):
     from lm_human_preferences.data.tasks import TaskParams
+
     return TaskParams(query_dataset=str(folder), query_length=length, **more)
 
 
@@ -245,19 +326,35 @@ def test_queries_of_articles_end_with_a_line_and_nothing_is_read_twice(tmp_path)
 # --- refusals ---
 
 CASES = [
-    (tldr, lambda f: (f / "train-subset.json").write_text('[{"content": "a"}, {"title": "b"}]'), "train-subset.json, record 1: expected an object with"),
-    (tldr, lambda f: (f / "train-subset.json").write_text('[{"content": "a"}, {"content": "b"'), "train-subset.json, record 1 is truncated"),
+    (
+        tldr,
+        lambda f: (f / "train-subset.json").write_text('[{"content": "a"}, {"title": "b"}]'),
+        "train-subset.json, record 1: expected an object with",
+    ),
+    (
+        tldr,
+        lambda f: (f / "train-subset.json").write_text('[{"content": "a"}, {"content": "b"'),
+        "train-subset.json, record 1 is truncated",
+    ),
     (tldr, lambda f: (f / "valid-subset.json").write_text(""), "the source has no document for the split valid"),
     (tldr, lambda f: (f / "valid-subset.json").write_text("[]"), "the source has no document for the split valid"),
     (tldr, lambda f: (f / "train-subset.json").write_bytes(b'[{"content": "caf\xe9"}]'), "record 0: not UTF-8"),
     (tldr, lambda f: (f / "train-subset.json").write_text('[{"content": 5}]'), "record 0: expected an object"),
-    (tldr, lambda f: (f / "train-subset.json").write_text('[{"content": "a", "summary": 5}]'), "record 0: 'summary' is 5"),
+    (
+        tldr,
+        lambda f: (f / "train-subset.json").write_text('[{"content": "a", "summary": 5}]'),
+        "record 0: 'summary' is 5",
+    ),
     (tldr, lambda f: (f / "train-subset.json").write_text("<html>404</html>"), "line 1 is no JSON"),
     (tldr, lambda f: (f / "train-subset.json").unlink(), "holds no train-subset.json"),
     (cnndm, lambda f: next((f / "cnn/stories").iterdir()).unlink(), "fetch both archives of stories"),
     (cnndm, lambda f: next((f / "cnn/stories").iterdir()).write_bytes(b"caf\xe9 (CNN)"), "not UTF-8"),
     (cnndm, lambda f: (f / "url_lists/all_train.txt").write_text(""), "no document for the split train"),
-    (cnndm, lambda f: (f / "url_lists/all_train.txt").write_text("http://example.org/1\n"), "is no address of an article"),
+    (
+        cnndm,
+        lambda f: (f / "url_lists/all_train.txt").write_text("http://example.org/1\n"),
+        "is no address of an article",
+    ),
     (cnndm, lambda f: (f / "url_lists/all_val.txt").write_bytes(b"\xff\xfe"), "all_val.txt: not UTF-8"),
     (books, lambda f: (f / "a.jsonl").write_text('"a"\n5\n'), "a.jsonl, line 2: expected a text"),
     (books, lambda f: (f / "a.jsonl").write_text('"a"\n{"content": "b"}\n'), "a.jsonl, line 2: expected a text"),
@@ -276,7 +373,9 @@ def test_bad_sources_are_one_line_and_the_right_one_works_afterwards(tmp_path, m
         if module is books:
             (tmp_path / "in").mkdir(exist_ok=True)
             (tmp_path / "in" / "a.jsonl.gz").unlink(missing_ok=True)
-            (tmp_path / "in" / "a.jsonl").write_text("".join(json.dumps(f"Passage {n}. It is told.") + "\n" for n in range(300)))
+            (tmp_path / "in" / "a.jsonl").write_text(
+                "".join(json.dumps(f"Passage {n}. It is told.") + "\n" for n in range(300))
+            )
         else:
             write_posts(tmp_path / "in") if module is tldr else write_stories(tmp_path / "in", some_stories())
 
@@ -284,22 +383,30 @@ def test_bad_sources_are_one_line_and_the_right_one_works_afterwards(tmp_path, m
     damage(tmp_path / "in")
     words = ["--input", tmp_path / "in", *(["--split", "20,20"] if module is books else [])]
     said = prepare(module, tmp_path / "out", *words, check=False)
-    assert said.returncode == 2 and says in said.stderr and said.stderr.startswith("error: ") and said.stderr.count("\n") == 1
+    assert (
+        said.returncode == 2
+        and says in said.stderr
+        and said.stderr.startswith("error: ")
+        and said.stderr.count("\n") == 1
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     make()
     prepare(module, tmp_path / "out", *words)
     assert len(texts(tmp_path / "out", "train")) > 0
 
 
-@pytest.mark.parametrize("words, says", [
-    (["--input", "nowhere"], "--input nowhere does not exist"),
-    (["--limit", "0"], "--limit 0: expected a number from 1 up"),
-    (["--processes", "-1"], "--processes -1"),
-    (["--split", "half"], "--split half: expected source, or percentages"),
-    (["--split", "60,60"], "must not be negative and leave something"),
-    (["--split", "source"], "books have no splits of their own"),
-    (["--passage", "0"], "--passage 0"),
-])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--input", "nowhere"], "--input nowhere does not exist"),
+        (["--limit", "0"], "--limit 0: expected a number from 1 up"),
+        (["--processes", "-1"], "--processes -1"),
+        (["--split", "half"], "--split half: expected source, or percentages"),
+        (["--split", "60,60"], "must not be negative and leave something"),
+        (["--split", "source"], "books have no splits of their own"),
+        (["--passage", "0"], "--passage 0"),
+    ],
+)
 def test_bad_words(tmp_path, words, says):
     said = run_main(books, "--output", tmp_path / "out", *words, check=False)
     assert said.returncode == 2 and says in said.stderr and not (tmp_path / "out").exists()
@@ -320,4 +427,6 @@ def test_a_million_tokens_of_articles_and_back(tmp_path):
     assert len(file) == len(TokenFile(tmp_path / "out", "references_train")) == 300
     for n in np.random.default_rng(0).integers(0, 300, 20):
         assert f"Number {n} of train" in gpt2_encoding().decode(file[int(n)].tolist())
-        assert f"Second thing {n}" in gpt2_encoding().decode(TokenFile(tmp_path / "out", "references_train")[int(n)].tolist())
+        assert f"Second thing {n}" in gpt2_encoding().decode(
+            TokenFile(tmp_path / "out", "references_train")[int(n)].tolist()
+        )

@@ -14,8 +14,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from lm_human_preferences.language.encoding import gpt2_encoding
 from lm_human_preferences.data.queries import TokenFile, read_meta
+from lm_human_preferences.language.encoding import gpt2_encoding
+
 from load_scripts import load_script
 from small import ROOT
 
@@ -47,8 +48,14 @@ def write_source(folder: Path, count: int = 240) -> Path:
 
 def run_script(*arguments, name: str = "movies", **environment) -> subprocess.CompletedProcess:
     """The script in its own process, as a user runs it."""
-    return subprocess.run([sys.executable, str(ROOT / "datasets" / f"{name}.py"), *map(str, arguments)], capture_output=True, text=True,
-                          env={**os.environ, **environment}, cwd=ROOT.parent, timeout=120)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "datasets" / f"{name}.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=ROOT.parent,
+        timeout=120,
+    )
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
@@ -86,7 +93,7 @@ def prepared(source) -> Path:
 def assert_padded(tokens: list[int], length: int) -> list[int]:
     """The tokens before the padding, which is only on the right."""
     assert len(tokens) == length
-    real = tokens[:tokens.index(PADDING)] if PADDING in tokens else tokens
+    real = tokens[: tokens.index(PADDING)] if PADDING in tokens else tokens
     assert tokens == real + [PADDING] * (length - len(real)) and real
     assert all(0 <= token <= END for token in real)
     return real
@@ -103,19 +110,27 @@ def test_sentences_and_token_files(prepared):
         for i, text in enumerate(texts):
             assert file[i].tolist() == encoding.encode(text) + [END]
             opening = encoding.decode(queries[i])  # every made-up sentence has five words
-            assert text.startswith(opening + " ") and len(opening.split()) <= 3 and len(queries[i]) <= movies.QUERY_LENGTH
-            assert queries[i].tolist() + encoding.encode(text[len(opening):]) == encoding.encode(text)
+            assert (
+                text.startswith(opening + " ") and len(opening.split()) <= 3 and len(queries[i]) <= movies.QUERY_LENGTH
+            )
+            assert queries[i].tolist() + encoding.encode(text[len(opening) :]) == encoding.encode(text)
 
 
 def test_labels(prepared):
     encoding, rows = gpt2_encoding(), {row["id"]: row for row in lines(prepared / "sentences.jsonl")}
     for split in SPLITS:
-        labels, twins = json.loads((prepared / f"labels_{split}.json").read_text()), lines(prepared / f"labels_{split}.jsonl")
+        labels, twins = (
+            json.loads((prepared / f"labels_{split}.json").read_text()),
+            lines(prepared / f"labels_{split}.jsonl"),
+        )
         assert len(labels) == len(twins) == read_meta(prepared)["splits"][split]["labels"] > 0
         assert len({frozenset(twin["ids"]) for twin in twins}) == len(twins)
         for label, twin in zip(labels, twins, strict=True):
             four = [rows[number] for number in twin["ids"]]
-            assert set(label) == {"query", "sample0", "sample1", "sample2", "sample3", "best"} and label["best"] == twin["best"]
+            assert (
+                set(label) == {"query", "sample0", "sample1", "sample2", "sample3", "best"}
+                and label["best"] == twin["best"]
+            )
             assert len(set(twin["ids"])) == 4 and {row["split"] for row in four} == {split}
             ratings = sorted(((row["rating"], i) for i, row in enumerate(four)), reverse=True)
             assert ratings[0][1] == label["best"] and ratings[0][0] > ratings[1][0]
@@ -126,13 +141,15 @@ def test_labels(prepared):
                 assert twin["query"] + twin["responses"][i] == row["text"]
                 whole = encoding.encode(row["text"]) + [END]
                 sample = assert_padded(label[f"sample{i}"], movies.RESPONSE_LENGTH)
-                assert query + sample == whole[:len(query) + movies.RESPONSE_LENGTH]
+                assert query + sample == whole[: len(query) + movies.RESPONSE_LENGTH]
 
 
 def test_best_is_in_every_place(prepared):
     best = [label["best"] for label in json.loads((prepared / "labels_train.json").read_text())]
     counts = np.bincount(best, minlength=4)
-    assert ((counts - len(best) / 4) ** 2 / (len(best) / 4)).sum() < 16.3  # chi-square, 3 degrees of freedom: 0.1 percent
+    assert (
+        (counts - len(best) / 4) ** 2 / (len(best) / 4)
+    ).sum() < 16.3  # chi-square, 3 degrees of freedom: 0.1 percent
 
 
 def test_ratings(prepared):
@@ -140,10 +157,14 @@ def test_ratings(prepared):
     for split in SPLITS:
         for entry in json.loads((prepared / f"ratings_{split}.json").read_text()):
             assert set(entry) == {"query", "sample", "score"}
-            tokens = assert_padded(entry["query"], movies.QUERY_LENGTH) + assert_padded(entry["sample"], movies.RESPONSE_LENGTH)
+            tokens = assert_padded(entry["query"], movies.QUERY_LENGTH) + assert_padded(
+                entry["sample"], movies.RESPONSE_LENGTH
+            )
             text = encoding.decode([token for token in tokens if token != END])
             row = by_text[text] if tokens[-1] == END else next(row for t, row in by_text.items() if t.startswith(text))
-            assert row["split"] == split and (tokens[-1] != END or entry["score"] == row["rating"] == np.mean(row["ratings"]))
+            assert row["split"] == split and (
+                tokens[-1] != END or entry["score"] == row["rating"] == np.mean(row["ratings"])
+            )
 
 
 def test_no_held_out_sentence_in_training(prepared):
@@ -151,7 +172,9 @@ def test_no_held_out_sentence_in_training(prepared):
     held_out = {row["text"] for row in rows if row["split"] != "train"}
     for twin in lines(prepared / "labels_train.jsonl"):
         assert not held_out & {twin["query"] + response for response in twin["responses"]}
-    keys = [{"".join(filter(str.isalnum, row["text"].lower())) for row in rows if row["split"] == split} for split in SPLITS]
+    keys = [
+        {"".join(filter(str.isalnum, row["text"].lower())) for row in rows if row["split"] == split} for split in SPLITS
+    ]
     assert sum(map(len, keys)) == len(set.union(*keys)) == len(rows)
 
 
@@ -181,14 +204,21 @@ def test_duplicates_keep_the_first():
     assert movies.without_duplicates([first, second]) == [first]
 
 
-@pytest.mark.parametrize("given, wanted", [
-    ("''Minority Report'' works", '"Minority Report" works'),
-    ("Heated passions    jealousy   betrayal", "Heated passions -- jealousy -- betrayal"),
-    ("It is what it is – a nice film...", "It is what it is -- a nice film..."),
-    ("...(a) strained comedy , by a co writer/director", "A strained comedy, by a co-writer/director"),
-    ("(T)he sci fi plot isn't re creating anything &amp; they're low key", "The sci-fi plot isn't re-creating anything & they're low-key"),
-    ("Pull(s) off ( cool) `Memento' ... twice", "Pull(s) off (cool) 'Memento' ... twice"),
-    ("cliché laden", "Cliché laden")])
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ("''Minority Report'' works", '"Minority Report" works'),
+        ("Heated passions    jealousy   betrayal", "Heated passions -- jealousy -- betrayal"),
+        ("It is what it is – a nice film...", "It is what it is -- a nice film..."),
+        ("...(a) strained comedy , by a co writer/director", "A strained comedy, by a co-writer/director"),
+        (
+            "(T)he sci fi plot isn't re creating anything &amp; they're low key",
+            "The sci-fi plot isn't re-creating anything & they're low-key",
+        ),
+        ("Pull(s) off ( cool) `Memento' ... twice", "Pull(s) off (cool) 'Memento' ... twice"),
+        ("cliché laden", "Cliché laden"),
+    ],
+)
 def test_clean(given, wanted):
     assert movies.clean(given) == wanted and movies.clean(wanted) == wanted
 
@@ -202,16 +232,20 @@ def assert_one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
     assert all(part in done.stderr for part in parts), done.stderr
 
 
-@pytest.mark.parametrize("file, line, text, expected", [
-    (TEXTS, 3, "3\t1.0", "id, mean rating and text"),
-    (TEXTS, 4, "4\t9.75\tA film.", "the mean of its ratings"),
-    (TEXTS, 5, "999\t1.0\tA film.", "ratings for id 999"),
-    (TEXTS, 6, "5\t1.0\tA film.", "each id once"),
-    (TEXTS, 7, "seven\t1.0\tA film.", "id, mean rating and text"),
-    (TEXTS, 8, b"8\t1.0\tclich\xe9", "not UTF-8"),
-    (RATINGS, 2, "2\t1.0\t1.0\t[1, 2, 9]", "whole numbers from -4 to 4"),
-    (RATINGS, 9, "9\t1.0\t1.0\t[1, 2", "whole numbers from -4 to 4"),
-    (RATINGS, 240, "", "id, mean, deviation and [ratings]")])
+@pytest.mark.parametrize(
+    "file, line, text, expected",
+    [
+        (TEXTS, 3, "3\t1.0", "id, mean rating and text"),
+        (TEXTS, 4, "4\t9.75\tA film.", "the mean of its ratings"),
+        (TEXTS, 5, "999\t1.0\tA film.", "ratings for id 999"),
+        (TEXTS, 6, "5\t1.0\tA film.", "each id once"),
+        (TEXTS, 7, "seven\t1.0\tA film.", "id, mean rating and text"),
+        (TEXTS, 8, b"8\t1.0\tclich\xe9", "not UTF-8"),
+        (RATINGS, 2, "2\t1.0\t1.0\t[1, 2, 9]", "whole numbers from -4 to 4"),
+        (RATINGS, 9, "9\t1.0\t1.0\t[1, 2", "whole numbers from -4 to 4"),
+        (RATINGS, 240, "", "id, mean, deviation and [ratings]"),
+    ],
+)
 def test_bad_line(tmp_path, file, line, text, expected):
     folder = write_source(tmp_path / "source")
     rows = (folder / file).read_bytes().split(b"\r\n")
@@ -241,10 +275,17 @@ def test_bad_sources(source, tmp_path):
     garbage.write_bytes(b"no archive at all")
     empty.mkdir()
     truncated_inner = archive_of(tmp_path / "truncated.tar.gz", **{"p/hutto_ICWSM_2014.tar.gz": cut.read_bytes()})
-    for path, *expected in ((truncated_inner, "hutto_ICWSM_2014.tar.gz in", "truncated"),
-                            (inner, "wrong digest", "expected"), (nested, "wrong digest"), (cut, "truncated"), (garbage, "no .tar.gz"),
-                            (archive_of(tmp_path / "other.tar.gz", readme=b"x"), "holds no", TEXTS), (empty, "holds no", TEXTS),
-                            (tmp_path / "missing.tar.gz", "does not exist"), (source, "--limit", "from 1 up")):
+    for path, *expected in (
+        (truncated_inner, "hutto_ICWSM_2014.tar.gz in", "truncated"),
+        (inner, "wrong digest", "expected"),
+        (nested, "wrong digest"),
+        (cut, "truncated"),
+        (garbage, "no .tar.gz"),
+        (archive_of(tmp_path / "other.tar.gz", readme=b"x"), "holds no", TEXTS),
+        (empty, "holds no", TEXTS),
+        (tmp_path / "missing.tar.gz", "does not exist"),
+        (source, "--limit", "from 1 up"),
+    ):
         limit = ["--limit", 0] if path == source else []
         assert_one_line(run("--input", path, "--output", out, *limit), *expected)
         assert not out.exists()
@@ -253,7 +294,9 @@ def test_bad_sources(source, tmp_path):
 
 
 def test_pip_reaches_nothing(tmp_path):
-    done = run_script("--output", tmp_path / "out", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path), PIP_CONFIG_FILE=os.devnull)
+    done = run_script(
+        "--output", tmp_path / "out", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path), PIP_CONFIG_FILE=os.devnull
+    )
     assert_one_line(done, "pip could not download", "--input")
     assert not (tmp_path / "out").exists()
 
@@ -270,6 +313,7 @@ def test_unwritable_output(source, tmp_path):
 def test_full_disk_leaves_nothing(source, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(movies, "write_meta", lambda *_, **__: full())
     with pytest.raises(movies.UserError, match="No space left"):
         movies.prepare(source, tmp_path / "new" / "out", None, False)
@@ -282,7 +326,10 @@ def test_full_disk_leaves_nothing(source, tmp_path, monkeypatch):
 def test_choice_credit():
     scores = np.array([[1.0, 2.0, 3.0, 0.0], [5.0, 5.0, 1.0, 5.0], [0.0, 0.0, 0.0, 0.0], [2.0, 1.0, 1.0, 1.0]])
     assert reference.choice_credit(scores, np.array([2, 1, 3, 1])).tolist() == [1.0, 1 / 3, 0.25, 0.0]
-    assert reference.point(np.array([1.0, 0.0, 1.0, 1.0])) == {"accuracy": 0.75, "standard_error": np.sqrt(0.75 * 0.25 / 4)}
+    assert reference.point(np.array([1.0, 0.0, 1.0, 1.0])) == {
+        "accuracy": 0.75,
+        "standard_error": np.sqrt(0.75 * 0.25 / 4),
+    }
 
 
 def test_rater_credit():
@@ -297,8 +344,16 @@ def test_reference_points(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("vaderSentiment")
     words = {"wonderful": 3, "terrible": -3, "boring": -2, "fine": 1}
-    rows = [{"id": number, "split": split, "text": f"It was {word}.", "rating": float(value), "ratings": [value, value - 1, 0]}
-            for number, (split, word, value) in enumerate((s, w, v) for s in SPLITS for w, v in words.items())]
+    rows = [
+        {
+            "id": number,
+            "split": split,
+            "text": f"It was {word}.",
+            "rating": float(value),
+            "ratings": [value, value - 1, 0],
+        }
+        for number, (split, word, value) in enumerate((s, w, v) for s in SPLITS for w, v in words.items())
+    ]
     (tmp_path / "sentences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ids = [row["id"] for row in rows if row["split"] == "test"]
     label = {"query": "It", "responses": [f" was {word}." for word in words], "best": 0, "ids": ids}
@@ -322,4 +377,8 @@ def test_judge(prepared):
 
 
 def test_reference_without_data(tmp_path):
-    assert_one_line(run_script("--data", tmp_path, name="movies_reference"), "sentences.jsonl does not exist", "python datasets/movies.py")
+    assert_one_line(
+        run_script("--data", tmp_path, name="movies_reference"),
+        "sentences.jsonl does not exist",
+        "python datasets/movies.py",
+    )

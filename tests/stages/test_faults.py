@@ -1,7 +1,8 @@
-"""What stops a run, and what comes after: damaged files, full disks, losses that are no numbers, killed ranks, restarts by torchrun.
+"""What stops a run, and what comes after: damaged files, full disks, losses that are no numbers, killed ranks, restarts
+by torchrun.
 
-Whatever happens, a clear line names the newest step on disk, nothing half-written is left or loaded, and the resumed run ends bitwise like one that
-was never stopped. Invariant 5 of the design; hazards 24, 25.
+Whatever happens, a clear line names the newest step on disk, nothing half-written is left or loaded, and the resumed
+run ends bitwise like one that was never stopped. Invariant 5 of the design; hazards 24, 25.
 """
 
 import errno
@@ -20,7 +21,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import survive
 from lm_human_preferences.commands import command_line
 from lm_human_preferences.compute import distributed
 from lm_human_preferences.compute.distributed import World
@@ -29,6 +29,8 @@ from lm_human_preferences.foundation.files import atomic_file, atomic_folder, di
 from lm_human_preferences.language.model_folders import load_heads, load_model
 from lm_human_preferences.runs.stopping import StopRequest
 from lm_human_preferences.runs.tracking import JsonLines
+
+import survive
 from params import EXPERIMENTS
 from small import LAUNCH, ROOT, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags
 
@@ -44,14 +46,19 @@ def train(stage: str, name: str, words: list[str]) -> None:
 
 def words_of(folder: Path, stage: str, **changes) -> list[str]:
     """The stage's words in the small world, with a checkpoint each step."""
-    words = {"train_reward": lambda: reward_flags(folder), "train_policy": lambda: policy_flags(folder, folder / "runs/train_reward/reward_model"),
-             "train_sft": lambda: sft_flags(folder) + flags(validation__interval=2)}[stage]()
+    words = {
+        "train_reward": lambda: reward_flags(folder),
+        "train_policy": lambda: policy_flags(folder, folder / "runs/train_reward/reward_model"),
+        "train_sft": lambda: sft_flags(folder) + flags(validation__interval=2),
+    }[stage]()
     return words + flags(run__save_interval=1, run__keep_checkpoints=3, **changes)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The small world with a finished run of each stage, and one that was stopped after its third step with three checkpoints."""
+    """The small world with a finished run of each stage, and one that was stopped after its third step with three
+    checkpoints.
+    """
     folder = make_world(tmp_path_factory.mktemp("faults"))
     for stage in STAGES:
         train(stage, stage, words_of(folder, stage))
@@ -87,20 +94,26 @@ def copy_of_stopped(world: Path, stage: str, name: str) -> Path:
 
 def flipped(share: float) -> Callable[[Path], None]:
     """Flips one bit at that share of a file's length."""
+
     def damage(path: Path) -> None:
         data = bytearray(path.read_bytes())
         data[int(share * (len(data) - 1))] ^= 1 << int(share * 100) % 7
         path.write_bytes(data)
+
     return damage
 
 
-DAMAGES = {"truncated": lambda path: os.truncate(path, path.stat().st_size * 2 // 3),
-           "cut by one byte": lambda path: os.truncate(path, path.stat().st_size - 1), "empty": lambda path: os.truncate(path, 0),
-           "missing": Path.unlink,
-           **{f"a bit at {share:.0%}": flipped(share) for share in (0.0, 0.03, 0.1, 0.5, 0.9, 1.0)}}
+DAMAGES = {
+    "truncated": lambda path: os.truncate(path, path.stat().st_size * 2 // 3),
+    "cut by one byte": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "empty": lambda path: os.truncate(path, 0),
+    "missing": Path.unlink,
+    **{f"a bit at {share:.0%}": flipped(share) for share in (0.0, 0.03, 0.1, 0.5, 0.9, 1.0)},
+}
 
 
 # --- checkpoints ---
+
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -151,7 +164,9 @@ def test_a_damaged_configuration_is_one_line_and_costs_nothing(world, damage):
     assert_same_end(world, "train_policy", run)
 
 
-@pytest.mark.parametrize("stage, folder", [("train_policy", "policy"), ("train_reward", "reward_model"), ("train_sft", "lm")])
+@pytest.mark.parametrize(
+    "stage, folder", [("train_policy", "policy"), ("train_reward", "reward_model"), ("train_sft", "lm")]
+)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_model_folders_are_refused(world, tmp_path, stage, folder, damage):
     """Each file in turn: an error that names the folder, or the very same weights (where a digest alone is gone)."""
@@ -171,11 +186,21 @@ def test_damaged_model_folders_are_refused(world, tmp_path, stage, folder, damag
 
 # --- losses that are no numbers ---
 
-@pytest.mark.parametrize("stage, rate", [("train_policy", "ppo.lr"), ("train_reward", "lr"), ("train_sft", "optimizer.lr")])
+
+@pytest.mark.parametrize(
+    "stage, rate", [("train_policy", "ppo.lr"), ("train_reward", "lr"), ("train_sft", "optimizer.lr")]
+)
 def test_a_loss_that_is_no_number_names_the_step_on_disk(world, stage, rate, monkeypatch):
-    """The weights become a NaN in the third step, as after a gradient that overflows: no checkpoint and no model holds them."""
+    """The weights become a NaN in the third step, as after a gradient that overflows: no checkpoint and no model holds
+    them.
+    """
     from lm_human_preferences import train_policy, train_reward, train_sft
-    trainer = {"train_policy": train_policy.PPOTrainer, "train_reward": train_reward.RewardTrainer, "train_sft": train_sft.SFTTrainer}[stage]
+
+    trainer = {
+        "train_policy": train_policy.PPOTrainer,
+        "train_reward": train_reward.RewardTrainer,
+        "train_sft": train_sft.SFTTrainer,
+    }[stage]
     name, step = f"nan_{stage}", trainer.step
 
     def poisoned(self, number, *arguments):
@@ -189,7 +214,10 @@ def test_a_loss_that_is_no_number_names_the_step_on_disk(world, stage, rate, mon
     with pytest.raises(UserError) as stop:
         train(stage, name, words_of(world, stage))
     assert "NaN" in str(stop.value) or "nan" in str(stop.value)
-    assert "lower" in str(stop.value) and f"the newest checkpoint of {world}/runs/{name} is that of step 2" in stop.value.__notes__[0]
+    assert (
+        "lower" in str(stop.value)
+        and f"the newest checkpoint of {world}/runs/{name} is that of step 2" in stop.value.__notes__[0]
+    )
     assert saved(world / "runs" / name) == [1, 2] and not list((world / "runs" / name).rglob(".*"))
     monkeypatch.undo()  # it was a fault of the hardware, say: the same command goes on
     train(stage, name, words_of(world, stage, run__resume="on"))
@@ -205,23 +233,29 @@ def test_a_diverging_run_says_so_in_one_line(world):
 
 # --- full disks ---
 
+
 def test_errors_of_the_disk_are_one_line_and_leave_nothing(tmp_path):
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         for opened in (atomic_file, atomic_folder):
             says = f"cannot write {tmp_path}/x: {os.strerror(number)}; make room"
             with pytest.raises(UserError, match=says), opened(tmp_path / "x"):
                 raise OSError(number, "as the system says it")
-    with pytest.raises(ConnectionResetError), disk_errors(tmp_path / "x"):  # what is read while a file is written is not the disk's fault
+    with (
+        pytest.raises(ConnectionResetError),
+        disk_errors(tmp_path / "x"),
+    ):  # what is read while a file is written is not the disk's fault
         raise ConnectionResetError(errno.ECONNRESET, "reset")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_row_that_does_not_fit_is_not_half_written(tmp_path):
     """A limit on the size of files stands for the disk's end."""
-    code = ("import resource, sys\nfrom pathlib import Path\nfrom lm_human_preferences.foundation.errors import UserError\n"
-            "from lm_human_preferences.runs.tracking import JsonLines\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-            f"lines = JsonLines(Path({str(tmp_path / 'rows.jsonl')!r}), None)\n"
-            "try:\n    [lines.write([{'step': step, 'text': 'x' * 80}]) for step in range(20)]\nexcept UserError as error:\n    print(error)\nlines.close()\n")
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom lm_human_preferences.foundation.errors import UserError\n"
+        "from lm_human_preferences.runs.tracking import JsonLines\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"lines = JsonLines(Path({str(tmp_path / 'rows.jsonl')!r}), None)\n"
+        "try:\n    [lines.write([{'step': step, 'text': 'x' * 80}]) for step in range(20)]\nexcept UserError as error:\n    print(error)\nlines.close()\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "make room" in done.stdout, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
@@ -239,21 +273,49 @@ def small_disk_works(folder: Path) -> bool:
 
 @pytest.mark.parametrize("kilobytes", [60, 130, 250, 376, 400])
 def test_a_full_disk_keeps_the_last_step_and_goes_on_when_there_is_room(world, tmp_path, kilobytes):
-    """Disks of several sizes, so that now a checkpoint, now a row of metrics or of warnings, now the model does not fit."""
+    """Disks of several sizes, so that now a checkpoint, now a row of metrics or of warnings, now the model does not
+    fit.
+    """
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     if shutil.which("unshare") is None or not small_disk_works(disk):
         pytest.skip("mounting a small disk in a namespace of one's own is not permitted here")
     words = words_of(world, "train_policy", run__save_dir=disk)
-    script = (f"mount -t tmpfs -o size={kilobytes}k none {disk}\n"
-              '"$@"; echo status $?\n'
-              f"cp -a {disk} {kept}; mount -o remount,size=20m {disk}\n"
-              f'"$@" $(test -f {disk}/full/config.json && echo --run.resume) ; echo status $?; cp -a {disk}/full {tmp_path}/full\n')
-    done = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *LAUNCH, "train_policy", "movies", "full",
-                           *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    script = (
+        f"mount -t tmpfs -o size={kilobytes}k none {disk}\n"
+        '"$@"; echo status $?\n'
+        f"cp -a {disk} {kept}; mount -o remount,size=20m {disk}\n"
+        f'"$@" $(test -f {disk}/full/config.json && echo --run.resume) ; echo status $?; cp -a {disk}/full {tmp_path}/full\n'
+    )
+    done = subprocess.run(
+        [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            *LAUNCH,
+            "train_policy",
+            "movies",
+            "full",
+            *map(str, words),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert re.findall(r"status (\d+)", done.stdout) == ["2", "0"], done.stdout + done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "cannot write" in line and "No space left on device" in line and "make room" in line and "Traceback" not in done.stderr
+    assert (
+        "cannot write" in line
+        and "No space left on device" in line
+        and "make room" in line
+        and "Traceback" not in done.stderr
+    )
     half = [path for path in kept.rglob("*") if path.name.startswith(".")]
     assert half == [] and ("checkpoint of" in line) == (kept / "full/config.json").exists()
     if saved(kept / "full"):
@@ -263,11 +325,25 @@ def test_a_full_disk_keeps_the_last_step_and_goes_on_when_there_is_room(world, t
 
 # --- ranks ---
 
-def run_ranks(name: str, words: list[str], *options: str, when: Callable[[], bool] = lambda: False, then: Callable[[list[int], int], None] | None = None,
-              stage: str = "train_policy") -> tuple[int, str, str]:
-    """A run on two ranks, to which `then(ranks' process numbers, torchrun's)` happens once `when` holds: exit status, output, errors."""
-    process = subprocess.Popen([*TORCHRUN, *options, "launch.py", stage, "movies", name, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+
+def run_ranks(
+    name: str,
+    words: list[str],
+    *options: str,
+    when: Callable[[], bool] = lambda: False,
+    then: Callable[[list[int], int], None] | None = None,
+    stage: str = "train_policy",
+) -> tuple[int, str, str]:
+    """A run on two ranks, to which `then(ranks' process numbers, torchrun's)` happens once `when` holds: exit status,
+    output, errors.
+    """
+    process = subprocess.Popen(
+        [*TORCHRUN, *options, "launch.py", stage, "movies", name, *map(str, words)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         if then is not None:
             assert survive.wait_for(process, when), process.communicate()
@@ -285,25 +361,42 @@ def errors_in(text: str) -> list[str]:
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_ends_the_others_with_a_line(world, victim):
-    """Which rank, that others were lost, which step is saved and how to go on; status 3; no traceback but torchrun's own."""
+    """Which rank, that others were lost, which step is saved and how to go on; status 3; no traceback but torchrun's
+    own.
+    """
     run, words = world / f"runs/killed_{victim}", words_of(world, "train_policy", ppo__total_episodes=16 * 400)
-    status, _, err = run_ranks(run.name, words, when=lambda: len(saved(run)) >= 2, then=lambda ranks, _: os.kill(ranks[victim], signal.SIGKILL))
+    status, _, err = run_ranks(
+        run.name, words, when=lambda: len(saved(run)) >= 2, then=lambda ranks, _: os.kill(ranks[victim], signal.SIGKILL)
+    )
     [line] = errors_in(err)
-    assert status == 1 and re.search(rf"rank {1 - victim} of 2 lost the others: Connection (closed|reset) by peer", line)
-    assert f"the newest checkpoint of {run} is that of step {saved(run)[-1]:,}: the same command with --run.resume goes on from it" in line
+    assert status == 1 and re.search(
+        rf"rank {1 - victim} of 2 lost the others: Connection (closed|reset) by peer", line
+    )
+    assert (
+        f"the newest checkpoint of {run} is that of step {saved(run)[-1]:,}: the same command with --run.resume goes on from it"
+        in line
+    )
     assert "exitcode  : 3 " in err and "[rank" not in err
 
 
 def test_torchrun_brings_a_run_back_by_itself(world):
-    """Rank 0 is killed after its second checkpoint; the ranks that torchrun starts again go on, although the command line says --run.overwrite."""
+    """Rank 0 is killed after its second checkpoint; the ranks that torchrun starts again go on, although the command
+    line says --run.overwrite.
+    """
     run = world / "runs/restarted"
     status, out, err = run_ranks("restarted_whole", words_of(world, "train_policy", ppo__total_episodes=16 * 12))
     assert status == 0, err
     words = words_of(world, "train_policy", ppo__total_episodes=16 * 12, run__overwrite="on")
     shutil.copytree(world / "runs/stopped_train_policy", run)  # what is to be replaced
     count = lambda: (run / "metrics.jsonl").read_text().count("\n") if (run / "metrics.jsonl").exists() else 0
-    status, out, err = run_ranks("restarted", words, "--max_restarts", "2", when=lambda: count() >= 5 and 4 in saved(run),
-                                 then=lambda ranks, _: os.kill(ranks[0], signal.SIGKILL))
+    status, out, err = run_ranks(
+        "restarted",
+        words,
+        "--max_restarts",
+        "2",
+        when=lambda: count() >= 5 and 4 in saved(run),
+        then=lambda ranks, _: os.kill(ranks[0], signal.SIGKILL),
+    )
     assert status == 0, err
     assert out.count(f"restarted by torchrun: {run} goes on from its newest whole checkpoint") == 1
     assert metrics(run) == metrics(world / "runs/restarted_whole")
@@ -317,11 +410,18 @@ def test_a_restart_does_not_touch_a_run_that_was_there_before(world):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     status, _, err = run_ranks("taken", words_of(world, "train_policy"), "--max_restarts", "1")
     assert status == 1 and {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
-    assert len(errors_in(err)) == 2 and all("exists already" in line for line in errors_in(err))  # once for each attempt, not for each rank
+    assert len(errors_in(err)) == 2 and all(
+        "exists already" in line for line in errors_in(err)
+    )  # once for each attempt, not for each rank
 
 
-@pytest.mark.parametrize("changes, says", [(dict(ppo__lr=0.1, ppo__bacth_size=3), "unknown parameter --ppo.bacth_size"),
-                                           (dict(ppo__batch_size=15), "does not divide by the 2 ranks")])
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(ppo__lr=0.1, ppo__bacth_size=3), "unknown parameter --ppo.bacth_size"),
+        (dict(ppo__batch_size=15), "does not divide by the 2 ranks"),
+    ],
+)
 def test_what_all_ranks_find_wrong_is_said_once(world, changes, says):
     """Before the ranks have met, and after."""
     status, _, err = run_ranks("wrong", words_of(world, "train_policy", **changes))
@@ -332,51 +432,90 @@ def test_what_all_ranks_find_wrong_is_said_once(world, changes, says):
 def test_what_one_rank_finds_wrong_is_not_hidden(tmp_path):
     """Each of two ranks has an error of its own, and one that both have is said once."""
     script = tmp_path / "ranks.py"
-    script.write_text("import os, sys, time\nfrom functools import partial\nfrom lm_human_preferences import distributed\n"
-                      "from lm_human_preferences.foundation.errors import UserError, exit_on_user_error\n"
-                      "@partial(exit_on_user_error, is_first=distributed.is_first_to_say)\n"
-                      "def main():\n    raise UserError('the same' if sys.argv[1] == 'same' else 'this is rank ' + os.environ['RANK'])\n"
-                      "try:\n    main()\nfinally:\n    time.sleep(3)  # torchrun ends the other rank as soon as one has ended\n")
+    script.write_text(
+        "import os, sys, time\nfrom functools import partial\nfrom lm_human_preferences import distributed\n"
+        "from lm_human_preferences.foundation.errors import UserError, exit_on_user_error\n"
+        "@partial(exit_on_user_error, is_first=distributed.is_first_to_say)\n"
+        "def main():\n    raise UserError('the same' if sys.argv[1] == 'same' else 'this is rank ' + os.environ['RANK'])\n"
+        "try:\n    main()\nfinally:\n    time.sleep(3)  # torchrun ends the other rank as soon as one has ended\n"
+    )
     for which, expected in (("same", ["error: the same"]), ("own", ["error: this is rank 0", "error: this is rank 1"])):
-        done = subprocess.run([*TORCHRUN, str(script), which], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-                              timeout=120)
+        done = subprocess.run(
+            [*TORCHRUN, str(script), which],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert sorted(errors_in(done.stderr)) == expected
 
 
 def test_errors_of_the_program_keep_their_traceback_on_ranks(tmp_path):
     """Also when they come from the message-passing library: ranks that send tensors of different sizes."""
     script = tmp_path / "ranks.py"
-    script.write_text("import torch\nimport torch.distributed as dist\nfrom lm_human_preferences import distributed\n"
-                      "with distributed.world('cpu', 30) as world:\n    dist.all_reduce(torch.ones(4 + 4 * world.rank))\n    world.barrier()\n    {}['genuine']\n")
-    done = subprocess.run([*TORCHRUN, str(script)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-                          timeout=120)
+    script.write_text(
+        "import torch\nimport torch.distributed as dist\nfrom lm_human_preferences import distributed\n"
+        "with distributed.world('cpu', 30) as world:\n    dist.all_reduce(torch.ones(4 + 4 * world.rank))\n    world.barrier()\n    {}['genuine']\n"
+    )
+    done = subprocess.run(
+        [*TORCHRUN, str(script)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 1 and "[rank" in done.stderr and "Traceback" in done.stderr
 
 
-@pytest.mark.parametrize("message, gone", [
-    ("[pair.cc:553] gloo Connection closed by peer [127.0.0.1]:1", "Connection closed by peer"),
-    ("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 10000ms for recv operation to complete", "Timed out waiting"),
-    ("[gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 64 vs 32", None),
-    ("mat1 and mat2 shapes cannot be multiplied: Connection closed by peer", None)])
+@pytest.mark.parametrize(
+    "message, gone",
+    [
+        ("[pair.cc:553] gloo Connection closed by peer [127.0.0.1]:1", "Connection closed by peer"),
+        (
+            "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 10000ms for recv operation to complete",
+            "Timed out waiting",
+        ),
+        ("[gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 64 vs 32", None),
+        ("mat1 and mat2 shapes cannot be multiplied: Connection closed by peer", None),
+    ],
+)
 def test_which_errors_say_that_ranks_are_lost(message, gone):
     assert distributed.lost(RuntimeError(message)) == gone
 
 
 def test_waiting_in_vain_for_other_ranks_is_a_line():
     """One of two machines never comes: the first gives up after --run.timeout."""
-    code = ("from lm_human_preferences import distributed\nfrom lm_human_preferences.foundation.errors import exit_on_user_error\n"
-            "@exit_on_user_error\ndef main():\n    with distributed.world('cpu', 3): pass\nmain()")
-    alone = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | alone)
+    code = (
+        "from lm_human_preferences import distributed\nfrom lm_human_preferences.foundation.errors import exit_on_user_error\n"
+        "@exit_on_user_error\ndef main():\n    with distributed.world('cpu', 3): pass\nmain()"
+    )
+    alone = dict(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | alone
+    )
     [line] = errors_in(done.stderr)
-    assert done.returncode == 3 and "rank 0 of 2 does not reach the others: no answer within 3 seconds (--run.timeout); between machines GLOO" in line
+    assert (
+        done.returncode == 3
+        and "rank 0 of 2 does not reach the others: no answer within 3 seconds (--run.timeout); between machines GLOO"
+        in line
+    )
 
 
 # --- signals ---
 
+
 def test_a_signal_that_torchrun_forwards_counts_once(monkeypatch, request):
-    """A signal to all processes reaches a rank twice, from the sender and from torchrun; a second one later stops at once."""
-    clock, before = [100.0], signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs in the background without one
+    """A signal to all processes reaches a rank twice, from the sender and from torchrun; a second one later stops at
+    once.
+    """
+    clock, before = (
+        [100.0],
+        signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # a shell starts what it runs in the background without one
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     with StopRequest(World(launch=("one",))) as stop:
@@ -391,22 +530,27 @@ def test_a_signal_that_torchrun_forwards_counts_once(monkeypatch, request):
 
 def test_sigterm_before_the_first_step_is_a_line(tmp_path):
     """While nothing can be saved yet SIGTERM ends a run at once, with status 143, and what is half-written goes."""
-    code = ("import os, signal\nfrom pathlib import Path\nfrom lm_human_preferences.foundation.errors import exit_on_user_error\n"
-            "from lm_human_preferences.foundation.files import atomic_folder\n@exit_on_user_error\ndef main():\n"
-            f"    with atomic_folder(Path({str(tmp_path / 'x')!r})):\n        os.kill(os.getpid(), signal.SIGTERM)\n        while True: pass\nmain()")
+    code = (
+        "import os, signal\nfrom pathlib import Path\nfrom lm_human_preferences.foundation.errors import exit_on_user_error\n"
+        "from lm_human_preferences.foundation.files import atomic_folder\n@exit_on_user_error\ndef main():\n"
+        f"    with atomic_folder(Path({str(tmp_path / 'x')!r})):\n        os.kill(os.getpid(), signal.SIGTERM)\n        while True: pass\nmain()"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 143 and done.stderr == "stopped by SIGTERM\n" and list(tmp_path.iterdir()) == []
 
 
 def test_sigterm_does_not_silence_an_error_on_its_way(tmp_path):
     """torchrun sends SIGTERM as soon as one rank has ended, while the others are about to say what they saw."""
-    code = ("import os, signal\nfrom lm_human_preferences.foundation.errors import RanksLost, exit_on_user_error\n@exit_on_user_error\ndef main():\n"
-            "    try:\n        raise RanksLost('rank 1 of 2 lost the others')\n    finally:\n        os.kill(os.getpid(), signal.SIGTERM)\nmain()")
+    code = (
+        "import os, signal\nfrom lm_human_preferences.foundation.errors import RanksLost, exit_on_user_error\n@exit_on_user_error\ndef main():\n"
+        "    try:\n        raise RanksLost('rank 1 of 2 lost the others')\n    finally:\n        os.kill(os.getpid(), signal.SIGTERM)\nmain()"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3 and done.stderr.strip() == "error: rank 1 of 2 lost the others"
 
 
 # --- kills ---
+
 
 def test_kills_at_random_moments_change_nothing():
     """Two kills of the program that tests many (python tests/survive.py --help)."""
@@ -416,17 +560,30 @@ def test_kills_at_random_moments_change_nothing():
 
 
 def test_resume_goes_on_where_reward_training_stopped(world):
-    """train_policy that trains a reward model first, stopped in reward training and again in its own steps: the same end as at one go."""
+    """train_policy that trains a reward model first, stopped in reward training and again in its own steps: the same
+    end as at one go.
+    """
     words = words_of(world, "train_policy")
-    words = [word for flag, value in zip(words[::2], words[1::2], strict=True) if flag != "--rewards.trained_model" for word in (flag, value)]
+    words = [
+        word
+        for flag, value in zip(words[::2], words[1::2], strict=True)
+        if flag != "--rewards.trained_model"
+        for word in (flag, value)
+    ]
     reward = dict(zip(reward_flags(world)[::2], reward_flags(world)[1::2], strict=True))
-    words += [word for flag, value in reward.items() if not flag.startswith(("--task.", "--run."))
-              for word in (f"--rewards.train_new_model.{flag[2:]}", value)]
+    words += [
+        word
+        for flag, value in reward.items()
+        if not flag.startswith(("--task.", "--run."))
+        for word in (f"--rewards.train_new_model.{flag[2:]}", value)
+    ]
     words += ["--rewards.train_new_model.run.save_interval", "1"]
     resume = ["--run.resume", "on"]
     for more, reward_steps, policy_steps in ([], [1, 2], []), (resume, [], [1]):
         count = itertools.count(1)
-        with pytest.MonkeyPatch.context() as patch:  # the second step that is not a run's last: at first of reward training, then the policy's first
+        with (
+            pytest.MonkeyPatch.context() as patch
+        ):  # the second step that is not a run's last: at first of reward training, then the policy's first
             patch.setattr(StopRequest, "agreed", lambda request: next(count) == 2)
             with pytest.raises(Interrupted):
                 train("train_policy", "first", words + more)
@@ -445,12 +602,16 @@ def test_ranks_lost_carries_what_is_saved():
             error = RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")
             error.add_note("step 7 is saved")
             raise error
-    assert str(lost.value) == "rank 0 of 1 lost the others: Connection reset by peer" and lost.value.__notes__ == ["step 7 is saved"]
+    assert str(lost.value) == "rank 0 of 1 lost the others: Connection reset by peer" and lost.value.__notes__ == [
+        "step 7 is saved"
+    ]
 
 
 @pytest.mark.parametrize("ranks, code, status", [(2, 0, 0), (2, 2, 2), (1, 0, -signal.SIGABRT)])
 def test_a_rank_that_is_done_does_not_die_while_python_is_torn_down(ranks, code, status):
-    """Gloo's threads can end it there with SIGABRT, which is rare; here an object does so always. What was printed and registered is done."""
+    """Gloo's threads can end it there with SIGABRT, which is rare; here an object does so always. What was printed and
+    registered is done.
+    """
     program = f"""
 import atexit, os
 from lm_human_preferences.compute.distributed import run_and_leave
@@ -469,6 +630,12 @@ def main():
 
 run_and_leave(main)
 """
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"WORLD_SIZE": str(ranks)}, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"WORLD_SIZE": str(ranks)},
+        capture_output=True,
+        text=True,
+    )
     assert ended.returncode == status, ended.stderr
     assert ranks == 1 or ended.stdout.split() == ["done", "registered"]

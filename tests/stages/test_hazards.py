@@ -12,27 +12,30 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from conftest import TINY_CONFIG, Goldens, tensor
 from lm_human_preferences.compute import distributed
 from lm_human_preferences.compute.distributed import World, generator_for
-from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.data.labels import label_type
-from lm_human_preferences.language.model_folders import save_model
-from lm_human_preferences.language.encoding import get_encoding, gpt2_encoding
-from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import QueryStream, query_stream, select_query, write_token_file
+from lm_human_preferences.data.tasks import (
+    QueryFormatter,
+    TaskParams,
+    responses_are_valid,
+    single_token,
+    truncate_responses,
+)
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.language.encoding import get_encoding, gpt2_encoding
+from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.language.model_folders import save_model
 from lm_human_preferences.learning.reward_model import RewardModel
-from lm_human_preferences.runs.folder import RunParams
 from lm_human_preferences.learning.scoring import Scorer
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, responses_are_valid, single_token, truncate_responses
-from lm_human_preferences.train_policy import PPOTrainer
-from lm_human_preferences.train_reward import RewardTrainer
-from params import EXPERIMENTS
-from recorded import make_reward_model, ppo_trainer, small_ppo, small_reward, run_both
 
+from conftest import TINY_CONFIG, Goldens, tensor
+from params import EXPERIMENTS
+from recorded import make_reward_model, ppo_trainer, run_both, small_ppo, small_reward
 
 # --- frozen models, dropout (hazards 4, 12) ---
+
 
 def test_frozen_models_stay_frozen(goldens):
     trainer = small_ppo(goldens)
@@ -59,12 +62,18 @@ def test_train_mode_turns_no_dropout_on(goldens):
     for mode in (True, False):
         trainer.policy.train(mode)
         trainer.scorer.rewards.train(mode)
-        results.append((trainer.policy.analyze(queries, responses).logprobs, trainer.policy.respond(queries, uniforms).logprobs,
-                        trainer.scorer.rewards(queries, responses)))
+        results.append(
+            (
+                trainer.policy.analyze(queries, responses).logprobs,
+                trainer.policy.respond(queries, uniforms).logprobs,
+                trainer.scorer.rewards(queries, responses),
+            )
+        )
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 # --- who sees what (hazards 5, 6) ---
+
 
 def same_rows(one: torch.Tensor, other: torch.Tensor) -> bool:
     return sorted(one.tolist()) == sorted(other.tolist())
@@ -73,13 +82,19 @@ def same_rows(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_only_the_policies_see_prefix_and_suffix(goldens):
     """And only the score sees truncated responses; the normalisation of the reward model sees raw ones."""
     trainer, seen = small_ppo(goldens), {"policy": [], "reference": [], "reward": []}
-    models = {"policy": trainer.policy.transformer, "reference": trainer.reference.transformer, "reward": trainer.scorer.rewards}
+    models = {
+        "policy": trainer.policy.transformer,
+        "reference": trainer.reference.transformer,
+        "reward": trainer.scorer.rewards,
+    }
     for name, model in models.items():
         model.register_forward_pre_hook(lambda _, arguments, name=name: seen[name].append(torch.cat(arguments, 1)))
     rollout, formatter = trainer.sample(0), trainer.policy.formatter
     scored = torch.cat(seen["reward"])
     assert len(formatter.prefix) and len(formatter.suffix)
-    assert same_rows(torch.cat(seen["reference"]), torch.cat([formatter(rollout.queries), rollout.responses[:, :-1]], 1))
+    assert same_rows(
+        torch.cat(seen["reference"]), torch.cat([formatter(rollout.queries), rollout.responses[:, :-1]], 1)
+    )
     truncated = trainer.scorer(rollout.queries, rollout.responses)[2]
     assert (truncated == 99).any() and not (rollout.responses == 99).any()
     assert same_rows(scored, torch.cat([rollout.queries, truncated], 1))
@@ -110,13 +125,22 @@ def test_prefix_and_suffix_are_encoded_alone():
 
 def _one_rank(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
     with distributed.world("cpu") as world:
         torch.save(run_both(Goldens(), world), Path(folder) / f"{rank}.pt")
 
 
 def test_two_ranks_agree_with_each_other_and_with_one(goldens, tmp_path):
-    """KL coefficient, normalisation, gain and bias, statistics and all weights: equal on both ranks, and those of a single process."""
+    """KL coefficient, normalisation, gain and bias, statistics and all weights: equal on both ranks, and those of a
+    single process.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -140,7 +164,9 @@ def test_the_ranks_use_each_label_once(goldens, size):
         orders[rank] = trainer.order(0)
         used.append(orders[rank][trainer.world.share(6, "--batch_size")])
     assert all(torch.equal(orders[0], order) for order in orders.values())
-    assert torch.equal(torch.cat(used), small_reward(goldens).order(0)) and sorted(torch.cat(used).tolist()) == list(range(6))
+    assert torch.equal(torch.cat(used), small_reward(goldens).order(0)) and sorted(torch.cat(used).tolist()) == list(
+        range(6)
+    )
 
 
 def test_draws_depend_on_seed_purpose_and_step_only(goldens):
@@ -160,11 +186,14 @@ def test_draws_depend_on_seed_purpose_and_step_only(goldens):
 
 # --- precision (hazard 2) ---
 
+
 def test_bfloat16_keeps_ratios_near_one_and_results_float32(goldens):
     trainer = small_ppo(goldens, precision=Precision(torch.device("cpu"), bfloat16=True))
     metrics, rollout = trainer.step(0)
     assert metrics["ppo/ratio/std_before"] < 0.01
-    assert {value.dtype for value in (rollout.logprobs, rollout.values, rollout.ref_logprobs, rollout.scores)} == {torch.float32}
+    assert {value.dtype for value in (rollout.logprobs, rollout.values, rollout.ref_logprobs, rollout.scores)} == {
+        torch.float32
+    }
     assert {p.dtype for p in trainer.policy.parameters()} == {torch.float32}
     with trainer.precision.autocast():
         logits = trainer.policy.transformer.logits(torch.full((1, 32), 30.0, dtype=torch.bfloat16))
@@ -180,18 +209,26 @@ def test_sampling_under_bfloat16_takes_the_ratio_from_a_training_pass(goldens):
 
 # --- initial heads (hazard 22) ---
 
+
 def test_initial_heads(goldens, tmp_path):
     save_model(tmp_path / "lm", GPT2(TINY_CONFIG).initialise(generator_for(0, "test")))
-    heads = torch.cat([RewardModel.from_language_model(tmp_path / "lm", generator_for(seed, "reward/head")).head.weight.detach() for seed in range(60)])
-    assert heads.std(correction=0).item() == pytest.approx(33 ** -0.5, rel=0.05)
+    heads = torch.cat(
+        [
+            RewardModel.from_language_model(tmp_path / "lm", generator_for(seed, "reward/head")).head.weight.detach()
+            for seed in range(60)
+        ]
+    )
+    assert heads.std(correction=0).item() == pytest.approx(33**-0.5, rel=0.05)
     model = RewardModel.from_language_model(tmp_path / "lm", generator_for(0, "reward/head"))
     assert (model.head.bias.item(), model.gain.item(), model.bias.item()) == (0.0, 1.0, 0.0)
     from lm_human_preferences.learning.policy import Policy
+
     value = Policy.load(tmp_path / "lm", QueryFormatter([], []), 1.0).value_head
     assert not value.weight.any() and not value.bias.any()
 
 
 # --- padding (hazard 1) ---
+
 
 def test_padding_inserted_anywhere_changes_no_real_token(goldens):
     model = ppo_trainer(goldens, Goldens.json("hparams")["ppo_cycle"]).policy.transformer
@@ -199,7 +236,9 @@ def test_padding_inserted_anywhere_changes_no_real_token(goldens):
     hidden = model(tokens)
     padded, places = torch.full((len(tokens), 24), 99), []
     for row in range(len(tokens)):
-        places.append(torch.from_numpy(np.sort(np.append(0, 1 + random.choice(23, tokens.shape[1] - 1, replace=False)))))
+        places.append(
+            torch.from_numpy(np.sort(np.append(0, 1 + random.choice(23, tokens.shape[1] - 1, replace=False))))
+        )
         padded[row, places[-1]] = tokens[row]
     spread = model(padded)
     for row, columns in enumerate(places):
@@ -221,14 +260,19 @@ def test_a_full_context_may_be_followed_by_padding(goldens):
 
 # --- truncation and penalty (hazards 17, 18) ---
 
+
 def test_truncation_and_filter_of_the_original(goldens):
     g = goldens("tasks")
     for setting in Goldens.json("hparams")["tasks"]:
         token, after, name = setting["truncate_token"], setting["truncate_after"], setting["index"]
         truncated = truncate_responses(tensor(g["responses"]), token, after, 99)
         assert torch.equal(truncated, tensor(g[f"{name}/postprocessed"])), setting
-        assert torch.equal(responses_are_valid(tensor(g["responses"]), token, after), tensor(g[f"{name}/valid"])), setting
-        assert torch.equal(responses_are_valid(truncated, token, after), tensor(g[f"{name}/valid_after_postprocess"])), setting
+        assert torch.equal(responses_are_valid(tensor(g["responses"]), token, after), tensor(g[f"{name}/valid"])), (
+            setting
+        )
+        assert torch.equal(
+            responses_are_valid(truncated, token, after), tensor(g[f"{name}/valid_after_postprocess"])
+        ), setting
 
 
 @pytest.mark.parametrize("name", ["score_trunc", "score_none"])
@@ -243,13 +287,16 @@ def test_the_penalty_replaces_the_normalised_score(goldens, name):
 
 # --- data (hazards 26, 27) ---
 
+
 def test_queries_of_the_original():
     """Every text of the recorded cases gives the recorded query, or none."""
     cases = Goldens.json("datasets")["cases"]
     for case in cases:
         config = case["config"]
         for text in case["texts"]:
-            query = select_query(np.array(text["tokens"]), config["start_token"], config["end_token"], config["sequence_length"])
+            query = select_query(
+                np.array(text["tokens"]), config["start_token"], config["end_token"], config["sequence_length"]
+            )
             row = None if query is None else query.tolist() + [99] * (config["sequence_length"] - len(query))
             assert row == text["query"], (config, text)
     assert sum(text["query"] is None for case in cases for text in case["texts"]) > 3
@@ -257,25 +304,37 @@ def test_queries_of_the_original():
 
 def test_batches_of_queries_run_over_the_ends_of_epochs():
     q = Goldens.json("datasets")["query_sampler"]
-    stream = QueryStream([np.array(text) for text in q["texts"]], length=q["query_length"], padding_token=99, start_token=q["start_token"],
-                         end_token=q["end_token"])
+    stream = QueryStream(
+        [np.array(text) for text in q["texts"]],
+        length=q["query_length"],
+        padding_token=99,
+        start_token=q["start_token"],
+        end_token=q["end_token"],
+    )
     assert [stream.batch(q["batch_size"]).tolist() for _ in q["batches"]] == q["batches"]
 
 
 def test_the_queries_of_all_ranks_of_the_original_are_one_stream():
-    """There rank r has every ranks-th query of the endless stream, from the r-th; together they are ours (which ranks share out in slices)."""
+    """There rank r has every ranks-th query of the endless stream, from the r-th; together they are ours (which ranks
+    share out in slices).
+    """
     data = Goldens.json("datasets")
     q, groups = data["query_sampler"], {}
     for shard in data["sharding"]:
         groups.setdefault(shard["ranks"], {})[shard["rank"]] = shard["queries"]
     whole = [query for batch in q["batches"] for query in batch]
-    stream = QueryStream([np.array(text) for text in q["texts"]], length=q["query_length"], padding_token=99, start_token=q["start_token"],
-                         end_token=q["end_token"])
+    stream = QueryStream(
+        [np.array(text) for text in q["texts"]],
+        length=q["query_length"],
+        padding_token=99,
+        start_token=q["start_token"],
+        end_token=q["end_token"],
+    )
     ours = stream.batch(60).tolist()
-    assert ours[:len(whole)] == whole and {rank for ranks in groups.values() for rank in ranks} > {0, 1}
+    assert ours[: len(whole)] == whole and {rank for ranks in groups.values() for rank in ranks} > {0, 1}
     for ranks, shards in groups.items():
         for rank, queries in shards.items():
-            assert queries == ours[rank::ranks][:len(queries)]
+            assert queries == ours[rank::ranks][: len(queries)]
 
 
 def test_an_epoch_has_each_document_once_in_an_order_of_its_own(tmp_path):
@@ -298,7 +357,12 @@ def test_an_epoch_has_each_document_once_in_an_order_of_its_own(tmp_path):
 def test_a_full_stop_after_a_space_is_another_token():
     """13 ends a sentence in the tasks on books; text that is spaced before its full stops shows 764 instead."""
     encoding, task = gpt2_encoding(), EXPERIMENTS["train_policy"]["sentiment"]().task
-    assert single_token(task.end_text, encoding, "end_text") == task.truncate_token == encoding.encode("It ends.")[-1] == 13
+    assert (
+        single_token(task.end_text, encoding, "end_text")
+        == task.truncate_token
+        == encoding.encode("It ends.")[-1]
+        == 13
+    )
     assert encoding.encode("It ends .")[-1] == 764
     assert select_query(np.array(encoding.encode("One . Two . Three")), 13, 13, 64) is None
     with pytest.raises(UserError, match="exactly one"):

@@ -1,6 +1,8 @@
-"""Several ranks, copied (DDP) or sharded (FSDP), give what one gives; checkpoints of one layout are read by any other. DESIGN's invariants 2 and 3.
+"""Several ranks, copied (DDP) or sharded (FSDP), give what one gives; checkpoints of one layout are read by any other.
+DESIGN's invariants 2 and 3.
 
-tests/scaling.py compares whole runs at length; here the recorded models do a step of everything, and one run changes its layout on the way.
+tests/scaling.py compares whole runs at length; here the recorded models do a step of everything, and one run changes
+its layout on the way.
 """
 
 import os
@@ -13,27 +15,36 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import Goldens
 from lm_human_preferences.compute import distributed
 from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.dropout import RowDropout, row_seeds
 from lm_human_preferences.runs.checkpoints import Checkpoints
+
+from conftest import Goldens
+from recorded import run_both
 from scaling import distance, run, words_of
 from small import ROOT, make_world, metrics
-from recorded import run_both
 
 
 def _one_rank(rank: int, size: int, sharding: str, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-                   "LOCAL_WORLD_SIZE": str(size)}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+    }
     with distributed.world("cpu") as world:
         torch.save(run_both(Goldens(), world, sharding), Path(folder) / f"{rank}.pt")
 
 
 def test_sharded_ranks_agree_with_each_other_and_with_one(goldens, tmp_path, size=2, sharding="fsdp"):
-    """Rollouts, KL coefficient, normalisation, gain and bias, statistics and all weights after a step; the same with DDP is in test_hazards."""
+    """Rollouts, KL coefficient, normalisation, gain and bias, statistics and all weights after a step; the same with
+    DDP is in test_hazards.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -57,12 +68,19 @@ def world(tmp_path_factory):
 
 @pytest.mark.parametrize("ranks, sharding", [(2, "fsdp"), (4, "ddp"), (4, "fsdp")])
 def test_ten_updates_equal_those_of_one_rank(world, ranks, sharding):
-    found = distance("train_policy", run("train_policy", f"{sharding}_{ranks}", world, ranks, "--run.sharding", sharding), world / "runs/alone")
+    found = distance(
+        "train_policy",
+        run("train_policy", f"{sharding}_{ranks}", world, ranks, "--run.sharding", sharding),
+        world / "runs/alone",
+    )
     assert found["loss"] < 1e-5 and found["weights"] < 5e-5 and found["same responses"] == 1
 
 
 def test_dropout_does_not_depend_on_ranks_and_micro_batches(world):
-    alone, copied = run("train_sft", "sft_alone", world, 1), run("train_sft", "sft_ranks", world, 2, "--run.micro_batch", "3", "--run.recompute_activations", "on")
+    alone, copied = (
+        run("train_sft", "sft_alone", world, 1),
+        run("train_sft", "sft_ranks", world, 2, "--run.micro_batch", "3", "--run.recompute_activations", "on"),
+    )
     found = distance("train_sft", copied, alone)
     assert found["loss"] < 1e-5 and found["weights"] < 5e-5
     without = run("train_sft", "sft_without", world, 1, "--optimizer.dropout", "0")
@@ -72,7 +90,11 @@ def test_dropout_does_not_depend_on_ranks_and_micro_batches(world):
 def test_sharded_muon(world):
     """It orthogonalises whole matrices although each rank holds rows of them. It works in bfloat16, hence the distance."""
     words = ["--optimizer.method", "muon", "--optimizer.schedule", "wsd"]
-    found = distance("train_sft", run("train_sft", "muon_ranks", world, 2, "--run.sharding", "fsdp", *words), run("train_sft", "muon_alone", world, 1, *words))
+    found = distance(
+        "train_sft",
+        run("train_sft", "muon_ranks", world, 2, "--run.sharding", "fsdp", *words),
+        run("train_sft", "muon_alone", world, 1, *words),
+    )
     assert found["loss"] < 2e-4 and found["weights"] < 5e-3
     adam = run("train_sft", "adam_alone", world, 1)
     assert distance("train_sft", world / "runs/muon_alone", adam)["weights"] > 2e-2  # it is another method
@@ -81,10 +103,16 @@ def test_sharded_muon(world):
 def test_row_dropout():
     seeds, ones = row_seeds(6, generator_for(1, "test")), torch.ones(6, 40, 500)
     dropped = RowDropout(0.25, seeds, 40)(ones, site=3)
-    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.75]) and (dropped == 0).float().mean() == pytest.approx(0.25, abs=0.01)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.75]) and (dropped == 0).float().mean() == pytest.approx(
+        0.25, abs=0.01
+    )
     part = RowDropout(0.25, seeds[2:4], 40)(ones[2:4, :17], site=3)  # as in another micro-batch, whose rows are shorter
     assert torch.equal(part, dropped[2:4, :17])
-    for other in (RowDropout(0.25, seeds, 40)(ones, site=4), RowDropout(0.25, row_seeds(6, generator_for(1, "other")), 40)(ones, site=3), dropped.roll(1, 0)):
+    for other in (
+        RowDropout(0.25, seeds, 40)(ones, site=4),
+        RowDropout(0.25, row_seeds(6, generator_for(1, "other")), 40)(ones, site=3),
+        dropped.roll(1, 0),
+    ):
         assert ((other == 0) == (dropped == 0)).float().mean() < 0.65  # independent masks agree on 0.625 of the places
     half = torch.full((1, 3, 4), 0.5, requires_grad=True)
     RowDropout(0.5, [7], 3)(half, 0).sum().backward()
@@ -93,24 +121,43 @@ def test_row_dropout():
 
 # --- checkpoints of any layout ---
 
+
 def stop_after(world: Path, name: str, steps: int, ranks: int, *more: str) -> Path:
     """Start the ten updates on so many ranks and end them, as SIGTERM would, after `steps`; the checkpoints folder."""
     words = ["train_policy", "movies", name, *words_of("train_policy", world), "--run.save_interval", "0", *more]
     # the run asks itself to stop: the same step every time
-    code = ("import os, runpy, signal, sys\nfrom lm_human_preferences.runs.tracking import JsonLines\nwrite = JsonLines.write\n"
-            "def write_and_stop(self, rows):\n    rows = list(rows)\n    write(self, rows)\n"
-            f"    if self.path.name == 'metrics.jsonl' and rows[0]['step'] == {steps - 1}: os.kill(os.getpid(), signal.SIGTERM)\n"
-            f"JsonLines.write = write_and_stop\nsys.argv = {['launch.py', *map(str, words)]!r}\nsys.path.insert(0, {str(ROOT)!r})\n"
-            "runpy.run_path('launch.py', run_name='__main__')")
+    code = (
+        "import os, runpy, signal, sys\nfrom lm_human_preferences.runs.tracking import JsonLines\nwrite = JsonLines.write\n"
+        "def write_and_stop(self, rows):\n    rows = list(rows)\n    write(self, rows)\n"
+        f"    if self.path.name == 'metrics.jsonl' and rows[0]['step'] == {steps - 1}: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"JsonLines.write = write_and_stop\nsys.argv = {['launch.py', *map(str, words)]!r}\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "runpy.run_path('launch.py', run_name='__main__')"
+    )
     script = world / f"{name}.py"
     script.write_text(code)
-    start = [sys.executable] if ranks == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    done = subprocess.run([*start, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0 and f"stopped after step {steps} of 10" in done.stdout, done.stdout + done.stderr[-3000:]
+    start = (
+        [sys.executable]
+        if ranks == 1
+        else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    )
+    done = subprocess.run(
+        [*start, str(script)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0 and f"stopped after step {steps} of 10" in done.stdout, (
+        done.stdout + done.stderr[-3000:]
+    )
     return world / "runs" / name / "checkpoints"
 
 
-@pytest.mark.parametrize("before, after", [((2, "fsdp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp")), ((3, "fsdp"), (2, "fsdp")), ((2, "fsdp"), (2, "ddp"))])
+@pytest.mark.parametrize(
+    "before, after",
+    [((2, "fsdp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp")), ((3, "fsdp"), (2, "fsdp")), ((2, "fsdp"), (2, "ddp"))],
+)
 def test_a_run_goes_on_with_other_ranks_and_sharding(world, before, after):
     name, batch = f"layout_{before[0]}{before[1]}_{after[0]}{after[1]}", []
     if 3 in (before[0], after[0]):
@@ -119,7 +166,18 @@ def test_a_run_goes_on_with_other_ranks_and_sharding(world, before, after):
             run("train_policy", "alone_18", world, 1, *batch)
     saved = stop_after(world, name, 4, before[0], "--run.sharding", before[1], *batch)
     assert len(list((saved / "00000004").glob("*.safetensors"))) == (before[0] if before[1] == "fsdp" else 1)
-    again = run("train_policy", name, world, after[0], "--run.sharding", after[1], "--run.save_interval", "0", "--run.resume", *batch)
+    again = run(
+        "train_policy",
+        name,
+        world,
+        after[0],
+        "--run.sharding",
+        after[1],
+        "--run.save_interval",
+        "0",
+        "--run.resume",
+        *batch,
+    )
     found = distance("train_policy", again, world / "runs" / ("alone_18" if batch else "alone"))
     assert found["loss"] < 1e-5 and found["weights"] < 5e-5 and found["same responses"] == 1
     assert [row["step"] for row in metrics(again)] == list(range(10))
@@ -128,7 +186,9 @@ def test_a_run_goes_on_with_other_ranks_and_sharding(world, before, after):
 def test_sharded_runs_resume_bitwise(world):
     whole = run("train_policy", "fsdp_whole", world, 2, "--run.sharding", "fsdp")
     stop_after(world, "fsdp_parts", 3, 2, "--run.sharding", "fsdp")
-    parts = run("train_policy", "fsdp_parts", world, 2, "--run.sharding", "fsdp", "--run.save_interval", "0", "--run.resume")
+    parts = run(
+        "train_policy", "fsdp_parts", world, 2, "--run.sharding", "fsdp", "--run.save_interval", "0", "--run.resume"
+    )
     assert metrics(parts) == metrics(whole)
     one, other = (load_file(folder / "policy/model.safetensors") for folder in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -136,10 +196,13 @@ def test_sharded_runs_resume_bitwise(world):
 
 # --- the files ---
 
+
 def save_some(folder: Path, steps: int = 3) -> Checkpoints:
     checkpoints = Checkpoints(folder, 2, World())
     for step in range(1, steps + 1):
-        checkpoints.save(step, {"w": torch.full((4, 3), float(step)), "scalar": torch.tensor(float(step))}, {"note": step * 10})
+        checkpoints.save(
+            step, {"w": torch.full((4, 3), float(step)), "scalar": torch.tensor(float(step))}, {"note": step * 10}
+        )
     return checkpoints
 
 
@@ -152,8 +215,14 @@ def test_checkpoints_keep_the_newest_and_read_back(tmp_path):
     assert Checkpoints(tmp_path / "none", 2, World()).load(target) is None
 
 
-@pytest.mark.parametrize("target, says", [({"v": torch.zeros(4, 3)}, "has no v"), ({"w": torch.zeros(4, 2)}, r"w is \[4, 3\], the model's \[4, 2\]"),
-                                          ({"w": torch.zeros(5, 3)}, "does not have the rows")])
+@pytest.mark.parametrize(
+    "target, says",
+    [
+        ({"v": torch.zeros(4, 3)}, "has no v"),
+        ({"w": torch.zeros(4, 2)}, r"w is \[4, 3\], the model's \[4, 2\]"),
+        ({"w": torch.zeros(5, 3)}, "does not have the rows"),
+    ],
+)
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, target, says):
     with pytest.raises(UserError, match=says):
         save_some(tmp_path / "c").load(target)

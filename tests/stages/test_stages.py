@@ -1,4 +1,5 @@
-"""The whole command line on a very small world: train_sft, train_reward, train_policy, sample, report; seeds, resume, world sizes.
+"""The whole command line on a very small world: train_sft, train_reward, train_policy, sample, report; seeds, resume,
+world sizes.
 
 Hazards 10, 11, 14, 23-25, 29; DESIGN's invariant that a run is a function of configuration, data and code.
 """
@@ -19,9 +20,14 @@ import torch
 from safetensors.torch import load_file
 
 from lm_human_preferences.learning.reward_model import RewardModel
+
 from small import LAUNCH, ROOT, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags
 
-STAGES = {"train_reward": (reward_flags, "reward_model"), "train_policy": (policy_flags, "policy"), "train_sft": (sft_flags, "lm")}
+STAGES = {
+    "train_reward": (reward_flags, "reward_model"),
+    "train_policy": (policy_flags, "policy"),
+    "train_sft": (sft_flags, "lm"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,9 @@ def assert_same_weights(one, other, atol: float = 0.0):
     one, other = weights(one), weights(other)
     assert one.keys() == other.keys()
     for name in one:
-        if atol and name.endswith("c_attn.bias"):  # the keys' part has gradient 0 in exact arithmetic (softmax does not see it): Adam makes steps of noise
+        if atol and name.endswith(
+            "c_attn.bias"
+        ):  # the keys' part has gradient 0 in exact arithmetic (softmax does not see it): Adam makes steps of noise
             query, _, value = one[name].chunk(3)
             other_query, _, other_value = other[name].chunk(3)
             one[name], other[name] = torch.cat([query, value]), torch.cat([other_query, other_value])
@@ -58,21 +66,53 @@ def assert_same_weights(one, other, atol: float = 0.0):
 
 
 def test_perplexity_is_that_of_validation(world):
-    said = launch("perplexity", "sft", world / "data", "--rows", "documents", "--block", "16", "--save_dir", world / "runs", "--device", "cpu", "--precision", "float32").stdout
+    said = launch(
+        "perplexity",
+        "sft",
+        world / "data",
+        "--rows",
+        "documents",
+        "--block",
+        "16",
+        "--save_dir",
+        world / "runs",
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+    ).stdout
     expected = json.loads((world / "runs/sft/result.json").read_text())["valid_perplexity"]
     assert f"valid: perplexity {expected:.1f} (" in said
-    part = launch("perplexity", world / "runs/sft/lm", world / "data", "--limit", "2", "--split", "train", "--micro_batch", "1").stdout.splitlines()
+    part = launch(
+        "perplexity", world / "runs/sft/lm", world / "data", "--limit", "2", "--split", "train", "--micro_batch", "1"
+    ).stdout.splitlines()
     assert len(part) == 1 and "train: perplexity" in part[0] and "2 rows of 32 tokens" in part[0]
-    for words, expected in (([], "takes a model and a data set"), ([world / "data", "--rows", "references"], "--rows references: must be packed or documents"),
-                            ([world / "data", "--block", "64"], "longer than the model's context of 32"), ([world / "data", "--limit", "-1"], "--limit -1: must be at least 0")):
+    for words, expected in (
+        ([], "takes a model and a data set"),
+        ([world / "data", "--rows", "references"], "--rows references: must be packed or documents"),
+        ([world / "data", "--block", "64"], "longer than the model's context of 32"),
+        ([world / "data", "--limit", "-1"], "--limit -1: must be at least 0"),
+    ):
         failed = launch("perplexity", world / "runs/sft/lm", *words, check=False)
-        assert failed.returncode == 2 and expected in failed.stderr and len(failed.stderr.splitlines()) == 1, failed.stderr
+        assert failed.returncode == 2 and expected in failed.stderr and len(failed.stderr.splitlines()) == 1, (
+            failed.stderr
+        )
 
 
 def test_deterministic_operations_change_no_more_than_rounding(world):
     """Every operation of a policy run is allowed there; only the sums over probabilities are others on a CPU."""
-    launch("train_policy", "movies", "deterministic", *policy_flags(world, world / "runs/reward/reward_model"), "--run.deterministic", "on")
-    losses = [[row["ppo/loss/total"] for row in metrics(world / "runs" / name) if "ppo/loss/total" in row] for name in ("policy", "deterministic")]
+    launch(
+        "train_policy",
+        "movies",
+        "deterministic",
+        *policy_flags(world, world / "runs/reward/reward_model"),
+        "--run.deterministic",
+        "on",
+    )
+    losses = [
+        [row["ppo/loss/total"] for row in metrics(world / "runs" / name) if "ppo/loss/total" in row]
+        for name in ("policy", "deterministic")
+    ]
     assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-5)
 
 
@@ -80,14 +120,21 @@ def test_reward_training(world):
     run = world / "runs/reward"
     rows = metrics(run)
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
-    np.testing.assert_allclose([row["train/lr"] for row in rows[:4]], [0.01, 0.0075, 0.005, 0.0025])  # full rate first, 1/4 of it last
+    np.testing.assert_allclose(
+        [row["train/lr"] for row in rows[:4]], [0.01, 0.0075, 0.005, 0.0025]
+    )  # full rate first, 1/4 of it last
     assert {"normalize_before/mean", "normalize_before/std"} <= rows[0].keys()
     assert {"normalize_after/mean", "normalize_after/std", "validation/accuracy"} <= rows[4].keys()
     result = json.loads((run / "result.json").read_text())
     assert result["choices"] == 8 and result["chance"] == 0.25  # what the file has beyond num_train
     assert RewardModel.load(run / "reward_model").gain.item() == pytest.approx(rows[4]["normalize_after/gain"])
     config = json.loads((run / "config.json").read_text())
-    assert config["stage"] == "train_reward" and config["parameters"]["lr"] == 0.01 and "torch" in config["versions"] and "--lr" in config["command"]
+    assert (
+        config["stage"] == "train_reward"
+        and config["parameters"]["lr"] == 0.01
+        and "torch" in config["versions"]
+        and "--lr" in config["command"]
+    )
     assert not (run / "checkpoints").exists()
 
 
@@ -119,7 +166,9 @@ def test_supervised_training_learns(world):
     rows = metrics(world / "runs/sft")
     perplexities = [row["valid/perplexity"] for row in rows if "valid/perplexity" in row]
     assert perplexities[-1] < perplexities[0]
-    assert json.loads((world / "runs/sft/result.json").read_text())["valid_perplexity"] == pytest.approx(min(perplexities))
+    assert json.loads((world / "runs/sft/result.json").read_text())["valid_perplexity"] == pytest.approx(
+        min(perplexities)
+    )
 
 
 @pytest.mark.parametrize("run", ["reward", "policy", "sft"])
@@ -147,11 +196,17 @@ def test_resume_after_kill_equals_an_uninterrupted_run(world, stage):
     words = [*LAUNCH, stage, "movies", f"killed_{name}", *map(str, stage_words(world, stage))]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list((runs / f"killed_{name}" / "checkpoints").glob("0*")) and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not list((runs / f"killed_{name}" / "checkpoints").glob("0*"))
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    if (runs / f"killed_{name}" / "result.json").exists():  # it was faster than we: continuing a finished run must do no harm either
+    if (
+        runs / f"killed_{name}" / "result.json"
+    ).exists():  # it was faster than we: continuing a finished run must do no harm either
         (runs / f"killed_{name}" / "result.json").unlink()
     launch(stage, "movies", f"killed_{name}", *stage_words(world, stage), "--run.resume")
     assert metrics(runs / f"killed_{name}") == metrics(runs / name)
@@ -171,7 +226,9 @@ def signalled(process: subprocess.Popen, run: Path, number: int, pids: Callable[
     return process
 
 
-@pytest.mark.parametrize("stage, number", [("train_sft", signal.SIGTERM), ("train_reward", signal.SIGTERM), ("train_policy", signal.SIGINT)])
+@pytest.mark.parametrize(
+    "stage, number", [("train_sft", signal.SIGTERM), ("train_reward", signal.SIGTERM), ("train_policy", signal.SIGINT)]
+)
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(world, stage, number):
     name, runs = {"train_reward": "reward", "train_policy": "policy", "train_sft": "sft"}[stage], world / "runs"
     words = [stage, "movies", f"asked_{name}", *map(str, stage_words(world, stage)), "--run.save_interval", "0"]
@@ -179,7 +236,10 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(world, st
     signalled(process, runs / f"asked_{name}", number, lambda: [process.pid])
     assert process.returncode == 0, process.err
     if not (runs / f"asked_{name}" / "result.json").exists():  # else it was faster than we
-        assert "all saved; the same command with --run.resume goes on" in process.out and "finishing this step and saving" in process.err
+        assert (
+            "all saved; the same command with --run.resume goes on" in process.out
+            and "finishing this step and saving" in process.err
+        )
         [saved] = (runs / f"asked_{name}" / "checkpoints").iterdir()
         assert int(saved.name) == len(metrics(runs / f"asked_{name}"))
         launch(*words, "--run.resume")
@@ -189,10 +249,25 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(world, st
 
 def test_ranks_stop_together_when_one_is_asked(world):
     run = world / "runs/asked_ranks"
-    words = ["train_policy", "movies", "asked_ranks", *map(str, stage_words(world, "train_policy")), "--ppo.total_episodes", "1600"]
-    process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "launch.py", *words], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    ranks = lambda: [int(pid) for pid in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()]
+    words = [
+        "train_policy",
+        "movies",
+        "asked_ranks",
+        *map(str, stage_words(world, "train_policy")),
+        "--ppo.total_episodes",
+        "1600",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "launch.py", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ranks = lambda: [
+        int(pid)
+        for pid in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    ]
     signalled(process, run, signal.SIGTERM, lambda: ranks()[-1:])
     assert process.returncode == 0, process.err
     assert process.out.count("all saved") == 1
@@ -203,8 +278,10 @@ def test_damaged_checkpoints_are_skipped(world):
     """The newest checkpoint is cut short: resume names it, goes on from the one before, and ends at the same weights."""
     runs = world / "runs"
     words = stage_words(world, "train_policy") + flags(run__save_interval=1, run__keep_checkpoints=3)
-    code = ("import sys, lm_human_preferences.runs.checkpoints as c\nc.Checkpoints.drop = lambda self: sys.exit(3)\n"
-            f"sys.argv = {['launch.py', 'train_policy', 'movies', 'damaged', *map(str, words)]!r}\nimport runpy; runpy.run_path('launch.py', run_name='__main__')")
+    code = (
+        "import sys, lm_human_preferences.runs.checkpoints as c\nc.Checkpoints.drop = lambda self: sys.exit(3)\n"
+        f"sys.argv = {['launch.py', 'train_policy', 'movies', 'damaged', *map(str, words)]!r}\nimport runpy; runpy.run_path('launch.py', run_name='__main__')"
+    )
     stopped = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert stopped.returncode == 3, stopped.stderr
     checkpoints = sorted((runs / "damaged/checkpoints").iterdir())
@@ -228,8 +305,25 @@ def test_micro_batches_change_only_rounding(world, stage):
 @pytest.mark.parametrize("stage", ["train_reward", "train_policy", "train_sft"])
 def test_two_ranks_equal_one(world, stage):
     name, runs = {"train_reward": "reward", "train_policy": "policy", "train_sft": "sft"}[stage], world / "runs"
-    result = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "launch.py", stage, "movies",
-                             f"ranks_{name}", *map(str, stage_words(world, stage))], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            "launch.py",
+            stage,
+            "movies",
+            f"ranks_{name}",
+            *map(str, stage_words(world, stage)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert_same_weights(runs / f"ranks_{name}" / STAGES[stage][1], runs / name / STAGES[stage][1], atol=5e-5)
     ours, theirs = metrics(runs / f"ranks_{name}"), metrics(runs / name)
@@ -251,9 +345,18 @@ def test_policy_training_trains_a_reward_model_first(world):
     assert_same_weights(world / "runs/both/policy", world / "runs/policy/policy")
 
 
-@pytest.mark.parametrize("kind, source", [("scalar_rating", "ratings.json"), ("scalar_compare", "comparisons.json"), ("best_of_4", "labels.jsonl")])
+@pytest.mark.parametrize(
+    "kind, source",
+    [("scalar_rating", "ratings.json"), ("scalar_compare", "comparisons.json"), ("best_of_4", "labels.jsonl")],
+)
 def test_other_label_types(world, kind, source):
-    launch("train_reward", "movies", f"type_{source}", *reward_flags(world), *flags(labels__type=kind, labels__source=world / source))
+    launch(
+        "train_reward",
+        "movies",
+        f"type_{source}",
+        *reward_flags(world),
+        *flags(labels__type=kind, labels__source=world / source),
+    )
     result = json.loads((world / f"runs/type_{source}/result.json").read_text())
     assert ("accuracy" in result) == (kind == "best_of_4") and np.isfinite(result["loss"])
 
@@ -261,8 +364,13 @@ def test_other_label_types(world, kind, source):
 def test_ppo_starts_from_a_supervised_model_and_from_a_policy(world):
     """'Initial model' and 'resume' are two things (hazard 23)."""
     for name, model in (("from_sft", "runs/sft/lm"), ("from_policy", "runs/policy/policy")):
-        launch("train_policy", "movies", name, *policy_flags(world, world / "runs/reward/reward_model"),
-               *flags(task__policy__initial_model=world / model, task__query_length=6, ppo__total_episodes=16))
+        launch(
+            "train_policy",
+            "movies",
+            name,
+            *policy_flags(world, world / "runs/reward/reward_model"),
+            *flags(task__policy__initial_model=world / model, task__query_length=6, ppo__total_episodes=16),
+        )
         assert metrics(world / "runs" / name)[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
 
 
@@ -280,5 +388,6 @@ def test_sample_and_report(world):
 def test_nothing_random_is_left_to_the_rank(world):
     """Seeds come from the run alone: the same draws whatever rank or world size asks (hazard 11)."""
     from lm_human_preferences.compute.distributed import generator_for
+
     draws = [torch.rand(3, generator=generator_for(1, "policy/rollout", step)) for step in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])

@@ -1,6 +1,8 @@
-"""The doctor: each check fires on a run that is broken in its way, none on a healthy one; warnings while a run goes on, resume, exit status, docs.
+"""The doctor: each check fires on a run that is broken in its way, none on a healthy one; warnings while a run goes on,
+resume, exit status, docs.
 
-Broken runs are real runs of the small world wherever a few hundred milliseconds break one; the rest is the recorded demo with numbers changed.
+Broken runs are real runs of the small world wherever a few hundred milliseconds break one; the rest is the recorded
+demo with numbers changed.
 """
 
 import json
@@ -16,44 +18,70 @@ from functools import partialmethod
 import pytest
 import torch
 
-from lm_human_preferences.watching import checks, doctor
 from lm_human_preferences.commands import command_line
-from lm_human_preferences.watching.checks import CHECKS
+from lm_human_preferences.data.queries import write_meta, write_token_file
 from lm_human_preferences.foundation.configuration import _all_names
-from lm_human_preferences.watching.doctor import Diagnosis, describe, diagnose, examine
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.learning.policy import Policy
-from lm_human_preferences.data.queries import write_meta, write_token_file
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.runs.tracking import read_jsonl
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 from lm_human_preferences.train_reward import RewardTrainingParams
 from lm_human_preferences.train_sft import SFTParams
+from lm_human_preferences.watching import checks, doctor
+from lm_human_preferences.watching.checks import CHECKS
+from lm_human_preferences.watching.doctor import Diagnosis, describe, diagnose, examine
+
 from params import EXPERIMENTS
 from small import PAD, ROOT, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags
 
 PARAMS = {"train_policy": PolicyTrainingParams, "train_reward": RewardTrainingParams, "train_sft": SFTParams}
 RECORDED = ROOT / "tests/data/demo"
-REWARD = dict(labels__num_train=800, batch_size=16, lr=0.003, normalize_samples=256, rollout_batch_size=64, run__save_interval=0)
-POLICY = dict(task__truncate_token="none", ppo__batch_size=32, ppo__total_episodes=32 * 24, rewards__kl_coef=0.11, run__save_interval=0)
+REWARD = dict(
+    labels__num_train=800, batch_size=16, lr=0.003, normalize_samples=256, rollout_batch_size=64, run__save_interval=0
+)
+POLICY = dict(
+    task__truncate_token="none",
+    ppo__batch_size=32,
+    ppo__total_episodes=32 * 24,
+    rewards__kl_coef=0.11,
+    run__save_interval=0,
+)
 SFT = dict(run__save_interval=0)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The small world with 900 labels, labels broken in several ways, few documents, and a healthy reward model in runs/reward."""
+    """The small world with 900 labels, labels broken in several ways, few documents, and a healthy reward model in
+    runs/reward.
+    """
     folder, rng = make_world(tmp_path_factory.mktemp("world"), n_labels=900), random.Random(0)
     write = lambda name, value: (folder / name).write_text(json.dumps(value))
-    labels, ratings = json.loads((folder / "labels.json").read_text()), json.loads((folder / "ratings.json").read_text())
+    labels, ratings = (
+        json.loads((folder / "labels.json").read_text()),
+        json.loads((folder / "ratings.json").read_text()),
+    )
     shuffled = [label | {"best": rng.randrange(4)} for label in labels]
     write("shuffled.json", shuffled)
     write("repeated.json", shuffled[:8] * 100 + shuffled[800:])
     write("constant.json", [rating | {"score": 3.0} for rating in ratings])
     write("noise.json", [rating | {"score": rng.random()} for rating in ratings])
-    write("padded.json", [{"query": label["query"][:1] + [PAD] * 39, "best": label["best"],
-                           **{f"sample{i}": [rng.randrange(26)] + [PAD] * 11 for i in range(4)}} for label in labels])
+    write(
+        "padded.json",
+        [
+            {
+                "query": label["query"][:1] + [PAD] * 39,
+                "best": label["best"],
+                **{f"sample{i}": [rng.randrange(26)] + [PAD] * 11 for i in range(4)},
+            }
+            for label in labels
+        ],
+    )
     documents = [[rng.randrange(26) for _ in range(20)] + [26] for _ in range(26)]
-    splits = {name: write_token_file(folder / "few", name, part) for name, part in (("train", documents[:6]), ("valid", documents[6:]))}
+    splits = {
+        name: write_token_file(folder / "few", name, part)
+        for name, part in (("train", documents[:6]), ("valid", documents[6:]))
+    }
     write_meta(folder / "few", source="made up", licence="none", splits=splits, encoding="letters")
     assert run(folder, "train_reward", "reward", reward_flags(folder), **REWARD).healthy
     model = RewardModel.load(folder / "runs/reward/reward_model")
@@ -93,11 +121,15 @@ def found(diagnosis: Diagnosis) -> set[str]:
 # --- healthy runs ---
 
 
-@pytest.mark.parametrize("stage, changes", [
-    ("train_reward", dict(labels__type="scalar_rating", labels__source="ratings.json")),
-    ("train_reward", dict(labels__type="scalar_compare", labels__source="comparisons.json")),
-    ("train_policy", dict(ppo__total_episodes=32 * 48, rewards__kl_coef=0.3, ppo__vf_coef=1)),
-    ("train_sft", {})])
+@pytest.mark.parametrize(
+    "stage, changes",
+    [
+        ("train_reward", dict(labels__type="scalar_rating", labels__source="ratings.json")),
+        ("train_reward", dict(labels__type="scalar_compare", labels__source="comparisons.json")),
+        ("train_policy", dict(ppo__total_episodes=32 * 48, rewards__kl_coef=0.3, ppo__vf_coef=1)),
+        ("train_sft", {}),
+    ],
+)
 def test_a_small_healthy_run_has_no_findings(world, capsys, stage, changes):
     words, settings = in_world(world, stage)
     changes = {name: world / value if name == "labels__source" else value for name, value in changes.items()}
@@ -113,11 +145,15 @@ def test_the_recorded_demo_has_no_findings(stage):
     rows, config, result = recorded(stage)
     diagnosis = diagnose(f"train_{stage}", config, rows, [], result)
     assert diagnosis.healthy, describe(diagnosis, stage)
-    assert diagnosis.not_looked_at == (["kl_coef", "samples_repeat"] if stage == "policy" else ["query_padding", "response_padding"])
+    assert diagnosis.not_looked_at == (
+        ["kl_coef", "samples_repeat"] if stage == "policy" else ["query_padding", "response_padding"]
+    )
 
 
 def recorded(stage: str) -> tuple[list[dict], dict, dict]:
-    """Metrics, parameters and result of a run of the demo, numbers rounded. The reward run is older than the metrics on padding."""
+    """Metrics, parameters and result of a run of the demo, numbers rounded. The reward run is older than the metrics on
+    padding.
+    """
     rows = read_jsonl(RECORDED / f"{stage}.jsonl")
     about = json.loads((RECORDED / "about.json").read_text())[stage]
     return rows, about["parameters"], about["result"]
@@ -127,44 +163,126 @@ def recorded(stage: str) -> tuple[list[dict], dict, dict]:
 
 BROKEN = [
     ("shuffled labels", "train_reward", dict(labels__source="shuffled.json"), {"chance"}, {"chance"}),
-    ("shuffled labels, none held out", "train_reward", dict(labels__source="shuffled.json", labels__num_valid=0), {"chance"}, set()),
-    ("ratings are noise", "train_reward", dict(labels__source="noise.json", labels__type="scalar_rating"), {"chance"}, {"chance"}),
-    ("ratings are all equal", "train_reward", dict(labels__source="constant.json", labels__type="scalar_rating", normalize_before="off", lr=0.01),
-     {"reward_scale", "not_finite"}, set()),
-    ("eight labels a hundred times", "train_reward", dict(labels__source="repeated.json", lr=0.01), {"memorising"}, set()),
-    ("labels of one token", "train_reward", dict(labels__source="padded.json", task__query_length=40, task__response_length=12, batch_size=32),
-     {"query_padding", "response_padding"}, set()),
+    (
+        "shuffled labels, none held out",
+        "train_reward",
+        dict(labels__source="shuffled.json", labels__num_valid=0),
+        {"chance"},
+        set(),
+    ),
+    (
+        "ratings are noise",
+        "train_reward",
+        dict(labels__source="noise.json", labels__type="scalar_rating"),
+        {"chance"},
+        {"chance"},
+    ),
+    (
+        "ratings are all equal",
+        "train_reward",
+        dict(labels__source="constant.json", labels__type="scalar_rating", normalize_before="off", lr=0.01),
+        {"reward_scale", "not_finite"},
+        set(),
+    ),
+    (
+        "eight labels a hundred times",
+        "train_reward",
+        dict(labels__source="repeated.json", lr=0.01),
+        {"memorising"},
+        set(),
+    ),
+    (
+        "labels of one token",
+        "train_reward",
+        dict(labels__source="padded.json", task__query_length=40, task__response_length=12, batch_size=32),
+        {"query_padding", "response_padding"},
+        set(),
+    ),
     ("reward rate out of bounds", "train_reward", dict(lr=1e30), {"not_finite"}, {"not_finite"}),
-    ("no penalty", "train_policy", dict(rewards__kl_coef=0, ppo__lr=0.01), {"kl_exploding", "entropy", "distinct", "samples_repeat", "pairs"},
-     {"kl_exploding", "entropy", "pairs"}),
-    ("large steps", "train_policy", dict(ppo__lr=0.1, ppo__total_episodes=32 * 8), {"update_size", "kl_exploding"}, set()),
+    (
+        "no penalty",
+        "train_policy",
+        dict(rewards__kl_coef=0, ppo__lr=0.01),
+        {"kl_exploding", "entropy", "distinct", "samples_repeat", "pairs"},
+        {"kl_exploding", "entropy", "pairs"},
+    ),
+    (
+        "large steps",
+        "train_policy",
+        dict(ppo__lr=0.1, ppo__total_episodes=32 * 8),
+        {"update_size", "kl_exploding"},
+        set(),
+    ),
     ("tiny steps", "train_policy", dict(ppo__lr=1e-9, ppo__total_episodes=32 * 12), {"update_size"}, set()),
     ("values not trained", "train_policy", dict(ppo__vf_coef=0), {"value_function"}, {"value_function"}),
-    ("an end where none can be", "train_policy", dict(task__truncate_token=26, task__truncate_after=5, ppo__total_episodes=32 * 6), {"penalised"},
-     {"penalised"}),
-    ("another scale", "train_policy", dict(rewards__trained_model="loud_reward_model", ppo__total_episodes=64), {"score_scale"}, set()),
-    ("a controller that rushes", "train_policy", dict(rewards__adaptive_kl="on", rewards__adaptive_kl__horizon=32, ppo__lr=1e-6), {"kl_coef"}, {"kl_coef"}),
+    (
+        "an end where none can be",
+        "train_policy",
+        dict(task__truncate_token=26, task__truncate_after=5, ppo__total_episodes=32 * 6),
+        {"penalised"},
+        {"penalised"},
+    ),
+    (
+        "another scale",
+        "train_policy",
+        dict(rewards__trained_model="loud_reward_model", ppo__total_episodes=64),
+        {"score_scale"},
+        set(),
+    ),
+    (
+        "a controller that rushes",
+        "train_policy",
+        dict(rewards__adaptive_kl="on", rewards__adaptive_kl__horizon=32, ppo__lr=1e-6),
+        {"kl_coef"},
+        {"kl_coef"},
+    ),
     ("policy rate out of bounds", "train_policy", dict(ppo__lr=1e30), {"not_finite"}, {"not_finite"}),
-    ("six documents by heart", "train_sft", dict(data__dataset="few", optimizer__epochs=200, model__n_embd=64), {"loss_rising", "memorising"},
-     {"loss_rising", "memorising"}),
+    (
+        "six documents by heart",
+        "train_sft",
+        dict(data__dataset="few", optimizer__epochs=200, model__n_embd=64),
+        {"loss_rising", "memorising"},
+        {"loss_rising", "memorising"},
+    ),
     ("only warm-up", "train_sft", dict(optimizer__warmup=100), {"warmup"}, set()),
-    ("supervised rate out of bounds", "train_sft", dict(optimizer__lr=1e30, optimizer__clip_norm=0), {"not_finite"}, {"not_finite"})]
+    (
+        "supervised rate out of bounds",
+        "train_sft",
+        dict(optimizer__lr=1e30, optimizer__clip_norm=0),
+        {"not_finite"},
+        {"not_finite"},
+    ),
+]
 FILES = ("labels__source", "data__dataset", "rewards__trained_model")
 
 
 @pytest.mark.parametrize("name, stage, changes, expected, severe", BROKEN, ids=[case[0] for case in BROKEN])
 def test_a_run_broken_like_this_is_found(world, capsys, name, stage, changes, expected, severe):
-    """What was said while the run went on is in warnings.jsonl and on standard error, each kind once and when it becomes severe."""
+    """What was said while the run went on is in warnings.jsonl and on standard error, each kind once and when it
+    becomes severe.
+    """
     words, settings = in_world(world, stage)
     name = name.replace(" ", "_").replace(",", "")
-    diagnosis = run(world, stage, name, words, **settings | {key: world / value if key in FILES else value for key, value in changes.items()})
+    diagnosis = run(
+        world,
+        stage,
+        name,
+        words,
+        **settings | {key: world / value if key in FILES else value for key, value in changes.items()},
+    )
     printed = capsys.readouterr().err
-    assert expected <= found(diagnosis) and severe <= {finding.check for finding in diagnosis.findings if finding.severe}, describe(diagnosis, name)
+    assert expected <= found(diagnosis) and severe <= {
+        finding.check for finding in diagnosis.findings if finding.severe
+    }, describe(diagnosis, name)
     at_end = {check.name for check in CHECKS if check.afterwards}
     path = world / "runs" / name / "warnings.jsonl"
     warnings = read_jsonl(path) if path.exists() else []
     assert warnings == [finding._asdict() for finding in diagnosis.findings if finding.check not in at_end]
-    assert len({(row["check"], row["severe"]) for row in warnings}) == len(warnings) == len(re.findall(r"(?:WARNING|SEVERE) \w+, step \d+", printed))
+    assert (
+        len({(row["check"], row["severe"]) for row in warnings})
+        == len(warnings)
+        == len(re.findall(r"(?:WARNING|SEVERE) \w+, step \d+", printed))
+    )
 
 
 def cold(self, queries, uniforms, respond):
@@ -181,7 +299,10 @@ def uniform(self, queries, uniforms, respond):
     return respond(self, queries, uniforms)._replace(tokens=(uniforms * 26).long())
 
 
-BUGS = [(cold, {}, "ratio"), (uniform, dict(ppo__old_logprobs="recomputed", ppo__lr=0.01, ppo__total_episodes=32 * 12), "kl_negative")]
+BUGS = [
+    (cold, {}, "ratio"),
+    (uniform, dict(ppo__old_logprobs="recomputed", ppo__lr=0.01, ppo__total_episodes=32 * 12), "kl_negative"),
+]
 
 
 @pytest.mark.parametrize("bug, changes, expected", BUGS, ids=lambda value: getattr(value, "__name__", None))
@@ -189,7 +310,9 @@ def test_a_bug_in_sampling_is_found(world, monkeypatch, bug, changes, expected):
     monkeypatch.setattr(Policy, "respond", partialmethod(bug, respond=Policy.respond))
     words, settings = in_world(world, "train_policy")
     diagnosis = run(world, "train_policy", expected, words, **settings | changes | dict(evaluation__samples=0))
-    assert expected in {finding.check for finding in diagnosis.findings if finding.severe}, describe(diagnosis, expected)
+    assert expected in {finding.check for finding in diagnosis.findings if finding.severe}, describe(
+        diagnosis, expected
+    )
 
 
 RISING = [0.8 + 0.1 * step for step in range(32)]
@@ -208,10 +331,13 @@ CHANGED = [
     ("reward", "train/lr", [1e-3] * 300, "learning_rate"),
     ("reward", "normalize_after/gain", [None] * 300 + [50.0], "reward_scale"),
     ("reward", "validation/accuracy", [None] * 300 + [0.26], "chance"),
-    ("reward", "validation/accuracy", [None] * 300 + [0.35], "memorising")]
+    ("reward", "validation/accuracy", [None] * 300 + [0.35], "memorising"),
+]
 
 
-@pytest.mark.parametrize("stage, metric, values, expected", CHANGED, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "stage, metric, values, expected", CHANGED, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_changed_number_of_the_demo_is_found(stage, metric, values, expected):
     rows, config, result = recorded(stage)
     for row, value in zip(rows, values):
@@ -225,25 +351,47 @@ def test_rewards_that_nobody_normalised_have_no_scale_to_be_off(rewards):
     rows, config, result = recorded("policy")
     rows[0]["objective/score_std"] = 9.0
     assert "score_scale" in found(diagnose("train_policy", config, rows, [], result))
-    assert "score_scale" not in found(diagnose("train_policy", config | {"rewards": config["rewards"] | rewards}, rows, [], result))
+    assert "score_scale" not in found(
+        diagnose("train_policy", config | {"rewards": config["rewards"] | rewards}, rows, [], result)
+    )
 
 
 def test_every_check_fires_in_a_test_above():
-    fired = set().union(*(expected for *_, expected, _ in BROKEN)) | {expected for *_, expected in BUGS} | {expected for *_, expected in CHANGED}
+    fired = (
+        set().union(*(expected for *_, expected, _ in BROKEN))
+        | {expected for *_, expected in BUGS}
+        | {expected for *_, expected in CHANGED}
+    )
     assert fired == {check.name for check in CHECKS}
 
 
 def test_no_row_breaks_a_check():
-    """Missing, infinite, zero and absurd numbers, and a configuration of another time: a diagnosis may be wrong, but it must not stop a run."""
+    """Missing, infinite, zero and absurd numbers, and a configuration of another time: a diagnosis may be wrong, but it
+    must not stop a run.
+    """
     rng = random.Random(0)
-    names = sorted({name for stage in ("policy", "reward") for row in recorded(stage)[0] for name in row if name != "step"}
-                   | {"valid/loss", "train/corr", "validation/corr", "validation/labels"})
+    names = sorted(
+        {name for stage in ("policy", "reward") for row in recorded(stage)[0] for name in row if name != "step"}
+        | {"valid/loss", "train/corr", "validation/corr", "validation/labels"}
+    )
     values = (None, 0, 0.0, -1.0, 1.0, 1e-300, 1e300, -1e300, math.nan, math.inf, -math.inf, 0.5, "text", True)
     for stage in PARAMS:
-        for parameters in ({}, recorded("policy")[1], recorded("reward")[1], {"ppo": None, "labels": {"type": "best_of_0"}}):
-            rows = [{"step": step, **{name: rng.choice(values) for name in names if rng.random() < 0.8}} for step in range(60)]
+        for parameters in (
+            {},
+            recorded("policy")[1],
+            recorded("reward")[1],
+            {"ppo": None, "labels": {"type": "best_of_0"}},
+        ):
+            rows = [
+                {"step": step, **{name: rng.choice(values) for name in names if rng.random() < 0.8}}
+                for step in range(60)
+            ]
             samples = [{"response": rng.choice("ab")} for _ in range(50)] + [{}]
-            for result in ({}, {"before": None, "after": {"distinct_2": 0}}, {"before": {"distinct_2": 0.5}, "after": {"distinct_2": 0.0}}):
+            for result in (
+                {},
+                {"before": None, "after": {"distinct_2": 0}},
+                {"before": {"distinct_2": 0.5}, "after": {"distinct_2": 0.0}},
+            ):
                 assert describe(diagnose(stage, parameters, rows, samples, result), "run")
 
 
@@ -264,7 +412,11 @@ def test_a_resumed_run_neither_repeats_nor_loses_warnings(world, collapsed, monk
     words, whole = collapsed
     name, step = f"stopped_{stop}", PPOTrainer.step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(PPOTrainer, "step", lambda self, number: step(self, number) if number < stop else (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            PPOTrainer,
+            "step",
+            lambda self, number: step(self, number) if number < stop else (_ for _ in ()).throw(KeyboardInterrupt),
+        )
         run(world, "train_policy", name, words)
     capsys.readouterr()
     run(world, "train_policy", name, words + ["--run.resume", "on"])
@@ -272,15 +424,39 @@ def test_a_resumed_run_neither_repeats_nor_loses_warnings(world, collapsed, monk
     assert metrics(world / "runs" / name) == metrics(whole)
     said_again = [int(number) for number in re.findall(r"(?:WARNING|SEVERE) \w+, step (\d+)", capsys.readouterr().err)]
     steps = [row["step"] for row in read_jsonl(whole / "warnings.jsonl")]
-    assert said_again == [number for number in steps if number >= stop // 5 * 5] and 0 < len(said_again) < len(steps) or stop == 9
+    assert (
+        said_again == [number for number in steps if number >= stop // 5 * 5]
+        and 0 < len(said_again) < len(steps)
+        or stop == 9
+    )
 
 
 def test_only_the_first_rank_speaks(world, collapsed):
     words, whole = collapsed
-    result = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "launch.py", "train_policy", "movies",
-                             "two_ranks", *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            "launch.py",
+            "train_policy",
+            "movies",
+            "two_ranks",
+            *map(str, words),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
-    alone, together = ([(row["check"], row["severe"]) for row in read_jsonl(world / f"runs/{name}/warnings.jsonl")] for name in ("collapsed", "two_ranks"))
+    alone, together = (
+        [(row["check"], row["severe"]) for row in read_jsonl(world / f"runs/{name}/warnings.jsonl")]
+        for name in ("collapsed", "two_ranks")
+    )
     assert alone == together and len(re.findall(r"(?:WARNING|SEVERE) \w+, step", result.stderr)) == len(together)
 
 
@@ -298,9 +474,17 @@ def test_the_checks_cost_next_to_nothing():
 def test_exit_status_and_output(world, collapsed, capsys):
     sick = launch("doctor", "collapsed", "--save_dir", world / "runs", check=False)
     assert sick.returncode == 1 and sick.stderr == ""
-    assert "SEVERE kl_exploding, step" in sick.stdout and "(first seen at step" in sick.stdout and "--rewards.kl_coef (now 0.0)" in sick.stdout
+    assert (
+        "SEVERE kl_exploding, step" in sick.stdout
+        and "(first seen at step" in sick.stdout
+        and "--rewards.kl_coef (now 0.0)" in sick.stdout
+    )
     fine = next(line for line in sick.stdout.splitlines() if line.startswith("fine: "))
-    assert "ratio" in fine and "kl_exploding" not in fine and sick.stdout.count("\n  change  ") == sick.stdout.count("SEVERE") + sick.stdout.count("WARNING")
+    assert (
+        "ratio" in fine
+        and "kl_exploding" not in fine
+        and sick.stdout.count("\n  change  ") == sick.stdout.count("SEVERE") + sick.stdout.count("WARNING")
+    )
     command_line.Commands(EXPERIMENTS).doctor("reward", save_dir=str(world / "runs"))  # status 0: nothing is raised
     assert "healthy" in capsys.readouterr().out
     for words, says in ((("nothing",), "there is no run"), ((), "takes one name")):
@@ -308,9 +492,16 @@ def test_exit_status_and_output(world, collapsed, capsys):
             command_line.Commands(EXPERIMENTS).doctor(*words, save_dir=str(world / "runs"))
 
 
-@pytest.mark.parametrize("file, content, says", [
-    ("metrics.jsonl", "", "no metrics yet"), ("metrics.jsonl", None, "no metrics yet"), ("config.json", "{}", "not that of a run"),
-    ("config.json", "{", "not readable as JSON"), ("metrics.jsonl", "{\n{}\n", "damaged in line 1")])
+@pytest.mark.parametrize(
+    "file, content, says",
+    [
+        ("metrics.jsonl", "", "no metrics yet"),
+        ("metrics.jsonl", None, "no metrics yet"),
+        ("config.json", "{}", "not that of a run"),
+        ("config.json", "{", "not readable as JSON"),
+        ("metrics.jsonl", "{\n{}\n", "damaged in line 1"),
+    ],
+)
 def test_what_is_no_run_is_one_line(world, tmp_path, file, content, says):
     shutil.copytree(world / "runs/reward", tmp_path / "run")
     if content is None:
@@ -329,12 +520,20 @@ def test_the_page_lists_each_check_its_thresholds_and_flags_that_exist():
     text = (ROOT / "docs/doctor.md").read_text()
     listed = re.findall(r"^\| `(\w+)`(?: \(afterwards\))? \| ", text, re.MULTILINE)
     assert sorted(listed) == sorted(check.name for check in CHECKS)
-    assert set(re.findall(r"^\| `(\w+)` \(afterwards\)", text, re.MULTILINE)) == {check.name for check in CHECKS if check.afterwards}
-    thresholds = {name: value for name, value in vars(checks).items() if name.isupper() and isinstance(value, int | float)}
-    missing = [f"`{name}` {value:g}" for name, value in thresholds.items()
-               if name not in ("FINE", "WARNING", "SEVERE") and f"`{name}` {value:g}".replace(" -", " −") not in text]
+    assert set(re.findall(r"^\| `(\w+)` \(afterwards\)", text, re.MULTILINE)) == {
+        check.name for check in CHECKS if check.afterwards
+    }
+    thresholds = {
+        name: value for name, value in vars(checks).items() if name.isupper() and isinstance(value, int | float)
+    }
+    missing = [
+        f"`{name}` {value:g}"
+        for name, value in thresholds.items()
+        if name not in ("FINE", "WARNING", "SEVERE") and f"`{name}` {value:g}".replace(" -", " −") not in text
+    ]
     assert missing == []
     known = set().union(*(_all_names(kind) for kind in PARAMS.values())) | {"save_dir"}
     assert set(re.findall(r"--([\w.]*\w)", text)) <= known
     assert set(re.findall(r"`((?:objective|ppo|train|validation|valid|labels|normalize_\w+)/[\w/]+)`", text)) <= set(
-        re.findall(r"`([a-z_0-9/]+)`", (ROOT / "docs/metrics.md").read_text()))
+        re.findall(r"`([a-z_0-9/]+)`", (ROOT / "docs/metrics.md").read_text())
+    )
