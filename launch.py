@@ -7,7 +7,7 @@ import fire
 
 from lm_human_preferences.foundation import process
 
-process.settle()  # before the imports that load PyTorch
+process.tune_threads_and_memory()  # before the imports that load PyTorch
 
 from lm_human_preferences.commands import command_line
 from lm_human_preferences.compute import distributed
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    distributed.run_and_leave(main)
+    distributed.run_then_exit(main)

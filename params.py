@@ -13,7 +13,7 @@ from lm_human_preferences.data.labels import LabelParams
 from lm_human_preferences.data.tasks import PolicyParams, TaskParams
 from lm_human_preferences.judging.evaluation import EvaluationParams
 from lm_human_preferences.learning.ppo import AdaptiveKLParams, PPOParams
-from lm_human_preferences.runs.folder import RunParams
+from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.train_policy import PolicyTrainingParams, RewardsParams
 from lm_human_preferences.train_reward import RewardTrainingParams
 from lm_human_preferences.train_sft import DataParams, ModelParams, SFTOptimizerParams, SFTParams, ValidationParams

@@ -22,7 +22,7 @@ from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json, write_json
 from lm_human_preferences.language.gpt2 import SHAPES
-from lm_human_preferences.runs.folder import package_versions
+from lm_human_preferences.runs.description import package_versions
 
 PAGE = ROOT / "docs" / "performance.md"
 FIGURE = ROOT / "static" / "scaling.png"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lm_human_preferences.foundation import process
 
-process.settle()  # as launch.py does, before the imports that load PyTorch
+process.tune_threads_and_memory()  # as launch.py does, before the imports that load PyTorch
 
 import torch
 
@@ -24,8 +24,8 @@ from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.foundation.errors import exit_on_user_error
 from lm_human_preferences.language import logprobs
 from lm_human_preferences.language.gpt2 import GPT2, SHAPES
-from lm_human_preferences.runs.folder import RunParams
 from lm_human_preferences.runs.micro_batches import GIB, policy_training_memory
+from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.train_policy import PPOTrainer, Rollout
 
 MEASURES = [

@@ -23,7 +23,7 @@ from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.ppo import PPOParams
 from lm_human_preferences.learning.reward_model import RewardModel
-from lm_human_preferences.runs.folder import RunParams
+from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer, RewardsParams, Rollout
 from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from lm_human_preferences.foundation import process
 
 if __name__ == "__main__" and json.loads(sys.argv[1])["subject"] == "ours":
-    process.settle()  # as launch.py does; before the imports that load PyTorch
+    process.tune_threads_and_memory()  # as launch.py does; before the imports that load PyTorch
 
 import torch
 

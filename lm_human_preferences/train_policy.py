@@ -46,21 +46,16 @@ from lm_human_preferences.learning.ppo import (
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.learning.scoring import Rewards, Scorer
 from lm_human_preferences.runs.checkpoints import check_finite
-from lm_human_preferences.runs.folder import (
-    Run,
-    RunParams,
-    check_run_params,
-    describe_run,
-    go_on_after_restart,
-    start_computing,
-)
+from lm_human_preferences.runs.description import describe_run
+from lm_human_preferences.runs.folder import Run, go_on_after_restart
 from lm_human_preferences.runs.micro_batches import (
     choose_micro_batches,
+    micro_batches_of_checkpoint,
     peak_memory,
     policy_training_memory,
-    remembered,
     try_micro_batches,
 )
+from lm_human_preferences.runs.params import RunParams, check_run_params, start_computing
 from lm_human_preferences.runs.stopping import StopRequest
 from lm_human_preferences.runs.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 from lm_human_preferences.train_reward import RewardTrainingParams
@@ -593,7 +588,7 @@ class PPOTrainer:
         state = run.checkpoints.load(self._tensors())
         if state is None:
             return 0
-        self.sizes = remembered(self.sizes, self.params.run, state, self.world)
+        self.sizes = micro_batches_of_checkpoint(self.sizes, self.params.run, state, self.world)
         self.policy.transformer.recompute_activations(self.sizes.recompute)
         self.kl_controller.value, self.queries.position = float(state["kl_coef"]), tuple(state["queries"])
         return state["step"]

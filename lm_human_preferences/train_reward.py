@@ -30,21 +30,16 @@ from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.runs.checkpoints import check_finite
-from lm_human_preferences.runs.folder import (
-    Run,
-    RunParams,
-    check_run_params,
-    describe_run,
-    go_on_after_restart,
-    start_computing,
-)
+from lm_human_preferences.runs.description import describe_run
+from lm_human_preferences.runs.folder import Run, go_on_after_restart
 from lm_human_preferences.runs.micro_batches import (
     choose_micro_batches,
+    micro_batches_of_checkpoint,
     peak_memory,
-    remembered,
     reward_training_memory,
     try_micro_batches,
 )
+from lm_human_preferences.runs.params import RunParams, check_run_params, start_computing
 from lm_human_preferences.runs.stopping import StopRequest
 from lm_human_preferences.runs.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 from lm_human_preferences.watching.doctor import open_watched
@@ -379,7 +374,7 @@ class RewardTrainer:
         state = run.checkpoints.load(self._tensors())
         if state is None:
             return 0
-        self.sizes = remembered(self.sizes, self.params.run, state, self.world)
+        self.sizes = micro_batches_of_checkpoint(self.sizes, self.params.run, state, self.world)
         self.model.transformer.recompute_activations(self.sizes.recompute)
         self.queries.position = tuple(state["queries"])
         return state["step"]

@@ -42,22 +42,17 @@ from lm_human_preferences.language.gpt2 import GPT2, GPT2Config, count_parameter
 from lm_human_preferences.language.logprobs import token_logprobs
 from lm_human_preferences.language.model_folders import load_model, save_model
 from lm_human_preferences.language.sampled_vocabulary import SampledVocabulary
-from lm_human_preferences.runs.folder import (
-    Run,
-    RunParams,
-    check_run_params,
-    describe_run,
-    go_on_after_restart,
-    start_computing,
-)
+from lm_human_preferences.runs.description import describe_run
+from lm_human_preferences.runs.folder import Run, go_on_after_restart
 from lm_human_preferences.runs.micro_batches import (
     MicroBatches,
     choose_micro_batches,
+    micro_batches_of_checkpoint,
     peak_memory,
-    remembered,
     supervised_training_memory,
     try_micro_batches,
 )
+from lm_human_preferences.runs.params import RunParams, check_run_params, start_computing
 from lm_human_preferences.runs.stopping import StopRequest
 from lm_human_preferences.runs.tracking import NullTracker, TrackingParams, check_tracking
 from lm_human_preferences.watching.doctor import open_watched
@@ -396,7 +391,7 @@ class SFTTrainer:
         state = run.checkpoints.load(self._tensors())
         if state is None:
             return 0
-        self.sizes = remembered(self.sizes, self.params.run, state, self.world)
+        self.sizes = micro_batches_of_checkpoint(self.sizes, self.params.run, state, self.world)
         self.loss.transformer.recompute_activations(self.sizes.recompute)
         self.best, self.waited = math.inf if state["best"] is None else state["best"], state["waited"]
         return state["step"]

@@ -14,7 +14,7 @@ from lm_human_preferences.language.sampling import exclude
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.ppo import AdaptiveKLParams, PPOParams
 from lm_human_preferences.learning.reward_model import RewardModel
-from lm_human_preferences.runs.folder import RunParams
+from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer, RewardsParams
 from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams
 

@@ -38,7 +38,8 @@ from lm_human_preferences.judging.judges import SPECS, Judge, PeoplesChoices, lo
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.reports.result_tables import evaluation_table
-from lm_human_preferences.runs.folder import describe_run, free_result_folder, model_and_task
+from lm_human_preferences.runs.description import describe_run
+from lm_human_preferences.runs.folder import free_result_folder, model_and_task
 
 
 @dataclass
@@ -315,8 +316,8 @@ def policy_figures(side: Answers, held_out: HeldOut, bootstrap: Bootstrap, encod
         "entropy": bootstrap.ratio(summed(m.entropies), lengths),
         "length": bootstrap.mean(lengths),
         "no_valid_end": bootstrap.mean((~m.valid).double().numpy()),
-        "distinct_1": bootstrap.around(*text_metrics.distinct(rows, 1)),
-        "distinct_2": bootstrap.around(*text_metrics.distinct(rows, 2)),
+        "distinct_1": bootstrap.jackknife_interval(*text_metrics.distinct(rows, 1)),
+        "distinct_2": bootstrap.jackknife_interval(*text_metrics.distinct(rows, 2)),
         "perplexity": bootstrap.ratio(-side.plain_logprobs.double().sum(1).numpy(), lengths, np.exp),
     }
     if held_out.references:

@@ -29,7 +29,8 @@ from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.reports.result_figures import write_quality_figures
 from lm_human_preferences.reports.result_tables import quality_table
-from lm_human_preferences.runs.folder import describe_run, free_result_folder
+from lm_human_preferences.runs.description import describe_run
+from lm_human_preferences.runs.folder import free_result_folder
 from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams, check, rewards_of
 
 TABLES = "sentences.jsonl"  # of a data set: every sentence with every person's rating

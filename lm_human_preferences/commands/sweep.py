@@ -38,12 +38,9 @@ from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.learning.scoring import Rewards
-from lm_human_preferences.runs.folder import (
-    check_same_configuration,
-    describe_run,
-    go_on_after_restart,
-    start_computing,
-)
+from lm_human_preferences.runs.description import check_same_configuration, describe_run
+from lm_human_preferences.runs.folder import go_on_after_restart
+from lm_human_preferences.runs.params import start_computing
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 
 COEFFICIENTS_HELP = "prices of a nat of KL, with commas between them: a policy is trained for each and every seed"

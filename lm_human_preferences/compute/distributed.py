@@ -111,7 +111,7 @@ class World:
             dist.broadcast(sent, 0)
             tensor.copy_(sent)
 
-    def least(self, number: int) -> int:
+    def min_over_ranks(self, number: int) -> int:
         """The smallest of the ranks' whole numbers."""
         if self.size == 1:
             return number
@@ -121,7 +121,7 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank; the same answer on every rank."""
-        return self.least(int(not flag)) == 0
+        return self.min_over_ranks(int(not flag)) == 0
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -253,7 +253,7 @@ def _close(world: World) -> None:
         dist.destroy_process_group()
 
 
-def run_and_leave(main: Callable[[], None]) -> None:
+def run_then_exit(main: Callable[[], None]) -> None:
     """Run a program's main function. One rank of several then leaves at once, after what is registered with `atexit`,
     with the same exit status.
 

@@ -41,7 +41,7 @@ class TensorFlowAdam(torch.optim.Adam):
         super().step()
 
 
-class Together:
+class CombinedOptimizer:
     """Several optimizers, each with parameters of its own, that step as one."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer):
@@ -64,11 +64,11 @@ class Together:
             optimizer.zero_grad(set_to_none=set_to_none)
 
 
-def allocate_state(optimizer: torch.optim.Optimizer | Together) -> None:
+def allocate_state(optimizer: torch.optim.Optimizer | CombinedOptimizer) -> None:
     """Make the state that Adam, AdamW and Muon make at their first step: so that a checkpoint can be read into it, and
     memory is taken before it is measured.
     """
-    for part in optimizer.optimizers if isinstance(optimizer, Together) else [optimizer]:
+    for part in optimizer.optimizers if isinstance(optimizer, CombinedOptimizer) else [optimizer]:
         for p in (p for group in part.param_groups for p in group["params"] if p not in part.state):
             if isinstance(part, Muon):
                 part.state[p] = {"momentum_buffer": torch.zeros_like(p)}
@@ -80,7 +80,9 @@ def allocate_state(optimizer: torch.optim.Optimizer | Together) -> None:
                 }
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer | Together, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer | CombinedOptimizer, module: torch.nn.Module
+) -> dict[str, torch.Tensor]:
     """The optimizer's state as named tensors, the ones it works on: `optimizer.<slot>.<parameter>`."""
     state = optimizer.state
     return {
@@ -173,19 +175,19 @@ def muon_and_adamw(
     betas: tuple[float, float],
     weight_decay: float,
     bfloat16: bool = False,
-) -> Together:
+) -> CombinedOptimizer:
     """Muon on the blocks' matrices, in bfloat16 if asked for, AdamW on embeddings and vectors. Decay is on the blocks'
     matrices alone.
     """
     matrices, others = [], []
     for name, p in parameters:
         (matrices if p.ndim == 2 and ".h." in f".{name}" else others).append(p)
-    return Together(
+    return CombinedOptimizer(
         Muon(matrices, muon_lr, weight_decay=weight_decay, bfloat16=bfloat16), adamw(others, lr, betas, 0.0)
     )
 
 
-def set_rates(optimizer: torch.optim.Optimizer | Together, share: float) -> None:
+def set_rates(optimizer: torch.optim.Optimizer | CombinedOptimizer, share: float) -> None:
     """Give all parameters this share of the rate that their optimizer was made with."""
     for group in optimizer.param_groups:
         group["lr"] = share * group["initial_lr"]

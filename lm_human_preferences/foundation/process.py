@@ -17,7 +17,7 @@ def waiting() -> dict[str, str]:
     return {} if any(name in os.environ for name in WAITING) else WAITING
 
 
-def settle() -> None:
+def tune_threads_and_memory() -> None:
     """Call it before anything imports PyTorch, which reads the environment while it is loaded. What the user has set
     stays.
 

@@ -43,7 +43,7 @@ class Bootstrap:
         low, high = np.quantile(transform(above[below > 0] / below[below > 0]), [0.025, 0.975])
         return {"mean": float(transform(numerators.sum() / denominators.sum())), "low": float(low), "high": float(high)}
 
-    def around(self, share: float, pseudo_values: np.ndarray) -> Interval:
+    def jackknife_interval(self, share: float, pseudo_values: np.ndarray) -> Interval:
         """Of a share that is no mean, from its jackknife pseudo-values [n]: their bootstrapped mean, shifted to lie
         around it.
         """

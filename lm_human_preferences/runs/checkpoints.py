@@ -119,7 +119,7 @@ class Checkpoints:
         step, state = found
         folder = self.folder / f"{step:08d}"
         if any(is_sharded(value) for value in targets.values()):
-            if self.world.least(int((folder / "state.json").is_file())) == 0:
+            if self.world.min_over_ranks(int((folder / "state.json").is_file())) == 0:
                 raise UserError(
                     f"not every machine sees {folder}: with --run.sharding fsdp they need one shared --run.save_dir"
                 )

@@ -20,7 +20,7 @@ from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import GPT2Config, count_parameters
 from lm_human_preferences.language.logprobs import CHUNK_ROWS, KEPT_BYTES
-from lm_human_preferences.runs.folder import RunParams
+from lm_human_preferences.runs.params import RunParams
 
 GIB = 2**30
 _PROGRAM = {"cpu": 350 * 2**20, "cuda": 600 * 2**20}  # Python, PyTorch and its libraries; the CUDA context
@@ -343,7 +343,7 @@ def choose_micro_batches(run: RunParams, memory: StageMemory, precision: Precisi
     """What the user gave, and for the rest what fits; the same on every rank. Warns on standard error where even the
     smallest may not.
     """
-    budget = world.least(int(SHARE * free_memory(precision.device, world)))
+    budget = world.min_over_ranks(int(SHARE * free_memory(precision.device, world)))
     sizes = fitting_micro_batches(run, memory, budget, precision.device.type)
     if memory.peak(sizes) > budget and world.is_main:
         print(
@@ -354,7 +354,9 @@ def choose_micro_batches(run: RunParams, memory: StageMemory, precision: Precisi
     return sizes
 
 
-def remembered(sizes: MicroBatches, run: RunParams, state: dict[str, Any], world: World) -> MicroBatches:
+def micro_batches_of_checkpoint(
+    sizes: MicroBatches, run: RunParams, state: dict[str, Any], world: World
+) -> MicroBatches:
     """The micro-batches of the run that is resumed on as many ranks, so that not even rounding changes; what the user
     gives now comes first.
     """
@@ -406,7 +408,7 @@ def _halve_until_it_runs(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if world.least(int(fits)):
+        if world.min_over_ranks(int(fits)):
             return rows
         if rows == 1:
             raise UserError(

@@ -40,16 +40,25 @@ def run(code: str, **environment) -> str:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted on Linux")
 def test_freed_memory_is_used_again():
-    """So it costs no page faults, which it does without `settle` and where the user has settings of their own."""
+    """So it costs no page faults, which it does without `tune_threads_and_memory` and where the user has settings of their own."""
     # the fewest where there should be none: a machine that is short of memory moves pages about, which counts as well
-    assert int(run(FAULTS.format(settle="process.settle()"))) < 20
+    assert int(run(FAULTS.format(settle="process.tune_threads_and_memory()"))) < 20
     assert int(run(FAULTS.format(settle=""))) > 1000
     # the user's own settings stay
-    assert int(run(FAULTS.format(settle="process.settle()"), MALLOC_ARENA_MAX="2", THP_MEM_ALLOC_ENABLE="0")) > 1000
+    assert (
+        int(
+            run(
+                FAULTS.format(settle="process.tune_threads_and_memory()"),
+                MALLOC_ARENA_MAX="2",
+                THP_MEM_ALLOC_ENABLE="0",
+            )
+        )
+        > 1000
+    )
 
 
 def test_what_the_user_has_set_stays():
-    code = "from lm_human_preferences.foundation import process; process.settle(); import os; print(*map(os.environ.get, process.WAITING))"
+    code = "from lm_human_preferences.foundation import process; process.tune_threads_and_memory(); import os; print(*map(os.environ.get, process.WAITING))"
     assert (
         run(code) == "passive 10000\n"
         and run(code, OMP_WAIT_POLICY="active") == "active None\n"
@@ -59,6 +68,6 @@ def test_what_the_user_has_set_stays():
 
 def test_the_command_line_settles_before_pytorch_is_loaded():
     lines = (ROOT / "launch.py").read_text().splitlines()
-    settled = next(i for i, line in enumerate(lines) if line.startswith("process.settle()"))
+    settled = next(i for i, line in enumerate(lines) if line.startswith("process.tune_threads_and_memory()"))
     before = "\n".join(lines[:settled])
     assert run(f"{before}\nimport sys; print('torch' in sys.modules)") == "False\n"

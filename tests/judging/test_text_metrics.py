@@ -107,7 +107,7 @@ def test_interval_of_distinct_lies_around_it():
     """Plain resampling would repeat responses and lie below."""
     responses = np.random.default_rng(0).integers(0, 300, (200, 5)).tolist()
     found = distinct(responses, 2)
-    interval = Bootstrap(200, seed=0).around(*found)
+    interval = Bootstrap(200, seed=0).jackknife_interval(*found)
     assert interval["low"] < found.share == interval["mean"] < interval["high"] <= 1
 
 

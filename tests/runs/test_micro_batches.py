@@ -10,7 +10,6 @@ from lm_human_preferences.compute.optim import METHODS, adamw, allocate_state, m
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
-from lm_human_preferences.runs.folder import RunParams
 from lm_human_preferences.runs.micro_batches import (
     MicroBatches,
     Pass,
@@ -18,12 +17,13 @@ from lm_human_preferences.runs.micro_batches import (
     choose_micro_batches,
     fitting_micro_batches,
     free_memory,
+    micro_batches_of_checkpoint,
     policy_training_memory,
-    remembered,
     supervised_training_memory,
     training_pass,
     try_micro_batches,
 )
+from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.train_sft import SFTParams
 
 from conftest import Goldens
@@ -93,9 +93,11 @@ def test_free_memory_counts_what_the_process_has_and_its_share_of_the_rest():
 def test_a_resumed_run_keeps_its_micro_batches_on_as_many_ranks():
     before, now = MicroBatches(8, 16, 4, True), MicroBatches(32, 32, 32)
     state = {"micro_batches": before.state(World(0, 2))}
-    assert remembered(now, RunParams(), state, World(1, 2)) == before
-    assert remembered(now, RunParams(), state, World()) == now
-    assert remembered(now, RunParams(micro_batch=32), state, World(0, 2)) == MicroBatches(8, 16, 32, True)
+    assert micro_batches_of_checkpoint(now, RunParams(), state, World(1, 2)) == before
+    assert micro_batches_of_checkpoint(now, RunParams(), state, World()) == now
+    assert micro_batches_of_checkpoint(now, RunParams(micro_batch=32), state, World(0, 2)) == MicroBatches(
+        8, 16, 32, True
+    )
 
 
 def test_rows_are_halved_until_they_run():

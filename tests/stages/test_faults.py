@@ -614,7 +614,7 @@ def test_a_rank_that_is_done_does_not_die_while_python_is_torn_down(ranks, code,
     """
     program = f"""
 import atexit, os
-from lm_human_preferences.compute.distributed import run_and_leave
+from lm_human_preferences.compute.distributed import run_then_exit
 
 class Last:
     def __del__(self, abort=os.abort):
@@ -628,7 +628,7 @@ def main():
     if {code}:
         raise SystemExit({code})
 
-run_and_leave(main)
+run_then_exit(main)
 """
     ended = subprocess.run(
         [sys.executable, "-c", program],

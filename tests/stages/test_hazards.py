@@ -156,7 +156,7 @@ def test_two_ranks_agree_with_each_other_and_with_one(goldens, tmp_path):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 def test_the_ranks_use_each_label_once(goldens, size):
-    """Together the ranks take the same labels in the same order, whatever their number; none twice."""
+    """CombinedOptimizer the ranks take the same labels in the same order, whatever their number; none twice."""
     orders, used = {}, []
     for rank in range(size):
         trainer = small_reward(goldens)

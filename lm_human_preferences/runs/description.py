@@ -1,0 +1,84 @@
+"""What `config.json` says of a run, and whether another command describes the same run."""
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lm_human_preferences.foundation.errors import UserError
+
+_PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
+
+
+def check_same_configuration(
+    stored: dict, now: dict, command: str = "--run.resume", free: tuple[str, ...] = ("run.", "tracking.")
+) -> None:
+    """UserError that begins with `command` if what a run was started with is not what it would go on with.
+
+    The parameters whose names begin with one of `free` may differ, the seed never.
+    """
+    for key in ("stage", "task"):
+        if stored.get(key) != now[key]:
+            raise UserError(
+                f"{command}: that run was a {stored.get('stage')} on {stored.get('task')}, not a {now['stage']} on {now['task']}"
+            )
+    before, after = leaves(stored["parameters"]), leaves(now["parameters"])
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name) and (name == "run.seed" or not name.startswith(free)):
+            raise UserError(
+                f"{command}: the run was started with {name} {before.get(name)}, now it is {after.get(name)}; give the same"
+            )
+
+
+def describe_run(stage: str, task: str, experiment: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """What `config.json` holds: everything resolved, the command, the versions and the commit."""
+    return {
+        "stage": stage,
+        "task": task,
+        "experiment": experiment,
+        "command": sys.argv,
+        "parameters": parameters,
+        "versions": package_versions(),
+        "commit": _commit(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with '+' if it has uncommitted changes; None outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent.parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if dirty.stdout.strip() else "")
+
+
+def leaves(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            rows.update(leaves(value, f"{prefix}{name}."))
+        else:
+            rows[prefix + name] = value
+    return rows
