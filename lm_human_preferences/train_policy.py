@@ -52,10 +52,10 @@ from lm_human_preferences.runs.micro_batches import (
     choose_micro_batches,
     micro_batches_of_checkpoint,
     peak_memory,
-    policy_training_memory,
     try_micro_batches,
 )
 from lm_human_preferences.runs.params import RunParams, check_run_params, start_computing
+from lm_human_preferences.runs.stage_memory import policy_training_memory
 from lm_human_preferences.runs.stopping import StopRequest
 from lm_human_preferences.runs.tracking import NullTracker, Tracker, TrackingParams, check_tracking
 from lm_human_preferences.train_reward import RewardTrainingParams

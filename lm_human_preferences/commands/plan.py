@@ -16,14 +16,11 @@ from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import SHAPES, GPT2Config, count_parameters
+from lm_human_preferences.language.memory import Pass
 from lm_human_preferences.language.model_folders import load_config
-from lm_human_preferences.runs.micro_batches import (
-    GIB,
-    SHARE,
-    Pass,
+from lm_human_preferences.runs.micro_batches import GIB, SHARE, fitting_micro_batches, free_memory
+from lm_human_preferences.runs.stage_memory import (
     StageMemory,
-    fitting_micro_batches,
-    free_memory,
     policy_training_memory,
     reward_training_memory,
     supervised_training_memory,
@@ -145,7 +142,7 @@ def _table(memory: StageMemory, run: Any, budget: int, device: str) -> list[str]
             lines.append(
                 f"  {name:16} + {which.bytes(rows) / GIB:7.2f} GiB   {_words(which, rows)}{', activations recomputed' if which is memory.recomputing else ''}"
             )
-    peak = memory.peak(sizes)
+    peak = sizes.peak(memory)
     verdict = "fits" if peak <= SHARE * budget else "just fits" if peak <= budget else "does not fit"
     return [*lines, f"  at most            {peak / GIB:7.2f} GiB   {verdict}"]
 

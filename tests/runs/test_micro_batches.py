@@ -10,20 +10,18 @@ from lm_human_preferences.compute.optim import METHODS, adamw, allocate_state, m
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
+from lm_human_preferences.language.memory import Pass, Shape
 from lm_human_preferences.runs.micro_batches import (
     MicroBatches,
-    Pass,
-    StageMemory,
     choose_micro_batches,
     fitting_micro_batches,
     free_memory,
+    group_memory,
     micro_batches_of_checkpoint,
-    policy_training_memory,
-    supervised_training_memory,
-    training_pass,
     try_micro_batches,
 )
 from lm_human_preferences.runs.params import RunParams
+from lm_human_preferences.runs.stage_memory import StageMemory, policy_training_memory, supervised_training_memory
 from lm_human_preferences.train_sft import SFTParams
 
 from conftest import Goldens
@@ -88,6 +86,42 @@ def test_too_little_memory_is_said(capsys, monkeypatch):
 def test_free_memory_counts_what_the_process_has_and_its_share_of_the_rest():
     alone, shared = free_memory(torch.device("cpu")), free_memory(torch.device("cpu"), World(local_size=4))
     assert 0.2 * alone < shared < 0.6 * alone and alone > 2**28
+
+
+@pytest.mark.parametrize(
+    "groups, files, left",
+    [
+        ("0::/\n", {"memory.max": "1000", "memory.current": "400"}, 600),  # a container's own
+        ("0::/\n", {"memory.max": "max", "memory.current": "400"}, None),
+        # a Slurm job: the limit is above the step that the process is in
+        (
+            "0::/slurm/job_7/step_0\n",
+            {
+                "slurm/job_7/memory.max": "900",
+                "slurm/job_7/memory.current": "100",
+                "slurm/job_7/step_0/memory.max": "max",
+                "slurm/job_7/step_0/memory.current": "90",
+            },
+            800,
+        ),
+        (
+            "5:cpu,cpuacct:/x\n4:memory:/docker/abc\n",
+            {
+                "memory/docker/abc/memory.limit_in_bytes": "500",
+                "memory/docker/abc/memory.usage_in_bytes": "50",
+                "memory/memory.limit_in_bytes": str(2**62),
+                "memory/memory.usage_in_bytes": "5",
+            },
+            450,
+        ),
+        ("nonsense", {}, None),
+    ],
+)
+def test_limits_of_control_groups_at_any_level(tmp_path, groups, files, left):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert group_memory(groups, tmp_path) == left
 
 
 def test_a_resumed_run_keeps_its_micro_batches_on_as_many_ranks():
@@ -167,7 +201,7 @@ def test_the_formula_of_activations_is_what_pytorch_keeps(bfloat16, recompute):
         (c.n_layer, rows): saved_bytes(c, rows, 50, bfloat16, recompute) for c in (config, deeper) for rows in (2, 6)
     }
     a_block = (kept[6, 6] - kept[6, 2] - kept[2, 6] + kept[2, 2]) / 4 / 4
-    predicted = [training_pass(c, 50, 8, bfloat16, "cpu", 0, recompute).per_row for c in (config, deeper)]
+    predicted = [Shape(c, bfloat16, "cpu").training(50, 8, 0, recompute).per_row for c in (config, deeper)]
     assert a_block == pytest.approx((predicted[1] - predicted[0]) / 4, rel=0.02)
 
 
