@@ -1,60 +1,50 @@
 """Supervised language-model training: from scratch or onward, on token files.
 
-Stage by stage: rows of tokens in a seeded order -> loss of the next token -> AdamW under warm-up and cosine decay ->
-validation perplexity -> the best weights become the run's `lm/` model folder.
+Begin with `SFTTrainer.run`: rows of tokens in a seeded order -> loss of the next token -> AdamW, or Muon beside it, under
+a schedule -> validation perplexity -> the best weights become the run's `lm/` model folder.
 """
 
+import copy
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn as nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
-from lm_human_preferences.compute import distributed
 from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.compute.optim import (
     METHODS,
     SCHEDULES,
     adamw,
-    allocate_state,
     muon_and_adamw,
-    optimizer_tensors,
     set_rates,
     warmup_cosine,
     warmup_stable_decay,
 )
-from lm_human_preferences.compute.parallel import Parallel
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import dataset_folder
 from lm_human_preferences.data.rows import ROWS, Rows, make_rows
 from lm_human_preferences.data.tasks import TaskParams, padding_share
-from lm_human_preferences.foundation.configuration import param, to_dict
+from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import write_json
 from lm_human_preferences.language.dropout import RowDropout, row_seeds
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config, count_parameters
-from lm_human_preferences.language.logprobs import token_logprobs
 from lm_human_preferences.language.model_folders import load_model, save_model
 from lm_human_preferences.language.sampled_vocabulary import SampledVocabulary
-from lm_human_preferences.runs.description import describe_run
-from lm_human_preferences.runs.folder import Run, go_on_after_restart
-from lm_human_preferences.runs.micro_batches import (
-    MicroBatches,
-    choose_micro_batches,
-    micro_batches_of_checkpoint,
-    peak_memory,
-    try_micro_batches,
-)
-from lm_human_preferences.runs.params import RunParams, check_run_params, start_computing
+from lm_human_preferences.learning.next_token import NextTokenLoss, validate
+from lm_human_preferences.runs.folder import Run, go_on_after_restart, model_folder, open_run
+from lm_human_preferences.runs.loop import Loop
+from lm_human_preferences.runs.params import RunParams, check_run_params, computing
 from lm_human_preferences.runs.stage_memory import supervised_training_memory
-from lm_human_preferences.runs.stopping import StopRequest
-from lm_human_preferences.runs.tracking import NullTracker, TrackingParams, check_tracking
+from lm_human_preferences.runs.tracking import TrackingParams, check_tracking
+from lm_human_preferences.runs.training import Probes, Training
 from lm_human_preferences.watching.doctor import open_watched
 
 
@@ -78,7 +68,7 @@ class DataParams:
     rows: str = param(
         "documents",
         "packed: the stream of all tokens cut every `block` tokens; documents: each row begins a document; "
-        "references: a row is a query of the task with its reference, which alone is learnt",
+        "references: a row is a query of the task with its reference, which alone is learned",
     )
     block: int = param(64, "tokens in a row; references have the task's lengths instead")
 
@@ -107,7 +97,7 @@ class SFTOptimizerParams:
     clip_norm: float = param(1.0, "largest norm of the gradient; 0 does not clip")
     dropout: float = param(0.0, "dropout of embeddings and of what attention and MLP add")
     sampled_vocabulary: int = param(
-        0, "estimate the softmax's normaliser from about so many tokens of the vocabulary; 0 uses all of it"
+        0, "estimate the softmax's normaliser from about this many tokens of the vocabulary; 0 uses all of it"
     )
 
 
@@ -117,7 +107,7 @@ class ValidationParams:
 
     interval: int = param(100, "steps between validations")
     rows: int = param(512, "rows of the valid split to validate on (its first ones); 0 uses all")
-    patience: int = param(0, "stop after so many validations without a better perplexity; 0 never stops early")
+    patience: int = param(0, "stop after this many validations without a better perplexity; 0 never stops early")
 
 
 @dataclass
@@ -133,6 +123,14 @@ class SFTParams:
     validation: ValidationParams = param(ValidationParams, "")
     run: RunParams = param(RunParams, "")
     tracking: TrackingParams = param(TrackingParams, "")
+
+
+def settle(params: SFTParams) -> SFTParams:
+    """What a run will use: a copy in which a run that was named as start model has become its model folder."""
+    params = copy.deepcopy(params)
+    if params.model.initial is not None:
+        params.model.initial = model_folder(params.model.initial, params.run.save_dir, ("lm", "policy"))
+    return params
 
 
 def check(params: SFTParams) -> None:
@@ -169,66 +167,38 @@ def check(params: SFTParams) -> None:
     if not 0 <= o.dropout < 1:
         raise UserError(f"--optimizer.dropout {o.dropout}: must lie in [0, 1)")
     if params.model.initial is None and params.model.n_embd % params.model.n_head:
-        raise UserError(f"--model.n_embd {params.model.n_embd} is no multiple of --model.n_head {params.model.n_head}")
-
-
-class NextTokenLoss(nn.Module):
-    """A language model and its loss in one module, so that all parameters are read inside one forward pass."""
-
-    def __init__(self, transformer: GPT2):
-        super().__init__()
-        self.transformer = transformer
-
-    def forward(
-        self,
-        inputs: torch.Tensor,
-        labels: torch.Tensor,
-        dropout: RowDropout | None = None,
-        sampled: SampledVocabulary | None = None,
-        step: int = 0,
-    ) -> torch.Tensor:
-        """Negative log-likelihoods float32 [N] of the labels that are no padding; inputs and labels int64 [B, T]."""
-        hidden = self.transformer(inputs, dropout=dropout)
-        real = labels != self.transformer.config.padding_token
-        hidden, labels = hidden[real], labels[real]
-        if sampled is not None:
-            return sampled.losses(self.transformer, hidden, labels, step)
-        return -token_logprobs(self.transformer, hidden, labels, entropies=False)[0]
+        raise UserError(
+            f"--model.n_embd {params.model.n_embd} is not a multiple of --model.n_head {params.model.n_head}"
+        )
 
 
 def train(params: SFTParams, task: str, experiment: str) -> Path:
     """Run the stage; returns the `lm/` model folder. Raises UserError before anything is written if something cannot
     work.
     """
+    params = settle(params)
     check(params)
-    precision = start_computing(params.run)
-    with distributed.world(precision.device.type, params.run.timeout) as world:
+    with computing(params.run) as (precision, world):
         go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
         return SFTTrainer.prepare(params, precision, world).run(task, experiment)
 
 
 class SFTTrainer:
-    """Holds what the stage works on; `run` reads from top to bottom."""
+    """What the stage works on; `run` is the stage from start to end, `step` one optimizer step."""
 
     def __init__(
-        self, model: GPT2, rows: dict[str, Rows], params: SFTParams, precision: Precision, world: World = World()
+        self, model: GPT2, rows: Mapping[str, Rows], params: SFTParams, precision: Precision, world: World = World()
     ):
         """rows: of the splits `train` and `valid`."""
         o = params.optimizer
         world.share(o.batch_size, "--optimizer.batch_size")
         self.config, self.rows, self.params, self.precision, self.world = model.config, rows, params, precision, world
-        memory = supervised_training_memory(params, model.config, rows["train"].block, precision, world.size)
-        self.sizes: MicroBatches = choose_micro_batches(params.run, memory, precision, world)
-        model.recompute_activations(self.sizes.recompute)
         self.loss = NextTokenLoss(model)
-        self.trained = Parallel(self.loss, world, precision, params.run.sharding)
-        betas = (0.9, o.beta2)
-        if o.method == "muon":
-            self.optimizer = muon_and_adamw(
-                self.loss.named_parameters(), o.muon_lr, o.lr, betas, o.weight_decay, precision.bfloat16
-            )
-        else:
-            self.optimizer = adamw(self.loss.parameters(), o.lr, betas, o.weight_decay)
+        memory = supervised_training_memory(params, model.config, rows["train"].block, precision, world.size)
+        self.training = Training(
+            self.loss, memory, lambda _: make_optimizer(self.loss, o, precision.bfloat16), params.run, precision, world
+        )
+        self.parallel, self.optimizer = self.training.parallel, self.training.optimizer
         self.sampled = None
         if 0 < o.sampled_vocabulary < model.config.n_vocab:
             self.sampled = SampledVocabulary(
@@ -240,105 +210,64 @@ class SFTTrainer:
     @classmethod
     def prepare(cls, params: SFTParams, precision: Precision, world: World) -> "SFTTrainer":
         """Read or draw the model, read the rows; UserError if one of them does not fit."""
-        model, data = _initial_model(params), params.data
-        folder = dataset_folder(data.dataset)
-        rows = {
-            split: make_rows(folder, split, data.rows, data.block, model.config, params.task)
-            for split in ("train", "valid")
-        }
+        model, data = initial_model(params.model, params.run.seed), params.data
+        folder, splits = dataset_folder(data.dataset), ("train", "valid")
+        rows = {split: make_rows(folder, split, data.rows, data.block, model.config, params.task) for split in splits}
         return cls(model, rows, params, precision, world)
 
     def run(self, task: str, experiment: str) -> Path:
         """The stage from its first step, or where it stopped, to its result; returns the `lm/` folder."""
-        run = Run(Path(self.params.run.save_dir) / experiment, self.params.run, self.world)
-        run.open(describe_run("train_sft", task, experiment, to_dict(self.params)))
-        with run.explained():
-            return self._run(run, task, experiment)
-
-    def _run(self, run: Run, task: str, experiment: str) -> Path:
-        p, main = self.params, self.world.is_main
-        first = self._resume(run) if p.run.resume else 0
-        if self.precision.device.type == "cuda" and not self.trained.sharded:
-            self.sizes = try_micro_batches(self.sizes, p.run, self.attempts(), self.optimizer, self.world)
-        sizes, result = count_parameters(self.config), run.folder / "lm"
-        if main:
-            print(
-                f"{experiment}: {sizes['blocks']:,} parameters and {sizes['embeddings']:,} in embeddings, {len(self.rows['train']):,} rows of "
-                f"{self.rows['train'].block} tokens, {self.total:,} steps, {self.precision.describe()}, {self.sizes.describe()}"
+        p, train = self.params, self.rows["train"]
+        inputs = {"model.initial": p.model.initial, "data.dataset": p.data.dataset}
+        with open_run("train_sft", task, experiment, p, inputs, self.world) as run:
+            first, result = self.resume(run) if p.run.resume else 0, run.folder / "lm"
+            self.training.try_micro_batches(self.memory_probes())
+            run.record_computed(self.training.computed())
+            counts = count_parameters(self.config)
+            run.say(
+                f"{experiment}: {counts['blocks']:,} parameters and {counts['embeddings']:,} in embeddings, "
+                f"{len(train):,} rows of {train.block} tokens, {self.total:,} steps, {self.training.in_words()}"
             )
-        tracker = open_watched(run.folder, p, "train_sft", experiment, first) if main else NullTracker()
-        with (
-            tracker,
-            StopRequest(self.world) as stop,
-            tqdm(total=self.total, initial=first, desc=experiment, unit="step", disable=not main) as bar,
-        ):
-            for step in range(first, self.total):
-                started = time.perf_counter()
-                metrics = self.step(step)
-                metrics["memory/peak"] = peak_memory(self.precision.device)
-                metrics["tokens_per_second"] = (
-                    p.optimizer.batch_size * self.rows["train"].block / (time.perf_counter() - started)
-                )
-                if not math.isfinite(metrics["train/loss"]):
-                    tracker.log(step, metrics)
-                    raise UserError(
-                        f"step {step}: the loss is {metrics['train/loss']}; if that comes again, start anew with a lower --optimizer.lr than {p.optimizer.lr}"
-                    )
-                last = step + 1 == self.total
-                if (step + 1) % p.validation.interval == 0 or last:
-                    metrics |= self._validate(step, task, result)
-                tracker.log(step, metrics)
-                bar.update()
-                bar.set_postfix_str(f"loss {metrics['train/loss']:.3f}")
-                if last or p.validation.patience and self.waited >= p.validation.patience:
-                    break
-                asked = stop.agreed()
-                if asked or p.run.save_interval and (step + 1) % p.run.save_interval == 0:
-                    tracker.flush()
-                    run.checkpoints.save(
-                        step + 1,
-                        self._tensors(),
-                        {
-                            "best": self.best if math.isfinite(self.best) else None,
-                            "waited": self.waited,
-                            "micro_batches": self.sizes.state(self.world),
-                        },
-                    )
-                if asked:
-                    raise stop.interrupted(step + 1, self.total)
-        if main:
-            write_json(run.folder / "result.json", {"valid_loss": self.best, "valid_perplexity": math.exp(self.best)})
-            print(f"best validation perplexity {math.exp(self.best):.2f}; model in {result}")
-        run.checkpoints.drop()
-        return result
+            tracker, remedy = (
+                open_watched(run, p, "train_sft", experiment, first),
+                f"--optimizer.lr than {p.optimizer.lr}",
+            )
+            watched = ("train/loss", "valid/loss")
+            with Loop(run, tracker, self.training, self.total, experiment, first, self.state, remedy, watched) as loop:
+                for step in loop:
+                    metrics = self.step(step)
+                    metrics["tokens_per_second"] = p.optimizer.batch_size * train.block / loop.seconds
+                    if (step + 1) % p.validation.interval == 0 or loop.last:
+                        metrics |= self.validation()
+                    loop.log(metrics, f"loss {metrics['train/loss']:.3f}")
+                    if "valid/loss" in metrics:
+                        self.keep_if_best(step, metrics, result)
+                        if p.validation.patience and self.waited >= p.validation.patience:
+                            loop.end()
+            perplexity = math.exp(self.best)
+            if self.world.is_main:
+                write_json(run.folder / "result.json", {"valid_loss": self.best, "valid_perplexity": perplexity})
+            run.say(f"best validation perplexity {perplexity:.2f}; model in {result}")
+            run.checkpoints.drop()
+            return result
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global batch: its mean loss in nats per token before the update, the share of
         padding in it, the learning rate.
         """
-        o, seed = self.params.optimizer, self.params.run.seed
+        o, seed, rows = self.params.optimizer, self.params.run.seed, self.rows["train"]
         rate = learning_rate(o, step, self.total)
-        inputs, labels = self.rows["train"].batch(batch_rows(seed, len(self.rows["train"]), o.batch_size, step))
-        padding = self.rows["train"].padding
-        n_tokens, share = int((labels != padding).sum()), padding_share(inputs, padding)
+        inputs, labels = rows.batch(batch_rows(seed, len(rows), o.batch_size, step))
+        n_tokens = int((labels != rows.padding).sum())
         seeds = row_seeds(o.batch_size, generator_for(seed, "sft/dropout", step))
-        total = torch.zeros((), device=self.precision.device)
-        mine = torch.arange(o.batch_size)[self.world.share(o.batch_size, "--optimizer.batch_size")].split(
-            self.sizes.training
-        )
-        for number, rows in enumerate(mine, 1):
-            dropout = RowDropout(o.dropout, [seeds[row] for row in rows], inputs.shape[1]) if o.dropout else None
-            with self.trained.micro_batch(last=number == len(mine)):
-                with self.precision.autocast():
-                    losses = self.trained(
-                        inputs[rows].to(self.precision.device),
-                        labels[rows].to(self.precision.device),
-                        dropout,
-                        self.sampled,
-                        step,
-                    )
-                loss = losses.sum() / n_tokens
-                self.trained.backward(loss)
+        total, device = torch.zeros((), device=self.precision.device), self.precision.device
+        mine = torch.arange(o.batch_size)[self.world.share(o.batch_size, "--optimizer.batch_size")]
+        for part in self.parallel.micro_batches(mine.split(self.training.micro_batches.training)):
+            dropout = RowDropout(o.dropout, [seeds[row] for row in part], inputs.shape[1]) if o.dropout else None
+            with self.precision.autocast():
+                losses = self.parallel(inputs[part].to(device), labels[part].to(device), dropout, self.sampled, step)
+            loss = losses.sum() / n_tokens
+            self.parallel.backward(loss)
             total += loss.detach()
         self.world.sum_([total])
         if o.clip_norm:
@@ -346,10 +275,39 @@ class SFTTrainer:
         set_rates(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"train/loss": float(total), "train/padding": share, "lr": rate * o.lr}
+        return {"train/loss": float(total), "train/padding": padding_share(inputs, rows.padding), "lr": rate * o.lr}
 
-    def attempts(self) -> dict[str, Callable[[int], None]]:
-        """Passes over so many rows that take as much memory as any in training; they change nothing."""
+    def validation(self) -> dict[str, float]:
+        """Loss and perplexity on the valid split."""
+        rows, micro_batch = self.params.validation.rows, self.training.micro_batches.scoring
+        valid = validate(self.loss, self.rows["valid"], rows, self.precision, micro_batch, self.world)
+        return {"valid/loss": valid, "valid/perplexity": float(np.exp(valid))}
+
+    def keep_if_best(self, step: int, metrics: dict[str, float], folder: Path) -> None:
+        """The best weights so far become the result."""
+        valid, perplexity = metrics["valid/loss"], metrics["valid/perplexity"]
+        self.waited = 0 if valid < self.best else self.waited + 1
+        if valid < self.best:
+            self.best = valid
+            note = {"stage": "train_sft", "step": step + 1, "valid_perplexity": perplexity}
+            save_model(folder, self.loss.transformer, note=note, world=self.world)
+        if self.world.is_main:
+            tqdm.write(f"step {step + 1}: validation perplexity {perplexity:.2f}")
+
+    def state(self) -> dict[str, object]:
+        """The loop state of a checkpoint."""
+        return {"best": self.best if math.isfinite(self.best) else None, "waited": self.waited}
+
+    def resume(self, run: Run) -> int:
+        """Go back to the newest checkpoint; returns the step to go on at."""
+        state = self.training.restore(run.checkpoints.load)
+        if state is None:
+            return 0
+        self.best, self.waited = math.inf if state["best"] is None else state["best"], state["waited"]
+        return int(state["step"])
+
+    def memory_probes(self) -> Probes:
+        """Passes over a given number of rows that take as much memory as any in training and change nothing."""
         tokens = torch.zeros(1, self.rows["train"].block, dtype=torch.int64, device=self.precision.device)
 
         def scoring(rows: int) -> None:
@@ -357,50 +315,27 @@ class SFTTrainer:
                 self.loss(tokens.expand(rows, -1), tokens.expand(rows, -1))
 
         def training(rows: int) -> None:
-            with self.trained.micro_batch(last=False):
+            with self.parallel.micro_batch(last=False):
                 with self.precision.autocast():
-                    losses = self.trained(tokens.expand(rows, -1), tokens.expand(rows, -1), None, self.sampled, 0)
-                self.trained.backward(losses.sum())
+                    losses = self.parallel(tokens.expand(rows, -1), tokens.expand(rows, -1), None, self.sampled, 0)
+                self.parallel.backward(losses.sum())
 
         return {"scoring": scoring, "training": training}
 
-    def _validate(self, step: int, task: str, folder: Path) -> dict[str, float]:
-        """Validation loss and perplexity; the best weights so far become the result."""
-        valid = validate(
-            self.loss, self.rows["valid"], self.params.validation.rows, self.precision, self.sizes.scoring, self.world
-        )
-        if not math.isfinite(valid):
-            raise UserError(
-                f"step {step}: the validation loss is {valid}; if that comes again, start anew with a lower --optimizer.lr than "
-                f"{self.params.optimizer.lr}"
-            )
-        self.waited = 0 if valid < self.best else self.waited + 1
-        if valid < self.best:
-            self.best = valid
-            note = {"stage": "train_sft", "step": step + 1, "valid_perplexity": math.exp(valid)}
-            save_model(folder, self.loss.transformer, note=note, world=self.world)
-        if self.world.is_main:
-            tqdm.write(f"step {step + 1}: validation perplexity {math.exp(valid):.2f}")
-        return {"valid/loss": valid, "valid/perplexity": math.exp(valid)}
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        return dict(self.loss.named_parameters()) | optimizer_tensors(self.optimizer, self.loss)
-
-    def _resume(self, run: Run) -> int:
-        allocate_state(self.optimizer)
-        state = run.checkpoints.load(self._tensors())
-        if state is None:
-            return 0
-        self.sizes = micro_batches_of_checkpoint(self.sizes, self.params.run, state, self.world)
-        self.loss.transformer.recompute_activations(self.sizes.recompute)
-        self.best, self.waited = math.inf if state["best"] is None else state["best"], state["waited"]
-        return state["step"]
+def make_optimizer(loss: NextTokenLoss, o: SFTOptimizerParams, bfloat16: bool) -> Optimizer:
+    """AdamW, or Muon for the blocks' matrices beside it."""
+    betas = (0.9, o.beta2)
+    if o.method == "muon":
+        return muon_and_adamw(loss.named_parameters(), o.muon_lr, o.lr, betas, o.weight_decay, bfloat16)
+    return adamw(loss.parameters(), o.lr, betas, o.weight_decay)
 
 
-def _initial_model(params: SFTParams) -> GPT2:
-    if params.model.initial is not None:
-        return load_model(Path(params.model.initial))
-    return GPT2(config_from_scratch(params.model)).initialise(generator_for(params.run.seed, "sft/weights"))
+def initial_model(m: ModelParams, seed: int) -> GPT2:
+    """The model that training starts from: read, or drawn. UserError if it cannot be read."""
+    if m.initial is not None:
+        return load_model(Path(m.initial))
+    return GPT2(config_from_scratch(m)).initialise(generator_for(seed, "sft/weights"))
 
 
 def learning_rate(o: SFTOptimizerParams, step: int, total: int) -> float:
@@ -434,38 +369,3 @@ def batch_rows(seed: int, n_rows: int, batch_size: int, step: int) -> np.ndarray
         for epoch in np.unique(wanted // n_rows)
     }
     return np.array([orders[i // n_rows][i % n_rows] for i in wanted])
-
-
-@torch.no_grad()
-def validate(
-    model: NextTokenLoss,
-    rows: Rows,
-    limit: int,
-    precision: Precision,
-    micro_batch: int,
-    world: World = World(),
-    describe: str | None = None,
-) -> float:
-    """Mean loss in nats per token over the first `limit` rows (all if 0), with the whole vocabulary; the ranks share
-    the work.
-
-    describe: what a progress bar is to be called; none shows none.
-    """
-    count = min(limit or len(rows), len(rows))
-    sums, mine = [], world.share_of(torch.arange(count))
-    with tqdm(total=len(mine), desc=describe, unit="row", disable=describe is None) as bar:
-        for part in mine.split(micro_batch):
-            inputs, labels = rows.batch(part.numpy())
-            with precision.autocast():
-                losses = model(inputs.to(precision.device), labels.to(precision.device)).double().cpu()
-            real = labels != rows.padding
-            of_row = torch.arange(len(part))[:, None].expand_as(labels)[real]
-            sums.append(
-                torch.stack(
-                    [torch.zeros(len(part), dtype=torch.float64).index_add_(0, of_row, losses), real.sum(1).double()],
-                    dim=1,
-                )
-            )
-            bar.update(len(part))
-    total, n_tokens = world.gather(torch.cat(sums))[:count].sum(0).tolist()
-    return total / n_tokens

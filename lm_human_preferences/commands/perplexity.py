@@ -9,8 +9,8 @@ from lm_human_preferences.data.rows import make_rows
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.model_folders import load_model
+from lm_human_preferences.learning.next_token import NextTokenLoss, validate
 from lm_human_preferences.runs.folder import model_and_task
-from lm_human_preferences.train_sft import NextTokenLoss, validate
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lm_human_preferences.data.labels import LabelBatch, LabelType, label_type
+from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.data.queries import DOWNLOADS
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.downloads import cached
@@ -313,3 +313,17 @@ def save_labels(path: Path, labels: Iterator[dict]) -> int:
             )
         file.write("" if lines else "]\n")
     return count
+
+
+def load_train_and_valid(
+    params: LabelParams, kind: LabelType, task: TaskParams, encoding: Encoding
+) -> tuple[LabelBatch, LabelBatch | None]:
+    """Training labels (the first num_train) and held-out ones, None if there are none. UserError if there are too few."""
+    following = 0 if params.valid_source else params.num_valid  # held-out labels that follow in the same file
+    labels = load_labels(params.source, kind, task, encoding, limit=params.num_train + following)
+    if len(labels) < params.num_train:
+        raise UserError(f"{params.source} has {len(labels)} labels, --labels.num_train asks for {params.num_train}")
+    if params.valid_source and params.num_valid:
+        return labels, load_labels(params.valid_source, kind, task, encoding, limit=params.num_valid)
+    train, valid = labels.rows(slice(params.num_train)), labels.rows(slice(params.num_train, None))
+    return train, valid if len(valid) else None

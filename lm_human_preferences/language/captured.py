@@ -10,6 +10,8 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
+from lm_human_preferences.foundation.errors import UserError
+
 Capture = Callable[
     [Callable[[], tuple]], tuple[Callable[[], None], tuple]
 ]  # work -> what runs it again, and the tensors it then writes
@@ -85,3 +87,18 @@ class CUDAGraphs:
         ):  # NCCL's threads ask the device things meanwhile
             outputs = work()
         return graph.replay, outputs
+
+
+def decoding_graphs(device_type: str, sharding: str) -> Captured:
+    """For rollouts of a policy whose weights stay where they are. UserError where there are no such graphs."""
+    if device_type != "cuda":
+        raise UserError(
+            f"--run.captured_decoding on: a CUDA graph needs a CUDA device, this run computes on {device_type}; leave it "
+            "off"
+        )
+    if sharding != "ddp":
+        raise UserError(
+            f"--run.captured_decoding on: with --run.sharding {sharding} the weights lie elsewhere at each rollout; leave "
+            "one of them off"
+        )
+    return Captured(CUDAGraphs())

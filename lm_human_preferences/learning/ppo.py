@@ -4,6 +4,7 @@ Shapes: B episodes, R response tokens. Nothing here knows ranks, models or optim
 utils/core.py.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ import torch
 
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
+
+LARGEST_ERROR = 0.2  # of the KL controller in one update, as a share (original: train_policy.py AdaptiveKLController)
 
 
 @dataclass
@@ -56,13 +59,56 @@ def check_ppo(params: PPOParams) -> None:
         )
     if params.whiten_rewards and params.batch_size // params.nminibatches < 8:
         raise UserError(
-            f"--ppo.whiten_rewards needs minibatches of at least 8 episodes, not {params.batch_size // params.nminibatches}; "
-            "raise --ppo.batch_size or switch it off"
+            "--ppo.whiten_rewards needs minibatches of at least 8 episodes, not "
+            f"{params.batch_size // params.nminibatches}; raise --ppo.batch_size or switch it off"
         )
     if params.old_logprobs not in ("auto", "sampling", "recomputed"):
         raise UserError(f"--ppo.old_logprobs {params.old_logprobs}: must be auto, sampling or recomputed")
-    if params.lr <= 0:
-        raise UserError(f"--ppo.lr {params.lr}: must be positive")
+    for name in ("lr", "cliprange", "cliprange_value"):
+        if not 0 < getattr(params, name) < math.inf:
+            raise UserError(f"--ppo.{name} {getattr(params, name)}: must be positive")
+    for name in ("gamma", "lam"):
+        if not 0 <= getattr(params, name) <= 1:
+            raise UserError(f"--ppo.{name} {getattr(params, name)}: must lie between 0 and 1")
+    if not 0 <= params.vf_coef < math.inf:
+        raise UserError(f"--ppo.vf_coef {params.vf_coef}: must not be negative")
+
+
+def check_kl(kl_coef: float, adaptive: AdaptiveKLParams | None, batch_size: int) -> None:
+    """Raises UserError for a KL coefficient or controller that would pay for distance, or could never move.
+
+    An update multiplies the coefficient by at least 1 - 0.2 * batch_size / horizon, which must stay positive.
+    """
+    if not 0 <= kl_coef < math.inf:
+        raise UserError(f"--rewards.kl_coef {kl_coef}: must not be negative")
+    if adaptive is None:
+        return
+    if not (0 < adaptive.target < math.inf and adaptive.horizon > 0):
+        raise UserError("--rewards.adaptive_kl.target and --rewards.adaptive_kl.horizon must be positive")
+    if kl_coef == 0:
+        raise UserError(
+            "--rewards.kl_coef 0 with --rewards.adaptive_kl on: the controller multiplies the coefficient, and 0 stays 0; "
+            "give a first value above 0, or --rewards.adaptive_kl off"
+        )
+    if batch_size >= adaptive.horizon / LARGEST_ERROR:
+        raise UserError(
+            f"--rewards.adaptive_kl.horizon {adaptive.horizon} is too short for --ppo.batch_size {batch_size}: a single "
+            f"step could take the coefficient to 0 or below; give a horizon above {int(LARGEST_ERROR * batch_size)}"
+        )
+
+
+class Rollout(NamedTuple):
+    """A step's episodes, the whole global batch, equal on every rank."""
+
+    queries: torch.Tensor  # int64 [B, Q]
+    responses: torch.Tensor  # int64 [B, R], raw
+    logprobs: torch.Tensor  # float32 [B, R], of the sampled tokens: the denominator of the ratio
+    values: torch.Tensor  # float32 [B, R]
+    sampled_logprobs: torch.Tensor  # float32 [B, R], as sampling computed them; `logprobs` unless those were recomputed
+    ref_logprobs: torch.Tensor  # float32 [B, R]
+    scores: torch.Tensor  # float32 [B], of the truncated responses, with the penalty
+    valid: torch.Tensor  # bool [B]
+    truncated: torch.Tensor  # int64 [B, R], the responses as the score sees them
 
 
 class FixedKLController:
@@ -85,7 +131,7 @@ class AdaptiveKLController:
 
     def update(self, kl: float, n_episodes: int) -> None:
         """kl: mean KL per response over the global batch, in nats; n_episodes: the global batch size."""
-        error = min(max(float(kl) / self.params.target - 1, -0.2), 0.2)
+        error = min(max(float(kl) / self.params.target - 1, -LARGEST_ERROR), LARGEST_ERROR)
         self.value *= 1 + error * n_episodes / self.params.horizon
 
 
@@ -209,8 +255,50 @@ def minibatch_stats(
         "val/clipfrac": losses.value_clipped.mean(),
         "val/mean": targets.old_values.mean(),
         "val/var": targets.old_values.var(correction=0),
+        "ratio/std": losses.ratio.std(correction=0),
     }
-    names = list(stats)
-    return dict(
-        zip(names, torch.stack([stats[name].detach().float() for name in names]).tolist(), strict=True)
-    )  # one synchronisation
+    return to_numbers(stats)
+
+
+def rollout_stats(
+    rollout: Rollout, non_score: torch.Tensor, kl_coef: float, recomputed: bool = False
+) -> dict[str, float]:
+    """What a step's episodes are like, before the update; names and meaning as in the original.
+
+    non_score: float32 [B, R], the KL part of the rewards; recomputed: whether `logprobs` come from another pass than
+    sampling's, which then says how far sampling and training are apart. All means are over the global batch.
+    """
+    kl = (rollout.logprobs - rollout.ref_logprobs).sum(1)
+    stats = {
+        "objective/kl": kl.mean(),
+        "objective/kl_std": kl.std(correction=0),
+        "objective/entropy": -rollout.logprobs.sum(1).mean(),
+        "objective/score": rollout.scores.mean(),
+        "objective/score_std": rollout.scores.std(correction=0),
+        "objective/score_total": rollout.scores.mean() + non_score.sum(1).mean(),
+        "objective/valid": rollout.valid.float().mean(),
+    }
+    if recomputed:
+        ratio = torch.exp(rollout.logprobs - rollout.sampled_logprobs)
+        stats["ppo/ratio/std_sampling"] = ratio.std(correction=0)
+    distinct = len(torch.unique(rollout.truncated, dim=0)) / len(rollout.truncated)
+    return to_numbers(stats) | {"objective/kl_coef": kl_coef, "objective/distinct": distinct}
+
+
+def update_stats(minibatches: list[dict[str, float]]) -> dict[str, float]:
+    """A step's statistics from those of its minibatches: their means, and the ratio's deviation before the first one's
+    optimizer step, which only rounding keeps from 0.
+    """
+    stats = {
+        f"ppo/{name}": sum(row[name] for row in minibatches) / len(minibatches)
+        for name in minibatches[0]
+        if name != "ratio/std"
+    }
+    variance = stats["ppo/returns/var"]
+    stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / variance if variance > 0 else 0.0
+    return stats | {"ppo/ratio/std_before": minibatches[0]["ratio/std"]}
+
+
+def to_numbers(stats: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Scalar tensors as numbers: a GPU is waited for once for all of them."""
+    return dict(zip(stats, torch.stack([value.detach().float() for value in stats.values()]).tolist(), strict=True))

@@ -6,6 +6,9 @@ import torch
 import torch.nn as nn
 
 from lm_human_preferences.compute.distributed import World
+from lm_human_preferences.compute.parallel import Parallel
+from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.data.labels import LabelBatch
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.heads import ScalarHead
@@ -88,3 +91,29 @@ class RewardModel(nn.Module):
             raise ValueError(f"rewards have standard deviation {std}: nothing to scale")
         self.gain.fill_(target_std / std)
         self.bias.fill_(target_mean - target_std / std * mean)
+
+
+def label_rewards(model: RewardModel | Parallel, labels: LabelBatch, precision: Precision) -> torch.Tensor:
+    """Rewards float32 [B, N] of each label's responses, on the model's device."""
+    with precision.autocast():
+        return model(labels.queries, labels.responses)
+
+
+@torch.no_grad()
+def rewards_of(
+    model: RewardModel, labels: LabelBatch, precision: Precision, micro_batch: int, world: World = World()
+) -> torch.Tensor:
+    """Rewards float32 [B, N] of all labels' responses, `micro_batch` responses at a time, the ranks sharing the work;
+    on the CPU.
+    """
+    mine = labels.rows(world.share_of(torch.arange(len(labels))))
+    rewards = torch.cat(
+        [label_rewards(model, part.to(precision.device), precision).cpu() for part in label_parts(mine, micro_batch)]
+    )
+    return world.gather(rewards)[: len(labels)]
+
+
+def label_parts(labels: LabelBatch, rows: int) -> list[LabelBatch]:
+    """Parts of at most `rows` responses (at least one label) each."""
+    size = max(1, rows // labels.responses.shape[1])
+    return [labels.rows(slice(start, start + size)) for start in range(0, len(labels), size)]

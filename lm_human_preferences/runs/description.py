@@ -9,27 +9,54 @@ from typing import Any
 
 from lm_human_preferences.foundation.errors import UserError
 
+FREE = ("run.", "tracking.")  # parameters that change nothing in the result
 _PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
 
 
 def check_same_configuration(
-    stored: dict, now: dict, command: str = "--run.resume", free: tuple[str, ...] = ("run.", "tracking.")
-) -> None:
+    stored: dict[str, Any], now: dict[str, Any], command: str = "--run.resume", free: tuple[str, ...] = FREE
+) -> list[str]:
     """UserError that begins with `command` if what a run was started with is not what it would go on with.
 
-    The parameters whose names begin with one of `free` may differ, the seed never.
+    The parameters whose names begin with one of `free` may differ, the seed never. What the two commands read (`inputs`,
+    digests by flag) must be the same where both say so. Returns, as lines for people, the parameters that only one of
+    the two versions of this program has: those do not count.
     """
     for key in ("stage", "task"):
         if stored.get(key) != now[key]:
             raise UserError(
-                f"{command}: that run was a {stored.get('stage')} on {stored.get('task')}, not a {now['stage']} on {now['task']}"
+                f"{command}: that run was a {stored.get('stage')} on {stored.get('task')}, "
+                f"not a {now['stage']} on {now['task']}"
             )
     before, after = leaves(stored["parameters"]), leaves(now["parameters"])
+    notes = []
     for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name) and (name == "run.seed" or not name.startswith(free)):
+        if before.get(name) == after.get(name) or (name != "run.seed" and name.startswith(free)):
+            continue
+        if name not in before and not _switched(name, before):
+            notes.append(f"the run was begun before {name} existed; it goes on with {after[name]}")
+        elif name not in after and not _switched(name, after):
+            notes.append(f"the run was begun with {name} {before[name]}, which exists no more")
+        else:
             raise UserError(
-                f"{command}: the run was started with {name} {before.get(name)}, now it is {after.get(name)}; give the same"
+                f"{command}: the run was started with {name} {before.get(name)}, now it is {after.get(name)}; "
+                "give the same"
             )
+    read_before = stored.get("inputs") or {}
+    for name, digest in (now.get("inputs") or {}).items():
+        if read_before.get(name, digest) != digest:
+            raise UserError(
+                f"{command}: what --{name} {after.get(name)} names is no longer what the run was started with; put it "
+                "back, or begin a new run under another name"
+            )
+    return notes
+
+
+def _switched(name: str, leaves_of_other: dict[str, Any]) -> bool:
+    """Whether a parameter is missing there because a group that it belongs to is off (None), or on, there."""
+    parts = name.split(".")
+    groups = {".".join(parts[:count]) for count in range(1, len(parts))}
+    return bool(groups & leaves_of_other.keys()) or any(other.startswith(name + ".") for other in leaves_of_other)
 
 
 def describe_run(stage: str, task: str, experiment: str, parameters: dict[str, Any]) -> dict[str, Any]:

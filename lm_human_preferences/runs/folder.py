@@ -8,20 +8,27 @@ saved_models/<experiment>/
     policy/ | reward_model/ | lm/             the result, a model folder
 """
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.data.tasks import TaskParams
-from lm_human_preferences.foundation.configuration import from_dict
+from lm_human_preferences.foundation.configuration import from_dict, to_dict
 from lm_human_preferences.foundation.errors import Interrupted, Terminated, UserError
 from lm_human_preferences.foundation.files import make_folder, read_json, remove_folder, remove_leftovers, write_json
 from lm_human_preferences.runs.checkpoints import Checkpoints
-from lm_human_preferences.runs.description import check_same_configuration, leaves
+from lm_human_preferences.runs.description import check_same_configuration, describe_run, leaves
+from lm_human_preferences.runs.inputs import input_digests
 from lm_human_preferences.runs.params import RunParams
+
+LOCK = ".lock"  # in a run's folder while a process works on it
 
 
 def check_name(experiment: str) -> None:
@@ -53,20 +60,25 @@ class Run:
     def __init__(self, folder: Path, params: RunParams, world: World = World()):
         self.folder, self.params, self.world = Path(folder), params, world
         self.checkpoints = Checkpoints(self.folder / "checkpoints", params.keep_checkpoints, world)
+        self._lock: FileLock | None = None
 
-    def open(self, description: dict[str, Any]) -> None:
+    def open(self, description: dict[str, Any], inputs: Mapping[str, str | None] = MappingProxyType({})) -> None:
         """Make the folder and write `config.json`, or check that an existing run may be continued or replaced; rank 0
         finds out for all.
 
         Raises UserError if a run of that name exists and neither overwrite nor resume was asked for, if its
         configuration differs from the one to resume, or if the folder cannot be written.
         """
-        if problem := self.world.from_main(self._problem_in_opening(description) if self.world.is_main else None):
+        if problem := self.world.from_main(
+            self._problem_in_opening(description, inputs) if self.world.is_main else None
+        ):
             raise UserError(problem)
 
-    def _problem_in_opening(self, description: dict[str, Any]) -> str | None:
-        existing, description = self.folder / "config.json", {**description, "launch": list(self.world.launch)}
+    def _problem_in_opening(self, description: dict[str, Any], inputs: Mapping[str, str | None]) -> str | None:
+        existing = self.folder / "config.json"
         try:
+            self._lock_folder()
+            description = {**description, "inputs": input_digests(inputs), "launch": list(self.world.launch)}
             if self.params.resume:
                 self._reopen(existing, description)
             else:
@@ -74,14 +86,45 @@ class Run:
                 if self.folder.exists():
                     remove_folder(self.folder)
                 make_folder(self.folder)
+                self._lock_folder()
                 write_json(existing, description)
         except UserError as error:
+            self.release()
             return str(error)
         return None
 
+    def _lock_folder(self) -> None:
+        """Keep other processes out of the folder, if there is one, until `release` or the end of this process. UserError
+        if another has it. Where a file system has no locks there are none.
+        """
+        if not self.folder.is_dir() or not os.access(self.folder, os.W_OK):
+            return
+        self.release()
+        lock = FileLock(self.folder / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(
+                f"another process is working on {self.folder}: wait until it has ended, or give another name"
+            ) from None
+        except (OSError, NotImplementedError):
+            return
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let other processes into the folder."""
+        if self._lock is not None:
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
+
     def _reopen(self, existing: Path, description: dict[str, Any]) -> None:
         if existing.exists():
-            check_same_configuration(_stored(existing), description)
+            stored = _stored(existing)
+            for note in check_same_configuration(stored, description):
+                print(note, file=sys.stderr)
+            if "inputs" not in stored:
+                write_json(existing, stored | {"inputs": description["inputs"]})
         elif self.checkpoints.all():
             print(f"{existing} is gone; written anew from this command", file=sys.stderr)
             write_json(existing, description)
@@ -101,6 +144,23 @@ class Run:
         if not (self.folder / "config.json").exists():
             raise UserError(f"{self.folder} is not empty and holds no run; delete it yourself or give another name")
 
+    def say(self, text: str) -> None:
+        """A line for people, from one rank."""
+        if self.world.is_main:
+            print(text)
+
+    def record_computed(self, computed: dict[str, Any]) -> None:
+        """Write into config.json what the run computes with; where a resumed run computes with something else, what was
+        there stays under `computed_before`.
+        """
+        if not self.world.is_main:
+            return
+        path = self.folder / "config.json"
+        config = read_json(path)
+        if config.get("computed") not in (None, computed):
+            config.setdefault("computed_before", []).append(config["computed"])
+        write_json(path, config | {"computed": computed})
+
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Whatever ends an open run inside the block is noted what of it is on disk and how to go on."""
@@ -117,6 +177,38 @@ class Run:
         if not saved:
             return f"no checkpoint of {self.folder} was saved yet: the same command with --run.resume begins again"
         return f"the newest checkpoint of {self.folder} is that of step {int(saved[-1].name):,}: the same command with --run.resume goes on from it"
+
+
+@contextmanager
+def open_run(
+    stage: str, task: str, experiment: str, params: Any, inputs: Mapping[str, str | None], world: World
+) -> Iterator[Run]:
+    """A stage's run, opened and locked; what ends it inside the block is told how to go on.
+
+    params: the stage's parameters, with `run`; inputs: what they name that is read, by flag.
+    """
+    run = Run(Path(params.run.save_dir) / experiment, params.run, world)
+    try:
+        run.open(describe_run(stage, task, experiment, to_dict(params)), inputs)
+        with run.explained():
+            yield run
+    finally:
+        run.release()
+
+
+def same_finished_run(folder: Path, stage: str, task: str, parameters: dict[str, Any], world: World) -> None:
+    """UserError, on every rank, unless the finished run in `folder` was made with these parameters."""
+
+    def problem() -> str | None:
+        try:
+            now = {"stage": stage, "task": task, "parameters": parameters}
+            check_same_configuration(_stored(folder / "config.json"), now, f"--run.resume ({folder})")
+        except UserError as error:
+            return str(error)
+        return None
+
+    if found := world.from_main(problem() if world.is_main else None):
+        raise UserError(found)
 
 
 def go_on_after_restart(params: RunParams, folder: Path, world: World) -> None:
@@ -151,6 +243,19 @@ def _stored(config: Path) -> dict[str, Any]:
         raise UserError(
             f"{config} is damaged; delete it, and --run.resume writes it anew from the command that you give"
         ) from None
+
+
+def model_folder(source: str, save_dir: str, results: tuple[str, ...]) -> str:
+    """The model folder that a user names by path: itself, or that of a run whose result is one of `results`; a run may
+    be named without its `save_dir`. What is neither stays as it is, so that loading it says what is wrong.
+    """
+    for folder in (Path(source), Path(save_dir) / source):
+        if (folder / "model.safetensors").exists():
+            return str(folder)
+        for result in results:
+            if (folder / result / "config.json").is_file():
+                return str(folder / result)
+    return source
 
 
 def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | None]:

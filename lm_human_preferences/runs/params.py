@@ -1,11 +1,14 @@
 """How a run computes and what it keeps: its parameters, their check, and what they set in PyTorch."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from lm_human_preferences.compute.distributed import WAIT, check_wait
+from lm_human_preferences.compute import distributed
+from lm_human_preferences.compute.distributed import WAIT, World, check_wait
 from lm_human_preferences.compute.parallel import SHARDINGS
 from lm_human_preferences.compute.precision import Precision, choose_precision
 from lm_human_preferences.foundation.configuration import param
@@ -22,7 +25,7 @@ class RunParams:
     resume: bool = param(False, "continue a run of the same name from its newest whole checkpoint")
     save_interval: int = param(50, "steps between checkpoints; 0 keeps only the result")
     keep_checkpoints: int = param(2, "how many checkpoints to keep")
-    log_interval: int = param(1, "steps between printed lines")
+    sample_interval: int = param(1, "policy training: steps between the samples in samples.jsonl")
     device: str = param("auto", "auto, cpu, cuda or cuda:N")
     precision: str = param("auto", "auto (bfloat16 where the hardware multiplies it fast), float32 or bfloat16")
     micro_batch: int | None = param(
@@ -67,7 +70,7 @@ def check_run_params(params: RunParams, rollouts: bool = False) -> None:
     for name in ("save_interval", "keep_checkpoints", "threads"):
         if getattr(params, name) < 0:
             raise UserError(f"--run.{name} {getattr(params, name)}: must not be negative")
-    for name in ("micro_batch", "micro_batch_rollout", "micro_batch_scoring", "log_interval"):
+    for name in ("micro_batch", "micro_batch_rollout", "micro_batch_scoring", "sample_interval"):
         if getattr(params, name) is not None and getattr(params, name) < 1:
             raise UserError(f"--run.{name} {getattr(params, name)}: must be at least 1")
     check_wait(params.timeout, "--run.timeout")
@@ -89,3 +92,11 @@ def start_computing(params: RunParams) -> Precision:
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
     return precision
+
+
+@contextmanager
+def computing(params: RunParams) -> Iterator[tuple[Precision, World]]:
+    """Around all that a run computes: its precision and device, and the ranks that take part."""
+    precision = start_computing(params)
+    with distributed.world(precision.device.type, params.timeout) as world:
+        yield precision, world

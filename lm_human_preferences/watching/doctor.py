@@ -17,7 +17,8 @@ from tqdm import tqdm
 from lm_human_preferences.foundation.configuration import to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json
-from lm_human_preferences.runs.tracking import JsonLines, Tracker, read_jsonl
+from lm_human_preferences.runs.folder import Run
+from lm_human_preferences.runs.tracking import JsonLines, NullTracker, Tracker, read_jsonl
 from lm_human_preferences.watching.checks import CHECKS, FINE, SEVERE, STAGES, History
 
 
@@ -117,20 +118,18 @@ class Watch:
         self.file.close()
 
 
-def open_watched(folder: Path, params: Any, stage: str, experiment: str, first: int) -> Tracker:
-    """The tracker of a stage that starts or goes on at step `first` in the run folder `folder`, with a `Watch` among
-    its places.
+def open_watched(run: Run, params: Any, stage: str, experiment: str, first: int) -> NullTracker:
+    """The tracker of a stage's run that starts or goes on at step `first`, with a `Watch` among its places; on ranks
+    that report nothing a tracker that does nothing.
 
     params: the stage's parameters, with `run` and `tracking`. Raises UserError as `Tracker.open` does.
     """
+    if not run.world.is_main:
+        return NullTracker()
     config, resume_at = to_dict(params), first if params.run.resume else None
+    watch = Watch.open(run.folder, stage, config, resume_at)
     return Tracker.open(
-        folder,
-        params.tracking,
-        run_name=experiment,
-        config=config,
-        resume_at=resume_at,
-        more=[Watch.open(folder, stage, config, resume_at)],
+        run.folder, params.tracking, run_name=experiment, config=config, resume_at=resume_at, more=[watch]
     )
 
 

@@ -10,7 +10,8 @@ from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.language.gpt2 import GPT2, MLP, GPT2Config
 from lm_human_preferences.language.logprobs import token_logprobs
-from lm_human_preferences.train_sft import NextTokenLoss, SFTParams, SFTTrainer, validate
+from lm_human_preferences.learning.next_token import NextTokenLoss, validate
+from lm_human_preferences.train_sft import SFTParams, SFTTrainer
 
 from conftest import TINY_CONFIG, tensor
 from recorded import make_policy

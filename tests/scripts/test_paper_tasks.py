@@ -313,7 +313,7 @@ def test_rows_and_task_must_fit(capsys, monkeypatch, tmp_path):
 def test_learning_references_makes_them_likelier(tmp_path):
     """The loss is that of the reference alone: a model that learns one summary for all comes near zero."""
     from lm_human_preferences.compute.precision import choose_precision
-    from lm_human_preferences.train_sft import NextTokenLoss, validate
+    from lm_human_preferences.learning.next_token import NextTokenLoss, validate
 
     write_token_file(tmp_path, "train", [[n % 20, 5, 26] for n in range(20)])
     write_token_file(tmp_path, "references_train", [[3, 1, 4]] * 20)

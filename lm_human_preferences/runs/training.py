@@ -1,0 +1,104 @@
+"""A module in training, as all stages have it: spread over the ranks, with its optimizer, the micro-batches that fit,
+and what a checkpoint holds of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from lm_human_preferences.compute.distributed import World
+from lm_human_preferences.compute.hardware import describe_computing
+from lm_human_preferences.compute.optim import allocate_state, optimizer_tensors
+from lm_human_preferences.compute.parallel import Parallel
+from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.data.tasks import TaskParams
+from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.runs.micro_batches import choose_micro_batches, micro_batches_of_checkpoint, try_micro_batches
+from lm_human_preferences.runs.params import RunParams
+from lm_human_preferences.runs.stage_memory import StageMemory
+
+Probes = dict[str, Callable[[int], None]]  # kind of pass -> a pass over that many rows that changes nothing
+
+
+class Training:
+    """What every stage trains with. `parallel` is called as the module itself; the rest is named by its field."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        memory: StageMemory,
+        make_optimizer: Callable[[Parallel], torch.optim.Optimizer],
+        params: RunParams,
+        precision: Precision,
+        world: World,
+        methods: tuple[str, ...] = (),
+    ):
+        """module: has a `transformer`; methods: those besides `forward` that read parameters (sharded ones gather)."""
+        self.module, self.params, self.precision, self.world = module, params, precision, world
+        self.micro_batches = choose_micro_batches(params, memory, precision, world)
+        self.transformer.recompute_activations(self.micro_batches.recompute)
+        self.parallel = Parallel(module, world, precision, params.sharding, methods)
+        self.optimizer = make_optimizer(self.parallel)
+
+    @property
+    def transformer(self) -> GPT2:
+        transformer = self.module.transformer
+        assert isinstance(transformer, GPT2)
+        return transformer
+
+    def in_words(self) -> str:
+        """Device, precision and micro-batches, for the line that a run begins with."""
+        return f"{self.precision.describe()}, {self.micro_batches.describe()}"
+
+    def computed(self) -> dict[str, Any]:
+        """What `auto` and empty parameters came to, for config.json: device, precision, threads, micro-batches."""
+        rows = asdict(self.micro_batches)
+        recompute = rows.pop("recompute")
+        return describe_computing(self.precision) | {"micro_batches": rows, "recompute_activations": recompute}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds: parameters and the optimizer's state, by name."""
+        return dict(self.module.named_parameters()) | optimizer_tensors(self.optimizer, self.module)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint's loop state says of it, as plain values."""
+        return {"micro_batches": self.micro_batches.state(self.world)}
+
+    def restore(self, load: Callable[[dict[str, torch.Tensor]], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """Fill the tensors from the checkpoint that `load` reads (Checkpoints.load) and take over its micro-batches;
+        returns its loop state, None if there is none.
+        """
+        allocate_state(self.optimizer)
+        state = load(self.tensors())
+        if state is not None:
+            self.micro_batches = micro_batches_of_checkpoint(self.micro_batches, self.params, state, self.world)
+            self.transformer.recompute_activations(self.micro_batches.recompute)
+        return state
+
+    def try_micro_batches(self, probes: Probes) -> None:
+        """On a GPU, halve what was chosen until `probes` run; sharded passes wait for other ranks and are not tried."""
+        if self.precision.device.type == "cuda" and not self.parallel.sharded:
+            self.micro_batches = try_micro_batches(self.micro_batches, self.params, probes, self.optimizer, self.world)
+
+
+def blank_rows(task: TaskParams, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """One made-up query int64 [1, Q] and response int64 [1, R] of full length, for probes to expand."""
+    lengths = (task.query_length, task.response_length)
+    queries, responses = (torch.zeros(1, length, dtype=torch.int64, device=device) for length in lengths)
+    return queries, responses
+
+
+def rollout_probe(policy: Policy, task: TaskParams, precision: Precision) -> Callable[[int], None]:
+    """Samples responses to that many made-up queries, as a rollout does."""
+    queries, _ = blank_rows(task, precision.device)
+
+    def rollout(rows: int) -> None:
+        uniforms = torch.zeros(rows, task.response_length, device=precision.device)
+        with torch.no_grad(), precision.autocast():
+            policy.respond(queries.expand(rows, -1), uniforms)
+
+    return rollout
