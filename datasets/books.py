@@ -141,7 +141,8 @@ def main() -> None:
     rule = check_arguments(arguments)
     if rule.valid is None or not rule.valid or not rule.test:
         raise UserError(
-            f"--split {arguments.split}: books have no splits of their own; give percentages above 0 for valid and test like 1,1"
+            f"--split {arguments.split}: books have no splits of their own; give percentages above 0 for valid and "
+            "test like 1,1"
         )
     if arguments.passage < 1:
         raise UserError(f"--passage {arguments.passage}: expected a number of characters from 1 up")

@@ -91,7 +91,7 @@ def test_a_share_is_held_out_where_no_file_is(texts, tmp_path):
             lambda folder: (folder / "c.jsonl").write_text('{"title": "no text"}\n'),
             "c.jsonl, line 1: expected a JSON object with a string field 'text'",
         ),
-        (lambda folder: (folder / "c.jsonl").write_text('{"text": "fine"}\n{"text"'), "c.jsonl, line 2 is no JSON"),
+        (lambda folder: (folder / "c.jsonl").write_text('{"text": "fine"}\n{"text"'), "c.jsonl, line 2 is not JSON"),
         (
             lambda folder: (folder / "valid.jsonl.gz").write_bytes((folder / "valid.jsonl.gz").read_bytes()[:-12]),
             "valid.jsonl.gz is damaged",

@@ -188,7 +188,7 @@ def test_another_rule_divides_by_text(tmp_path):
 
 def test_posts_from_the_web_after_a_broken_connection(tmp_path, monkeypatch):
     write_posts(tmp_path / "served")
-    monkeypatch.setattr(tldr, "DOWNLOADS", tmp_path / "downloads")
+    monkeypatch.setenv("LMHP_HOME", str(tmp_path))
     with serve(tmp_path / "served") as server:
         server.break_after = [100]
         prepare(tldr, tmp_path / "out", "--url", server.url)
@@ -203,7 +203,7 @@ def test_lists_of_addresses_from_the_web(tmp_path, monkeypatch):
     (tmp_path / "in" / "url_lists").rename(tmp_path / "served")
     with serve(tmp_path / "served") as server:
         monkeypatch.setattr(cnndm, "LISTS", server.url)
-        monkeypatch.setattr(cnndm, "DOWNLOADS", tmp_path / "downloads")
+        monkeypatch.setenv("LMHP_HOME", str(tmp_path))
         prepare(cnndm, tmp_path / "out", "--input", tmp_path / "in")
     assert len(texts(tmp_path / "out", "test")) == 3
 
@@ -338,14 +338,14 @@ CASES = [
     ),
     (tldr, lambda f: (f / "valid-subset.json").write_text(""), "the source has no document for the split valid"),
     (tldr, lambda f: (f / "valid-subset.json").write_text("[]"), "the source has no document for the split valid"),
-    (tldr, lambda f: (f / "train-subset.json").write_bytes(b'[{"content": "caf\xe9"}]'), "record 0: not UTF-8"),
+    (tldr, lambda f: (f / "train-subset.json").write_bytes(b'[{"content": "caf\xe9"}]'), "not UTF-8 (invalid"),
     (tldr, lambda f: (f / "train-subset.json").write_text('[{"content": 5}]'), "record 0: expected an object"),
     (
         tldr,
         lambda f: (f / "train-subset.json").write_text('[{"content": "a", "summary": 5}]'),
         "record 0: 'summary' is 5",
     ),
-    (tldr, lambda f: (f / "train-subset.json").write_text("<html>404</html>"), "line 1 is no JSON"),
+    (tldr, lambda f: (f / "train-subset.json").write_text("<html>404</html>"), "line 1 is not JSON"),
     (tldr, lambda f: (f / "train-subset.json").unlink(), "holds no train-subset.json"),
     (cnndm, lambda f: next((f / "cnn/stories").iterdir()).unlink(), "fetch both archives of stories"),
     (cnndm, lambda f: next((f / "cnn/stories").iterdir()).write_bytes(b"caf\xe9 (CNN)"), "not UTF-8"),
@@ -360,7 +360,7 @@ CASES = [
     (books, lambda f: (f / "a.jsonl").write_text('"a"\n{"content": "b"}\n'), "a.jsonl, line 2: expected a text"),
     (books, lambda f: (f / "a.jsonl").write_bytes(b'"caf\xe9"\n'), "a.jsonl, line 1: not UTF-8"),
     (books, lambda f: (f / "a.jsonl").write_text('"a"\n'), "has no document for the split"),
-    (books, lambda f: (f / "a.jsonl").write_text('"a"\n"b'), "a.jsonl, line 2 is no JSON"),
+    (books, lambda f: (f / "a.jsonl").write_text('"a"\n"b'), "a.jsonl, line 2 is not JSON"),
     (books, lambda f: (f / "a.jsonl.gz").write_bytes(gzip.compress(b'"a"\n' * 99)[:-9]), "a.jsonl.gz is damaged"),
     (books, lambda f: (f / "a.jsonl").write_bytes(b""), "has no document for the split"),
     (books, lambda f: (f / "a.jsonl").unlink(), "holds no *.txt"),
