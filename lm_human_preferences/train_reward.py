@@ -27,6 +27,7 @@ from lm_human_preferences.foundation.configuration import param, to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import write_json
 from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.learning.label_losses import label_losses, label_statistics
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.runs.checkpoints import check_finite
@@ -288,11 +289,11 @@ class RewardTrainer:
         for number, part in enumerate(micro_batches, 1):
             with self.trained.micro_batch(last=number == len(micro_batches)):
                 part_rewards = label_rewards(self.trained, part, self.precision)
-                self.trained.backward(self.kind.losses(part_rewards, part.target).sum() / len(batch))
+                self.trained.backward(label_losses(self.kind, part_rewards, part.target).sum() / len(batch))
             rewards.append(part_rewards.detach())
         self.optimizer.step(lr)
         self.optimizer.zero_grad(set_to_none=True)
-        stats = self.kind.stats(self.world.gather(torch.cat(rewards)).cpu(), batch.target)
+        stats = label_statistics(self.kind, self.world.gather(torch.cat(rewards)).cpu(), batch.target)
         return stats | {"lr": lr, "gain": float(self.model.gain.detach()), "bias": float(self.model.bias.detach())}
 
     @torch.no_grad()
@@ -356,14 +357,14 @@ class RewardTrainer:
         labels = self.valid_labels
         rewards = rewards_of(self.model, labels, self.precision, self.sizes.scoring, self.world)
         if not self.kind.is_choice:
-            return self.kind.stats(rewards, labels.target) | {"labels": len(labels)}
+            return label_statistics(self.kind, rewards, labels.target) | {"labels": len(labels)}
         accuracy = float((rewards.argmax(1) == labels.target).float().mean())
         return {
             "accuracy": accuracy,
             "standard_error": math.sqrt(accuracy * (1 - accuracy) / len(labels)),
             "choices": len(labels),
             "chance": 1 / self.kind.n_responses,
-            "loss": self.kind.stats(rewards, labels.target)["loss"],
+            "loss": label_statistics(self.kind, rewards, labels.target)["loss"],
         }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
