@@ -61,7 +61,7 @@ _MARKS = [
         (r"(?<=\w) - (?=\w)", "-"),
     )
 ]
-_QUOTED = re.compile(r'" *([^"]*?) *"')
+_QUOTED = re.compile(r'"([^"]*)"')
 
 
 def join_marks(text: str) -> str:
@@ -70,7 +70,7 @@ def join_marks(text: str) -> str:
     """
     for pattern, replacement in _MARKS:
         text = pattern.sub(replacement, text)
-    return _QUOTED.sub(r'"\1"', text)
+    return _QUOTED.sub(lambda quoted: '"' + quoted[1].strip(" ") + '"', text)
 
 
 def passages(parts: Iterable[str], least: int, separator: str) -> Iterator[str]:
@@ -147,7 +147,7 @@ def main() -> None:
     if arguments.passage < 1:
         raise UserError(f"--passage {arguments.passage}: expected a number of characters from 1 up")
     recipe = Recipe(
-        1,
+        2,
         "the books belong to their authors",
         ("train", "valid", "test"),
         clean=unchanged if arguments.input else join_marks,

@@ -80,11 +80,11 @@ def clean(text: str) -> str:
 
 
 def clean_reference(text: str) -> str:
-    """Highlights, one a line, with the space that follows the prompt's colon."""
+    """Highlights, one a line, with the space that follows the prompt's colon; nothing for nothing."""
     import ftfy
 
-    lines = [line.strip() for line in ftfy.fix_text(text).split("\n")]
-    return " " + "\n".join(line for line in lines if line)
+    lines = [stripped for line in ftfy.fix_text(text).split("\n") if (stripped := line.strip())]
+    return " " + "\n".join(lines) if lines else ""
 
 
 def with_paragraphs(article: str) -> str:
@@ -101,7 +101,7 @@ def with_paragraphs(article: str) -> str:
 
 
 def split_story(story: str) -> tuple[str, str]:
-    """Article and highlights (a line each) of a .story file."""
+    """Article and highlights (a line each) of a .story file; "" where it has none."""
     article, *highlights = story.split("@highlight")
     return article, "\n".join(highlights)
 
@@ -163,10 +163,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rule = check_arguments(arguments)
     recipe = Recipe(
-        1,
+        2,
         "the articles belong to their publishers",
         ("train", "valid", "test"),
         references=True,
+        needed_reference="highlight (what follows @highlight in a .story file)",
         clean=clean,
         clean_reference=clean_reference,
     )

@@ -262,6 +262,7 @@ class Recipe(NamedTuple):
     licence: str
     splits: tuple[str, ...]
     references: bool = False
+    needed_reference: str = ""  # what a reference is, where a split in which no document has one is an error
     end_of_text: bool = False
     clean: Clean = unchanged
     clean_reference: Clean = unchanged
@@ -315,7 +316,7 @@ def prepare(
     """Make the data set in `arguments.output`, or do nothing where it is there already.
 
     source: what was read, by name (paths with their fingerprints, addresses); settings: what else the result depends
-    on. Raises UserError if a split would have no document.
+    on. Raises UserError if a split would have no document, or lack all of the references that it needs.
     """
     about = {"recipe": recipe.version, "limit": arguments.limit, "split": arguments.split, "inputs": source} | settings
     if not arguments.force and is_complete(arguments.output, about):
@@ -331,6 +332,8 @@ def prepare(
                     f"the source has no document for the split {split}; give more of it, or another --split than "
                     f"{arguments.split}"
                 )
+            if recipe.needed_reference and not splits[f"references_{split}"]["tokens"]:
+                raise UserError(f"no document of the split {split} has a {recipe.needed_reference}")
         write_meta(
             folder, source=", ".join(source), licence=recipe.licence, splits=splits, **about, files=file_digests(folder)
         )
