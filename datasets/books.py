@@ -61,7 +61,7 @@ _MARKS = [
         (r"(?<=\w) - (?=\w)", "-"),
     )
 ]
-_QUOTED = re.compile(r'" *([^"]*?) *"')
+_QUOTED = re.compile(r'"([^"]*)"')
 
 
 def join_marks(text: str) -> str:
@@ -70,7 +70,7 @@ def join_marks(text: str) -> str:
     """
     for pattern, replacement in _MARKS:
         text = pattern.sub(replacement, text)
-    return _QUOTED.sub(r'"\1"', text)
+    return _QUOTED.sub(lambda quoted: '"' + quoted[1].strip(" ") + '"', text)
 
 
 def passages(parts: Iterable[str], least: int, separator: str) -> Iterator[str]:
@@ -141,12 +141,13 @@ def main() -> None:
     rule = check_arguments(arguments)
     if rule.valid is None or not rule.valid or not rule.test:
         raise UserError(
-            f"--split {arguments.split}: books have no splits of their own; give percentages above 0 for valid and test like 1,1"
+            f"--split {arguments.split}: books have no splits of their own; give percentages above 0 for valid and "
+            "test like 1,1"
         )
     if arguments.passage < 1:
         raise UserError(f"--passage {arguments.passage}: expected a number of characters from 1 up")
     recipe = Recipe(
-        1,
+        2,
         "the books belong to their authors",
         ("train", "valid", "test"),
         clean=unchanged if arguments.input else join_marks,

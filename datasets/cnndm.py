@@ -1,15 +1,16 @@
 """CNN and Daily Mail articles with their highlights, for the task cnndm.
 
-    python datasets/cnndm.py                      cnn_dailymail 3.0.0 from the Hugging Face hub (needs the package datasets)
-    python datasets/cnndm.py --input FOLDER       the original's files: cnn/stories/*.story and dailymail/stories/*.story
+    python datasets/cnndm.py                   cnn_dailymail 3.0.0 from the Hugging Face hub
+    python datasets/cnndm.py --input FOLDER    the original's files: cnn/stories/*.story and dailymail/stories/*.story
 
-The .story files are those of K. M. Hermann et al. 2015 (two archives on https://cs.nyu.edu/~kcho/DMQA/). Which articles
+The first needs the package datasets. The .story files are those of K. M. Hermann et al. 2015 (two archives on https://cs.nyu.edu/~kcho/DMQA/). Which articles
 belong to which split is said by the lists all_train.txt, all_val.txt and all_test.txt of their addresses: in FOLDER, in
 FOLDER/url_lists, or else fetched from OpenAI. A story's file is named after the SHA-1 of its address. What is written
 (S is each of train, valid, test):
 
     S.bin, S.idx.npy              token file: the articles, cleaned as the original cleans them
-    references_S.bin, .idx.npy    token file: the highlights, document by document; what supervised training learns to write
+    references_S.bin, .idx.npy    token file: the highlights, document by document, which supervised training learns to
+                                  write; empty for a story that has none
     meta.json                     source, counts and digests
 
 The hub's version has lost its line breaks, and a query of this task ends with one. So a break is put after each
@@ -40,7 +41,7 @@ from lm_human_preferences.data.preparation import (
     prepare,
     read_text,
 )
-from lm_human_preferences.data.queries import DOWNLOADS
+from lm_human_preferences.data.queries import downloads_folder
 from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.judging.text_metrics import sentences
@@ -79,11 +80,11 @@ def clean(text: str) -> str:
 
 
 def clean_reference(text: str) -> str:
-    """Highlights, one a line, with the space that follows the prompt's colon."""
+    """Highlights, one a line, with the space that follows the prompt's colon; nothing for nothing."""
     import ftfy
 
-    lines = [line.strip() for line in ftfy.fix_text(text).split("\n")]
-    return " " + "\n".join(line for line in lines if line)
+    lines = [stripped for line in ftfy.fix_text(text).split("\n") if (stripped := line.strip())]
+    return " " + "\n".join(lines) if lines else ""
 
 
 def with_paragraphs(article: str) -> str:
@@ -100,7 +101,7 @@ def with_paragraphs(article: str) -> str:
 
 
 def split_story(story: str) -> tuple[str, str]:
-    """Article and highlights (a line each) of a .story file."""
+    """Article and highlights (a line each) of a .story file; "" where it has none."""
     article, *highlights = story.split("@highlight")
     return article, "\n".join(highlights)
 
@@ -118,7 +119,7 @@ def find_list(folder: Path, split: str) -> Path:
     for place in (folder, folder / "url_lists"):
         if (place / LIST_OF[split]).is_file():
             return place / LIST_OF[split]
-    return cached(f"{LISTS}/{LIST_OF[split]}", DOWNLOADS)
+    return cached(f"{LISTS}/{LIST_OF[split]}", downloads_folder())
 
 
 def from_stories(folder: Path, lists: dict[str, Path], rule: SplitRule, limit: int | None) -> Iterator[Document]:
@@ -129,7 +130,8 @@ def from_stories(folder: Path, lists: dict[str, Path], rule: SplitRule, limit: i
             story = folder / story_path(url)
             if not story.is_file():
                 raise UserError(
-                    f"{path}, line {number}: {url} has no story {story}; fetch both archives of stories, or take the hub's version"
+                    f"{path}, line {number}: {url} has no story {story}; fetch both archives of stories, or take the "
+                    "hub's version"
                 )
             content = read_text(story)
             article, highlights = split_story(content)
@@ -161,10 +163,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rule = check_arguments(arguments)
     recipe = Recipe(
-        1,
+        2,
         "the articles belong to their publishers",
         ("train", "valid", "test"),
         references=True,
+        needed_reference="highlight (what follows @highlight in a .story file)",
         clean=clean,
         clean_reference=clean_reference,
     )

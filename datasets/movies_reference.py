@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from lm_human_preferences.data.queries import DATASETS_FOLDER
+from lm_human_preferences.data.queries import datasets_folder
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json, write_json
 from lm_human_preferences.judging.ratings import (
@@ -37,7 +37,7 @@ from lm_human_preferences.judging.ratings import (
 
 @dataclass(frozen=True)
 class Choices:
-    """Choices among four: sentence texts [n][4], each person's ratings [n][4][m], and the index of the best, int64 [n]."""
+    """Choices among four: sentence texts [n][4], each person's ratings [n][4][m], and the best's index, int64 [n]."""
 
     texts: list[list[str]]
     ratings: list[list[list[int]]]
@@ -139,7 +139,7 @@ NAMES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, metavar="FOLDER", default=DATASETS_FOLDER / "movies", help="the prepared data set"
+        "--data", type=Path, metavar="FOLDER", default=datasets_folder() / "movies", help="the prepared data set"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
     parser.add_argument(

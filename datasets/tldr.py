@@ -2,7 +2,9 @@
 
     python datasets/tldr.py                       OpenAI's selection, fetched from its public address
     python datasets/tldr.py --input FOLDER        train-subset.json and valid-subset.json on disk
-    python datasets/tldr.py --hub webis/tldr-17 --split 1,1    all posts, with summaries, from the Hugging Face hub (needs the package datasets)
+    python datasets/tldr.py --hub webis/tldr-17 --split 1,1    all posts, with summaries, from the Hugging Face hub
+
+(the last needs the package datasets).
 
 Each file is a list of objects (or one a line) with the post in `content`; where `summary` is there too, it becomes the
 reference that supervised training learns to write. The posts are those of M. Völske et al. 2017, "TL;DR: Mining Reddit
@@ -36,7 +38,7 @@ from lm_human_preferences.data.preparation import (
     hub_rows,
     prepare,
 )
-from lm_human_preferences.data.queries import DOWNLOADS
+from lm_human_preferences.data.queries import downloads_folder
 from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.records import read_records
@@ -112,14 +114,15 @@ def main() -> None:
             raise UserError("--input and --hub exclude each other; give one of them")
         if not rule.valid or not rule.test:
             raise UserError(
-                f"--split {arguments.split}: the hub's posts have no splits of their own; give percentages above 0 for valid and test like 1,1"
+                f"--split {arguments.split}: the hub's posts have no splits of their own; give percentages above 0 for "
+                "valid and test like 1,1"
             )
         revision = REVISION if arguments.hub == HUB else None
         source = {arguments.hub: hub_fingerprint(arguments.hub, revision)}
         prepare(recipe, arguments, source, lambda: from_hub(arguments.hub, revision, rule, arguments.limit))
         return
     if arguments.input is None:
-        files = {split: cached(f"{arguments.url}/{name}", DOWNLOADS) for split, name in FILES.items()}
+        files = {split: cached(f"{arguments.url}/{name}", downloads_folder()) for split, name in FILES.items()}
     else:
         files = {split: arguments.input / name for split, name in FILES.items()}
         for path in files.values():

@@ -60,7 +60,7 @@ def read(source: str, params: LabelToolParams) -> tuple[LabelBatch, LabelType, E
         response_length=response,
         truncate_token=encoding.end_of_text if params.end_of_text else None,
     )
-    return load_labels(source, kind, task, encoding), kind, encoding
+    return load_labels(source, kind, task, encoding, learnable=False), kind, encoding
 
 
 def inspect(source: str, params: LabelToolParams) -> str:

@@ -6,20 +6,24 @@ address: the file is fetched once and its digest checked at each use. Original: 
 """
 
 import json
+from array import array
+from collections import Counter
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain, combinations, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from lm_human_preferences.compute.distributed import is_first_to_say
 from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, label_type
-from lm_human_preferences.data.queries import DOWNLOADS
+from lm_human_preferences.data.queries import downloads_folder
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_file
-from lm_human_preferences.foundation.records import parse_json, read_records
+from lm_human_preferences.foundation.records import read_records
 from lm_human_preferences.language.encoding import Encoding
 
 
@@ -31,7 +35,7 @@ def local_file(source: str) -> Path:
     """The file of a source; what is on the web is fetched into datasets/downloads/. Raises UserError if it is not
     there.
     """
-    path = cached(source, DOWNLOADS) if is_address(source) else Path(source)
+    path = cached(source, downloads_folder()) if is_address(source) else Path(source)
     if not path.is_file():
         raise UserError(f"the label file {path} does not exist; prepare the data set first, or name another file")
     return path
@@ -45,100 +49,110 @@ def load_labels(
     limit: int | None = None,
     skip: int = 0,
     needed: bool = True,
+    learnable: bool = True,
 ) -> LabelBatch | None:
     """The labels skip .. skip + limit of a file; None if there are none and none are `needed`. Other fields of the file
     are ignored.
 
-    Raises UserError, naming file, entry and what was expected, for a file that is no JSON, lacks a key, has a token out
-    of range, an answer out of range or a length other than the task's.
+    Says in one line what the task's lengths cut off, and how many labels thereby show the same response twice. Raises
+    UserError, naming file, entry and what was expected, for a file that is not JSON, lacks a key, has a token out of
+    range, an answer out of range or a length other than the task's; and, if they must be `learnable`, where the
+    responses of every label are the same.
     """
-    import simdjson
-
     path, names = local_file(source), kind.response_names()
-    lengths = [task.query_length] + [task.response_length] * len(names)
-    parser, tokens, parts, answers = simdjson.Parser(), bytearray(), [], []
-
-    def narrow() -> None:
-        """What has been read so far, checked, as int32: a few hundred labels at a time, which need little memory."""
-        rows = np.concatenate(parts).reshape(-1, sum(lengths))
-        _check_range(rows, lengths, names, encoding, path, skip + len(answers) - len(rows))
-        tokens.extend(rows.astype(np.int32).tobytes())
-        parts.clear()
-
-    records = islice(read_records(path, "label", raw=True), skip, None if limit is None else skip + limit)
-    for number, (where, content) in enumerate(records, skip):
-        label = _exact_label(parser, content, ["query", *names], kind.answer, lengths)
-        if label is None:  # of texts, or something is wrong with it
-            label = _checked_label(parse_json(content, where), kind, task, encoding, f"{path}, label {number}")
-        parts += label[0]
-        answers.append(_answer(label[1], kind, f"{path}, label {number}"))
-        if len(parts) > 1000:
-            narrow()
+    vocabulary = frozenset((*range(encoding.n_vocab), encoding.padding_token))
+    tokens, answers, cut = array("i"), [], _Cut()
+    records = islice(read_records(path, "label"), skip, None if limit is None else skip + limit)
+    for number, (_, entry) in enumerate(records, skip):
+        where = f"{path}, label {number}"
+        label = _label_of_tokens(entry, kind, task, encoding, where, cut)
+        for name in ("query", *names):
+            length = task.query_length if name == "query" else task.response_length
+            tokens.extend(_checked_tokens(label[name], length, vocabulary, encoding, f"{where}: {name}"))
+        if label["query"][0] == encoding.padding_token:
+            raise UserError(f"{where}: query is empty: it starts with padding")
+        answers.append(_answer(label[kind.answer], kind, where))
     if not answers:
         if needed:
             raise UserError(f"{path} has no labels{f' after the first {skip}' if skip else ''}")
         return None
-    if parts:
-        narrow()
-    rows = torch.frombuffer(tokens, dtype=torch.int32).view(len(answers), -1)
+    rows = torch.from_numpy(np.frombuffer(tokens, np.int32)).view(len(answers), -1)
     queries, responses = rows.split([task.query_length, task.response_length * len(names)], dim=1)
-    return LabelBatch(
+    batch = LabelBatch(
         queries,
         responses.unflatten(1, (len(names), -1)),
         torch.tensor(answers, dtype=torch.int64 if kind.is_choice else torch.float32),
     )
-
-
-def _exact_label(
-    parser, content: bytes, names: list[str], answer: str, lengths: list[int]
-) -> tuple[list[np.ndarray], object] | None:
-    """Tokens and answer of a label that is just as the original writes it, without a Python object a token; None for
-    any other.
-    """
-    try:
-        entry = parser.parse(content)
-        parts = [np.frombuffer(entry[name].as_buffer(of_type="i"), np.int64) for name in names]
-        value = entry[answer]
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-        return None
-    if list(map(len, parts)) != lengths or content.count(b"[") != len(names):  # nested lists come flat
-        return None
-    return (parts, value) if type(value) in (int, float) else None
-
-
-def _checked_label(
-    entry: object, kind: LabelType, task: TaskParams, encoding: Encoding, where: str
-) -> tuple[list[np.ndarray], object]:
-    """Tokens and answer of any label. Raises UserError with what is wrong with it."""
-    names = ["query", *kind.response_names()]
-    lists = _token_lists(entry, kind, task, encoding, where)
-    for name, part in zip(names, lists, strict=True):
-        _check_tokens(
-            part, task.query_length if name == "query" else task.response_length, encoding, f"{where}: {name}"
+    twice, throughout = _same_responses(batch)
+    first = f"the first {task.response_length} tokens (--task.response_length)"
+    if learnable and throughout == len(batch):
+        raise UserError(f"{path}: each label's responses are all the same in {first}: nothing can be learnt from them")
+    notes = cut.notes(task)
+    if twice:
+        notes.append(
+            f"{twice:,} of {len(batch):,} labels show the same response twice in {first}"
+            + (f", {throughout:,} of them no other" if throughout else "")
         )
-    return [np.array(part, np.int64) for part in lists], entry[kind.answer]
+    _say(path, notes)
+    return batch
 
 
-def _token_lists(entry: object, kind: LabelType, task: TaskParams, encoding: Encoding, where: str) -> list:
-    """Query and responses of an entry as they stand, or as the tokens of its texts. Raises UserError for a missing key."""
+class _Cut:
+    """Counts the texts that a task's lengths cut."""
+
+    def __init__(self) -> None:
+        self.texts: Counter[str] = Counter()
+        self.cut: Counter[str] = Counter()
+
+    def padded(self, tokens: list[int], length: int, padding_token: int, noun: str) -> list[int]:
+        """`tokens` cut to `length` on the right, or filled up to it."""
+        self.texts[noun] += 1
+        self.cut[noun] += len(tokens) > length
+        return (tokens + [padding_token] * length)[:length]
+
+    def notes(self, task: TaskParams) -> list[str]:
+        lengths = {"queries": "query_length", "responses": "response_length"}
+        return [
+            f"{self.cut[noun]:,} of {self.texts[noun]:,} {noun} are longer than --task.{name} {getattr(task, name)} "
+            "and cut there"
+            for noun, name in lengths.items()
+            if self.cut[noun]
+        ]
+
+
+def _same_responses(batch: LabelBatch) -> tuple[int, int]:
+    """How many labels show some response twice, and how many of these show no other."""
+    responses = batch.responses
+    pairs = list(combinations(range(responses.shape[1]), 2))
+    if not pairs:
+        return 0, 0
+    same = torch.stack([(responses[:, i] == responses[:, j]).all(1) for i, j in pairs], 1)
+    return int(same.any(1).sum()), int(same.all(1).sum())
+
+
+def _say(path: Path, notes: list[str]) -> None:
+    if notes and is_first_to_say(line := f"{path}: {'; '.join(notes)}"):
+        print(line)
+
+
+def _label_of_tokens(
+    entry: object, kind: LabelType, task: TaskParams, encoding: Encoding, where: str, cut: _Cut
+) -> dict[str, Any]:
+    """An entry as it stands, or with the tokens of its texts. Raises UserError for a missing key."""
     names = ["query", *kind.response_names(), kind.answer]
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected an object with {', '.join(names)}")
     if "responses" in entry or isinstance(entry.get("query"), str):
-        entry = _tokenised(entry, kind, task, encoding, where)
+        entry = _tokenised(entry, kind, task, encoding, where, cut)
     for name in names:
         if name not in entry:
             raise UserError(f"{where}: the key {name!r} is missing; {kind.name} needs {', '.join(names)}")
-    lists = [entry[name] for name in names[:-1]]
-    for name, part in zip(names, lists, strict=False):
-        if not isinstance(part, list):
-            raise UserError(
-                f"{where}: {name}: expected a list of {task.query_length if name == 'query' else task.response_length} token ids"
-            )
-    return lists
+    return entry
 
 
-def _tokenised(entry: dict, kind: LabelType, task: TaskParams, encoding: Encoding, where: str) -> dict:
+def _tokenised(
+    entry: dict[str, Any], kind: LabelType, task: TaskParams, encoding: Encoding, where: str, cut: _Cut
+) -> dict[str, Any]:
     """A label of texts as one of padded token lists. Texts longer than the task's lengths are cut on the right."""
     texts = entry.get("responses", [])
     if (
@@ -149,42 +163,29 @@ def _tokenised(entry: dict, kind: LabelType, task: TaskParams, encoding: Encodin
         raise UserError(f'{where}: expected {{"query": text, "responses": [text, ...]}}')
     if len(texts) != kind.n_responses:
         raise UserError(f"{where}: {kind.name} needs {kind.n_responses} responses, found {len(texts)}")
-
-    def padded(tokens: list[int], length: int) -> list[int]:
-        return (tokens + [encoding.padding_token] * length)[:length]
-
     end = [encoding.end_of_text] if task.truncate_token == encoding.end_of_text else []
+    padding = encoding.padding_token
     result = {name: value for name, value in entry.items() if name not in ("query", "responses")}
-    result["query"] = padded(encoding.encode(entry["query"]), task.query_length)
+    result["query"] = cut.padded(encoding.encode(entry["query"]), task.query_length, padding, "queries")
     for name, text in zip(kind.response_names(), texts, strict=True):
-        result[name] = padded(encoding.encode(text) + end, task.response_length)
+        result[name] = cut.padded(encoding.encode(text) + end, task.response_length, padding, "responses")
     return result
 
 
-def _check_tokens(value: list, length: int, encoding: Encoding, where: str) -> None:
-    if not all(type(token) is int for token in value):
+def _checked_tokens(
+    value: object, length: int, vocabulary: frozenset[int], encoding: Encoding, where: str
+) -> list[int]:
+    if not isinstance(value, list) or not set(map(type, value)) <= {int}:  # a bool is not a token
         raise UserError(f"{where}: expected a list of {length} token ids")
     if len(value) != length:
         raise UserError(f"{where} has {len(value)} tokens, the task's length is {length}")
-    for token in value:
-        if not (0 <= token < encoding.n_vocab or token == encoding.padding_token):
-            raise UserError(
-                f"{where}: token {token} is out of range (0..{encoding.n_vocab - 1}, or {encoding.padding_token} for padding)"
-            )
-
-
-def _check_range(
-    rows: np.ndarray, lengths: list[int], names: list[str], encoding: Encoding, path: Path, skip: int
-) -> None:
-    """UserError for the first token outside vocabulary and padding, or the first query that begins with padding."""
-    bad = (rows < 0) | (rows >= encoding.n_vocab) & (rows != encoding.padding_token)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        part = int(np.searchsorted(np.cumsum(lengths), column, side="right"))
-        _check_tokens([int(rows[row, column])], 1, encoding, f"{path}, label {skip + row}: {['query', *names][part]}")
-    empty = np.flatnonzero(rows[:, 0] == encoding.padding_token)
-    if len(empty):
-        raise UserError(f"{path}, label {skip + empty[0]}: query is empty: it starts with padding")
+    if not vocabulary.issuperset(value):
+        token = next(token for token in value if token not in vocabulary)
+        raise UserError(
+            f"{where}: token {token} is out of range (0..{encoding.n_vocab - 1}, or {encoding.padding_token} for "
+            "padding)"
+        )
+    return value
 
 
 def _answer(value: object, kind: LabelType, where: str) -> int | float:
@@ -213,7 +214,7 @@ def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.T
     if isinstance(first, dict) and "best" in first:
         batch = load_labels(path, infer_kind(path), task, encoding).to(torch.device("cpu"))
         return batch.queries, batch.responses[torch.arange(len(batch)), batch.target]
-    rows, rating = [], label_type("scalar_rating")
+    rows, rating, cut = [], label_type("scalar_rating"), _Cut()
     for where, entry in chain([(where, first)] if where else [], entries):
         if (
             not isinstance(entry, dict)
@@ -223,11 +224,11 @@ def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.T
             raise UserError(
                 f'{where}: expected {{"query": text, "response": text}}, or choices with responses and best'
             )
-        rows.append(
-            _tokenised({"query": entry["query"], "responses": [entry["response"]]}, rating, task, encoding, where)
-        )
+        texts = {"query": entry["query"], "responses": [entry["response"]]}
+        rows.append(_tokenised(texts, rating, task, encoding, where, cut))
     if not rows:
         raise UserError(f"{path} has no texts")
+    _say(Path(path), cut.notes(task))
     return torch.tensor([row["query"] for row in rows]), torch.tensor([row["sample"] for row in rows])
 
 
@@ -252,7 +253,8 @@ def infer_kind(source: str) -> LabelType:
             if answer in keys and (answer != "best" or samples >= 2):
                 return label_type(name)
         raise UserError(
-            f"{where}: expected the answer in 'best' (of two or more samples), 'score' or 'difference'; it has {', '.join(keys) or 'no keys'}"
+            f"{where}: expected the answer in 'best' (of two or more samples), 'score' or 'difference'; it has "
+            f"{', '.join(keys) or 'no keys'}"
         )
     raise UserError(f"{path} has no labels")
 

@@ -1,10 +1,11 @@
-"""Human labels: their types, their losses and statistics. Original: label_types.py, train_reward.py."""
+"""People's labels: their types, and batches of them. What is learnt from them is in `learning/label_losses.py`.
 
-from collections.abc import Callable
+Original: label_types.py, train_reward.py.
+"""
+
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
@@ -38,7 +39,8 @@ class LabelBatch:
     def __len__(self) -> int:
         return len(self.target)
 
-    def rows(self, index) -> "LabelBatch":
+    def rows(self, index: slice | torch.Tensor) -> "LabelBatch":
+        """The labels of a slice, or of row numbers int64 [n]."""
         return LabelBatch(self.queries[index], self.responses[index], self.target[index])
 
     def to(self, device: torch.device) -> "LabelBatch":
@@ -49,50 +51,33 @@ class LabelBatch:
 
 @dataclass(frozen=True)
 class LabelType:
-    """One kind of question to people: how many responses it shows, what the answer is called, and the loss of rewards
-    [B, N].
+    """One kind of question to people: how many responses it shows, and what the answer is called ("best", "score" or
+    "difference").
     """
 
     name: str
     n_responses: int
     answer: str
-    losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # rewards [B, N], target [B] -> losses [B]
 
     @property
     def is_choice(self) -> bool:
         return self.answer == "best"
 
     def response_names(self) -> list[str]:
+        """The responses' keys in the original's JSON."""
         return ["sample"] if self.answer == "score" else [f"sample{i}" for i in range(self.n_responses)]
 
     def target_mean_std(self, target: torch.Tensor) -> tuple[float, float]:
-        """Mean and deviation that rewards are normalised to *before* training: 0 and 1 for choices, else those of the
-        labels.
+        """Mean and deviation that rewards are normalised to *before* training: 0 and 1 for choices, else those of all
+        labels [n].
 
-        Biased deviation over all labels; of `difference` / 2 for comparisons. After training it is always 0 and 1.
+        The deviation is the biased one; for comparisons both are of `difference` / 2. After training it is always 0
+        and 1.
         """
         if self.is_choice:
             return 0.0, 1.0
         values = target.double() / (2 if self.answer == "difference" else 1)
         return float(values.mean()), float(values.std(correction=0))
-
-    def stats(self, rewards: torch.Tensor, target: torch.Tensor) -> dict[str, float]:
-        """Statistics of a whole global batch: `loss` and `error` (the same number, as in the original), and what else
-        the type has.
-        """
-        loss = float(self.losses(rewards, target).mean())
-        stats = {"loss": loss, "error": loss}
-        if self.is_choice:
-            stats["accuracy"] = float((rewards.argmax(1) == target).float().mean())
-        if self.answer == "score":
-            stats |= {
-                "label_mean": float(target.mean()),
-                "label_var": float(target.var(correction=0)),
-                "corr": float(pearson_r(rewards[:, 0], target)),
-            }
-        if self.answer == "difference":
-            stats["corr"] = float(pearson_r(rewards[:, 1] - rewards[:, 0], target))
-        return stats
 
 
 def label_type(name: str) -> LabelType:
@@ -102,18 +87,9 @@ def label_type(name: str) -> LabelType:
         and name.removeprefix("best_of_").isdigit()
         and int(name.removeprefix("best_of_")) >= 2
     ):
-        n = int(name.removeprefix("best_of_"))
-        return LabelType(name, n, "best", lambda rewards, best: F.cross_entropy(rewards, best, reduction="none"))
+        return LabelType(name, int(name.removeprefix("best_of_")), "best")
     if name == "scalar_rating":
-        return LabelType(name, 1, "score", lambda rewards, score: (rewards[:, 0] - score) ** 2)
+        return LabelType(name, 1, "score")
     if name in ("scalar_compare", "scalar_comparison"):
-        return LabelType(
-            name, 2, "difference", lambda rewards, difference: (rewards[:, 1] - rewards[:, 0] - difference) ** 2
-        )
+        return LabelType(name, 2, "difference")
     raise UserError(f"--labels.type {name}: must be best_of_N (N at least 2), scalar_rating or scalar_compare")
-
-
-def pearson_r(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Correlation of two vectors [B] (original: utils/core.py pearson_r)."""
-    x, y = x - x.mean(), y - y.mean()
-    return (x * y).mean() / ((x * x).mean() * (y * y).mean()).sqrt()

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from lm_human_preferences.data.queries import DATASETS_FOLDER, TokenFileWriter, write_meta
+from lm_human_preferences.data.queries import TokenFileWriter, datasets_folder, write_meta
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import make_folder, read_json, sha256
 from lm_human_preferences.language.encoding import gpt2_encoding
@@ -173,7 +173,8 @@ class SplitRule(NamedTuple):
             raise UserError(f"--split {text}: expected source, or percentages for valid and test like 1,1") from None
         if not (valid >= 0 and test >= 0 and valid + test < 100):
             raise UserError(
-                f"--split {text}: the percentages for valid and test must not be negative and leave something to train on"
+                f"--split {text}: the percentages for valid and test must not be negative and leave something to train "
+                "on"
             )
         return cls(valid, test)
 
@@ -241,7 +242,9 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def fingerprint(path: Path) -> str:
-    """What tells one input from another: a file's SHA-256; of a folder, a digest of its files' names, sizes and times."""
+    """What tells one input from another: a file's SHA-256; of a folder, a digest of its files' names, sizes and
+    times.
+    """
     if path.is_file():
         return sha256(path)
     listing = sorted(
@@ -259,6 +262,7 @@ class Recipe(NamedTuple):
     licence: str
     splits: tuple[str, ...]
     references: bool = False
+    needed_reference: str = ""  # what a reference is, where a split in which no document has one is an error
     end_of_text: bool = False
     clean: Clean = unchanged
     clean_reference: Clean = unchanged
@@ -270,8 +274,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str, split: str) -> Non
         "--output",
         type=Path,
         metavar="FOLDER",
-        default=DATASETS_FOLDER / name,
-        help=f"folder to write to (default: {name}, beside this script)",
+        default=datasets_folder() / name,
+        help=f"folder to write to (default: datasets/{name})",
     )
     parser.add_argument(
         "--limit", type=int, metavar="N", help="read the first N documents of each of the source's splits only"
@@ -312,7 +316,7 @@ def prepare(
     """Make the data set in `arguments.output`, or do nothing where it is there already.
 
     source: what was read, by name (paths with their fingerprints, addresses); settings: what else the result depends
-    on. Raises UserError if a split would have no document.
+    on. Raises UserError if a split would have no document, or lack all of the references that it needs.
     """
     about = {"recipe": recipe.version, "limit": arguments.limit, "split": arguments.split, "inputs": source} | settings
     if not arguments.force and is_complete(arguments.output, about):
@@ -325,8 +329,11 @@ def prepare(
         for split in recipe.splits:
             if not splits[split]["documents"]:
                 raise UserError(
-                    f"the source has no document for the split {split}; give more of it, or another --split than {arguments.split}"
+                    f"the source has no document for the split {split}; give more of it, or another --split than "
+                    f"{arguments.split}"
                 )
+            if recipe.needed_reference and not splits[f"references_{split}"]["tokens"]:
+                raise UserError(f"no document of the split {split} has a {recipe.needed_reference}")
         write_meta(
             folder, source=", ".join(source), licence=recipe.licence, splits=splits, **about, files=file_digests(folder)
         )
@@ -340,7 +347,9 @@ def prepare(
 
 
 def input_files(path: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """The files an --input names: itself, or those of a folder that fit a pattern. Raises UserError if there are none."""
+    """The files an --input names: itself, or those of a folder that fit a pattern. Raises UserError if there are
+    none.
+    """
     files = [path] if path.is_file() else sorted(file for pattern in patterns for file in path.glob(pattern))
     if not files:
         raise UserError(f"--input {path} holds no {', '.join(patterns)}")
@@ -350,7 +359,7 @@ def input_files(path: Path, patterns: tuple[str, ...]) -> list[Path]:
 def read_text(path: Path) -> str:
     """A text file. Raises UserError, naming the place, if it is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # without the byte order mark that some editors begin with
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
@@ -391,7 +400,8 @@ def hub_rows(
                 for column in columns:
                     if not isinstance(row.get(column), str):
                         raise UserError(
-                            f"{name}, split {split}, row {number}: expected a text in the column {column!r}; it has {', '.join(row)}"
+                            f"{name}, split {split}, row {number}: expected a text in the column {column!r}; it has "
+                            f"{', '.join(row)}"
                         )
                 yield row
                 bar.update()

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -18,10 +19,18 @@ from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.data.tasks import TaskParams, single_token
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_file, read_json, sha256, write_json
+from lm_human_preferences.foundation.root import project_root
 from lm_human_preferences.language.encoding import Encoding
 
-DATASETS_FOLDER = Path(__file__).resolve().parent.parent.parent / "datasets"
-DOWNLOADS = DATASETS_FOLDER / "downloads"  # what was fetched from the web, by host and path
+
+def datasets_folder() -> Path:
+    """Where data sets lie that are given by name: `datasets/` below the project's root, which LMHP_HOME can move."""
+    return project_root() / "datasets"
+
+
+def downloads_folder() -> Path:
+    """Where files lie that were fetched from the web, by host and path."""
+    return datasets_folder() / "downloads"
 
 
 class TokenFile:
@@ -33,8 +42,14 @@ class TokenFile:
         tokens, index = self.folder / f"{split}.bin", self.folder / f"{split}.idx.npy"
         for path in (tokens, index):
             if not path.is_file():
+                there = splits_of(self.folder)
                 raise UserError(
-                    f"{path} does not exist: prepare the data set first ({preparation_command(self.folder.name)})"
+                    f"{path} does not exist: "
+                    + (
+                        f"the data set's splits are {', '.join(there)}"
+                        if there
+                        else f"prepare the data set first ({preparation_command(self.folder.name)})"
+                    )
                 )
         try:
             self.offsets = np.load(index, allow_pickle=False)
@@ -47,7 +62,8 @@ class TokenFile:
             )
         if len(o) == 1:
             raise UserError(
-                f"{tokens} holds no document: prepare the data set again, from a source that has some for the split {split}"
+                f"{tokens} holds no document: prepare the data set again, from a source that has some for the split "
+                f"{split}"
             )
         have, want = tokens.stat().st_size / 2, int(self.offsets[-1])
         if have != want:
@@ -59,7 +75,8 @@ class TokenFile:
         highest = int(self.tokens.max(initial=0))
         if highest >= n_vocab:
             raise UserError(
-                f"{self.folder / self.split}.bin holds token {highest}, but the model's vocabulary has {n_vocab}: wrong encoding"
+                f"{self.folder / self.split}.bin holds token {highest}, but the model's vocabulary has {n_vocab}: "
+                "wrong encoding"
             )
 
     def __len__(self) -> int:
@@ -71,16 +88,42 @@ class TokenFile:
 
 def dataset_folder(dataset: str | Path) -> Path:
     """The folder of a data set given by path or by its name in datasets/."""
-    return Path(dataset) if Path(dataset).is_dir() else DATASETS_FOLDER / dataset
+    return Path(dataset) if Path(dataset).is_dir() else datasets_folder() / dataset
 
 
 def preparation_command(name: str) -> str:
     """How a user gets the data set `name`: its script, or the one for texts of their own."""
     return (
         f"python datasets/{name}.py"
-        if (DATASETS_FOLDER / f"{name}.py").exists()
+        if (datasets_folder() / f"{name}.py").exists()
         else f"python datasets/corpus.py --input FOLDER --name {name}"
     )
+
+
+def splits_of(folder: Path, prefix: str = "") -> list[str]:
+    """The splits of a data set whose token files are both there, in order of name; with `prefix` those that begin with
+    it, without it.
+    """
+    names = sorted(path.name.removesuffix(".idx.npy") for path in Path(folder).glob("*.idx.npy"))
+    return [
+        name.removeprefix(prefix) for name in names if name.startswith(prefix) and (folder / f"{name}.bin").is_file()
+    ]
+
+
+def check_split(dataset: str, split: str, flag: str) -> None:
+    """UserError, naming the flag and the splits that there are, unless the data set has this split.
+
+    dataset: as --task.query_dataset has it, perhaps with :prefix. To be called before a training whose end needs the
+    split.
+    """
+    name, _, prefix = dataset.partition(":")
+    folder = dataset_folder(name)
+    there = splits_of(folder, prefix)
+    if split in there:
+        return
+    if not there:
+        raise UserError(f"the data set {dataset} does not exist: prepare it first ({preparation_command(folder.name)})")
+    raise UserError(f"{flag} {split}: the data set {dataset} has no such split; it has {', '.join(there)}")
 
 
 class TokenFileWriter:
@@ -107,11 +150,13 @@ class TokenFileWriter:
         self._tokens.write(array.astype(np.uint16).tobytes())
         self.offsets.append(self.offsets[-1] + array.size)
 
-    def __exit__(self, *exception) -> None:
-        if exception[0] is None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
             with open(self._index, "wb") as file:
                 np.save(file, np.array(self.offsets, dtype=np.int64))
-        self._stack.__exit__(*exception)
+        self._stack.__exit__(kind, error, trace)
 
     def entry(self) -> dict[str, int | str]:
         """What `meta.json` says of the split: documents, tokens, SHA-256 of both files."""
@@ -147,13 +192,18 @@ def read_meta(folder: Path) -> dict:
     return read_json(Path(folder) / "meta.json")
 
 
-def select_query(tokens: np.ndarray, start_token: int | None, end_token: int | None, length: int) -> np.ndarray | None:
+def select_query(
+    tokens: np.ndarray, start_token: int | None, end_token: int | None, length: int, end_of_text: int | None = None
+) -> np.ndarray | None:
     """The query in a document, without padding, or None if the document has none and is skipped.
 
     After the first start token -> cut to `length` -> up to and including the last end token in that window. A start
-    token that is the document's very last token does not trim (nothing would remain). Original: language/datasets.py
-    Dataset.tf_dataset.
+    token that is the document's very last token does not trim (nothing would remain). `end_of_text` marks the end of
+    documents of language-model training; it is not a part of a query, or the policy would begin another text instead of
+    going on with this one. Original: language/datasets.py Dataset.tf_dataset, whose data sets have no such marks.
     """
+    if end_token != end_of_text:
+        tokens = _without_last(tokens, end_of_text)
     if start_token is not None:
         places = np.flatnonzero(tokens == start_token)
         if not len(places):
@@ -165,8 +215,16 @@ def select_query(tokens: np.ndarray, start_token: int | None, end_token: int | N
         places = np.flatnonzero(window == end_token)
         if not len(places):
             return None
-        window = window[: places[-1] + 1]
-    return window
+        return window[: places[-1] + 1]
+    return _without_last(window, end_of_text)
+
+
+def _without_last(tokens: np.ndarray, token: int | None) -> np.ndarray:
+    """`tokens` without those at their end that are `token`."""
+    size = len(tokens)
+    while size and tokens[size - 1] == token:
+        size -= 1
+    return tokens[:size]
 
 
 class QueryStream:
@@ -186,10 +244,11 @@ class QueryStream:
         padding_token: int,
         start_token: int | None = None,
         end_token: int | None = None,
+        end_of_text: int | None = None,
         order: Callable[[int], Sequence[int]] | None = None,
     ):
         self.documents, self.length, self.padding_token = documents, length, padding_token
-        self.start_token, self.end_token = start_token, end_token
+        self.start_token, self.end_token, self.end_of_text = start_token, end_token, end_of_text
         self.order = functools.lru_cache(maxsize=1)(order or (lambda epoch: range(len(documents))))
         self.position = (0, 0)
 
@@ -216,10 +275,13 @@ class QueryStream:
                 epoch, place = epoch + 1, 0
             if barren > len(self.documents):
                 raise UserError(
-                    "no document of the query data set has a query: look at --task.start_text, --task.end_text, --task.query_length"
+                    "no document of the query data set has a query: look at --task.start_text, --task.end_text, "
+                    "--task.query_length"
                 )
             document = int(self.order(epoch)[place])
-            query = select_query(self.documents[document], self.start_token, self.end_token, self.length)
+            query = select_query(
+                self.documents[document], self.start_token, self.end_token, self.length, self.end_of_text
+            )
             place, barren = place + 1, barren + 1
             if query is not None and len(query):
                 self.position = (epoch, place)
@@ -246,6 +308,7 @@ def query_stream(task: TaskParams, encoding: Encoding, seed: int, purpose: str, 
         padding_token=encoding.padding_token,
         start_token=single_token(task.start_text, encoding, "start_text"),
         end_token=single_token(task.end_text, encoding, "end_text"),
+        end_of_text=encoding.end_of_text,
         order=lambda epoch: torch.randperm(
             len(documents), generator=generator_for(seed, f"{purpose}/queries", epoch)
         ).numpy(),

@@ -95,6 +95,7 @@ class ReferenceRows:
             )
         references.check_vocabulary(encoding.n_vocab)
         self.file, self.references, self.task, self.padding = file, references, task, encoding.padding_token
+        self.end_of_text = encoding.end_of_text
         self.learnt = references.tokens
         self.formatter = QueryFormatter.of(task, encoding)
         self.ends = [] if task.truncate_token is None else [task.truncate_token]
@@ -115,7 +116,7 @@ class ReferenceRows:
         )
 
     def _query(self, document: int) -> np.ndarray | None:
-        query = select_query(self.file[document], self.start, self.end, self.task.query_length)
+        query = select_query(self.file[document], self.start, self.end, self.task.query_length, self.end_of_text)
         return query if query is not None and len(query) else None
 
     def __len__(self) -> int:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import tiktoken
 
+from lm_human_preferences.language import white_space
+
 END_OF_TEXT = 50256
 
 # How GPT-2 cuts text before it merges bytes. Contractions match in lower case only, as in the original.
@@ -34,9 +36,18 @@ class Encoding:
         self.end_of_text = END_OF_TEXT
 
     def encode(self, text: str) -> list[int]:
-        return self._bpe.encode_ordinary(text)
+        if len(text) < white_space.LONG:
+            return self._bpe.encode_ordinary(text)
+        parts = white_space.split_at_long_runs(text)
+        encoded = (
+            self._bpe._encode_single_piece(part) if is_run else self._bpe.encode_ordinary(part)
+            for part, is_run in parts
+        )
+        return [token for tokens in encoded for token in tokens]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 2) -> list[list[int]]:
+        if any(len(text) >= white_space.LONG for text in texts):
+            return [self.encode(text) for text in texts]
         return self._bpe.encode_ordinary_batch(list(texts), num_threads=threads)
 
     def decode(self, tokens: Sequence[int]) -> str:

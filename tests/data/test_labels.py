@@ -1,22 +1,23 @@
 """Label files in both forms, and the answers that each type takes. ORIGINAL details 45-48."""
 
 import json
-import math
 
 import pytest
 import torch
 
-from lm_human_preferences.data import label_files
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.commands.inspect_labels import LabelToolParams, convert, inspect
-from lm_human_preferences.data.label_files import load_labels, save_labels, token_label
+from lm_human_preferences.data.label_files import infer_kind, load_labels, save_labels, token_label
 from lm_human_preferences.data.labels import label_type
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.data.tasks import TaskParams
 from web import serve
 
 LETTERS, TASK = get_encoding("letters"), TaskParams(query_length=3, response_length=4, truncate_token=26)
-CHOICES = [{"query": "ab", "responses": ["c", "defghij", "k", ""], "best": 1}, {"query": "lmnop", "responses": ["q", "r", "s", "t"], "best": 3}]
+CHOICES = [
+    {"query": "ab", "responses": ["c", "defghij", "k", ""], "best": 1},
+    {"query": "lmnop", "responses": ["q", "r", "s", "t"], "best": 3},
+]
 
 
 def write(path, rows):
@@ -31,10 +32,18 @@ def test_texts_are_cut_padded_and_ended(tmp_path):
     assert batch.responses[0].tolist() == [[2, 26, 27, 27], [3, 4, 5, 6], [10, 26, 27, 27], [26, 27, 27, 27]]
 
 
-@pytest.mark.parametrize("name, rows", [
-    ("best_of_4", CHOICES), ("best_of_2", [{"query": "a", "responses": ["b", "c"], "best": 0}]),
-    ("scalar_rating", [{"query": "a", "responses": ["b"], "score": -1.5}, {"query": "a", "responses": ["c"], "score": 2}]),
-    ("scalar_compare", [{"query": "a", "responses": ["b", "c"], "difference": 0.25}])])
+@pytest.mark.parametrize(
+    "name, rows",
+    [
+        ("best_of_4", CHOICES),
+        ("best_of_2", [{"query": "a", "responses": ["b", "c"], "best": 0}]),
+        (
+            "scalar_rating",
+            [{"query": "a", "responses": ["b"], "score": -1.5}, {"query": "a", "responses": ["c"], "score": 2}],
+        ),
+        ("scalar_compare", [{"query": "a", "responses": ["b", "c"], "difference": 0.25}]),
+    ],
+)
 def test_both_forms_give_the_same_tensors(tmp_path, name, rows):
     kind = label_type(name)
     texts = load_labels(write(tmp_path / "a.jsonl", rows), kind, TASK, LETTERS)
@@ -44,24 +53,47 @@ def test_both_forms_give_the_same_tensors(tmp_path, name, rows):
         assert torch.equal(getattr(texts, field), getattr(tokens, field))
 
 
-@pytest.mark.parametrize("name, row, says", [
-    ("best_of_4", {"query": "a", "responses": ["b", "c"], "best": 0}, "label 0: best_of_4 needs 4 responses, found 2"),
-    ("best_of_2", {"query": "a", "responses": ["b", 5], "best": 0}, "label 0: expected"),
-    ("best_of_2", {"query": ["a"], "responses": ["b", "c"], "best": 0}, "label 0: expected"),
-    ("best_of_2", {"query": "a", "responses": ["b", "c"], "best": True}, "'best' is True"),
-    ("best_of_2", {"query": "a", "responses": ["b", "c"], "best": -1}, "'best' is -1"),
-    ("best_of_2", {"query": "", "responses": ["b", "c"], "best": 1}, "query is empty"),
-    ("best_of_2", {"query": [1, 2, 3], "sample0": [1] * 4, "sample1": [1] * 5, "best": 1}, "sample1 has 5 tokens, the task's length is 4"),
-    ("best_of_2", {"query": [1, 2, 3], "sample0": [1] * 4, "sample1": [1, 2, 3, 4.0], "best": 1}, "sample1: expected a list of 4 token ids"),
-    ("best_of_2", "a", "expected an object"),
-    ("best_of_2", {"query": [1, 2, 27], "sample0": [1] * 4, "sample1": [28] * 4, "best": 1}, "sample1: token 28 is out of range"),
-    ("best_of_2", {"query": [1, 2], "sample0": [1] * 4, "sample1": [1] * 4, "best": 1}, "query has 2 tokens, the task's length is 3"),
-    ("scalar_rating", {"query": "a", "responses": ["b"], "score": "good"}, "'score' is 'good'"),
-    ("scalar_rating", {"query": "a", "responses": ["b"], "score": 1e39}, "'score' is 1e.39; it must be a number"),
-    ("scalar_compare", {"query": "a", "responses": ["b", "c"], "difference": -10 ** 400}, "'difference' is -1000"),
-    ("scalar_compare", {"query": "a", "responses": ["b", "c"], "difference": float("nan")}, "'difference' is nan"),
-    ("scalar_rating", {"query": "a", "responses": ["b"], "best": 0}, "the key 'score' is missing"),
-])
+@pytest.mark.parametrize(
+    "name, row, says",
+    [
+        (
+            "best_of_4",
+            {"query": "a", "responses": ["b", "c"], "best": 0},
+            "label 0: best_of_4 needs 4 responses, found 2",
+        ),
+        ("best_of_2", {"query": "a", "responses": ["b", 5], "best": 0}, "label 0: expected"),
+        ("best_of_2", {"query": ["a"], "responses": ["b", "c"], "best": 0}, "label 0: expected"),
+        ("best_of_2", {"query": "a", "responses": ["b", "c"], "best": True}, "'best' is True"),
+        ("best_of_2", {"query": "a", "responses": ["b", "c"], "best": -1}, "'best' is -1"),
+        ("best_of_2", {"query": "", "responses": ["b", "c"], "best": 1}, "query is empty"),
+        (
+            "best_of_2",
+            {"query": [1, 2, 3], "sample0": [1] * 4, "sample1": [1] * 5, "best": 1},
+            "sample1 has 5 tokens, the task's length is 4",
+        ),
+        (
+            "best_of_2",
+            {"query": [1, 2, 3], "sample0": [1] * 4, "sample1": [1, 2, 3, 4.0], "best": 1},
+            "sample1: expected a list of 4 token ids",
+        ),
+        ("best_of_2", "a", "expected an object"),
+        (
+            "best_of_2",
+            {"query": [1, 2, 27], "sample0": [1] * 4, "sample1": [28] * 4, "best": 1},
+            "sample1: token 28 is out of range",
+        ),
+        (
+            "best_of_2",
+            {"query": [1, 2], "sample0": [1] * 4, "sample1": [1] * 4, "best": 1},
+            "query has 2 tokens, the task's length is 3",
+        ),
+        ("scalar_rating", {"query": "a", "responses": ["b"], "score": "good"}, "'score' is 'good'"),
+        ("scalar_rating", {"query": "a", "responses": ["b"], "score": 1e39}, "'score' is 1e.39; it must be a number"),
+        ("scalar_compare", {"query": "a", "responses": ["b", "c"], "difference": -(10**400)}, "'difference' is -1000"),
+        ("scalar_compare", {"query": "a", "responses": ["b", "c"], "difference": float("nan")}, "'difference' is nan"),
+        ("scalar_rating", {"query": "a", "responses": ["b"], "best": 0}, "the key 'score' is missing"),
+    ],
+)
 def test_what_is_wrong_is_said(tmp_path, name, row, says):
     path = write(tmp_path / "a.jsonl", [row])
     with pytest.raises(UserError, match=says) as error:
@@ -87,41 +119,101 @@ def test_a_file_with_too_few(tmp_path):
         load_labels(path, label_type("best_of_4"), TASK, LETTERS, skip=2)
 
 
-@pytest.mark.parametrize("name, content, says", [
-    ("a.jsonl", json.dumps(CHOICES[0]).encode() + b'\n\n{"query"\n', "a.jsonl, line 3 is no JSON"), ("a.jsonl", b"\n", "has no labels"),
-    ("a.json", b"[]", "has no labels"), ("a.json", b'[{"query": ', "label 0 is truncated"), ("a.json", b'["caf\xe9"]', "not UTF-8")])
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("a.jsonl", json.dumps(CHOICES[0]).encode() + b'\n\n{"query"\n', "a.jsonl, line 3 is not JSON"),
+        ("a.jsonl", b"\n", "has no labels"),
+        ("a.json", b"[]", "has no labels"),
+        ("a.json", b'[{"query": ', "label 0 is truncated"),
+        ("a.json", b'["caf\xe9"]', "not UTF-8"),
+    ],
+)
 def test_files_that_hold_no_labels(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says):
         load_labels(str(tmp_path / name), label_type("best_of_4"), TASK, LETTERS)
 
 
-def test_losses_and_statistics_by_hand():
-    """Cross entropy of the best, squared error of a rating, squared error of the second reward minus the first."""
-    rewards, best = torch.tensor([[0.0, 0.0], [3.0, 1.0]]), torch.tensor([1, 0])
-    torch.testing.assert_close(label_type("best_of_2").losses(rewards, best), torch.tensor([2.0, 1 + math.exp(-2)]).log())
-    assert label_type("best_of_2").stats(rewards, best)["accuracy"] == 0.5  # of equal rewards the first counts as chosen
-    assert label_type("scalar_compare").losses(rewards, torch.tensor([1.0, 1.0])).tolist() == [1.0, 9.0]
-    ratings, kind = torch.tensor([1.0, 2.0, 6.0]), label_type("scalar_rating")
-    stats = kind.stats(-2 * ratings[:, None], ratings)
-    assert stats["loss"] == stats["error"] == 9 * 41 / 3 and stats["corr"] == pytest.approx(-1)
-    assert label_type("scalar_compare").stats(torch.stack([0 * ratings, ratings], 1), 3 * ratings)["corr"] == pytest.approx(1)
-    assert (stats["label_mean"], stats["label_var"]) == (3.0, pytest.approx(14 / 3))
+# --- what the task's lengths cut off ---
+
+
+def test_what_is_cut_and_what_looks_the_same_then_is_said(tmp_path, capsys):
+    rows = [
+        {"query": "abcd", "responses": ["aaaab", "aaaac", "b", "c"], "best": 1},
+        {"query": "abc", "responses": ["aaaab", "aaaac", "aaaad", "aaaae"], "best": 1},
+        {"query": "abcde", "responses": ["a", "b", "c", "abcd"], "best": 1},
+    ]
+    load_labels(write(tmp_path / "a.jsonl", rows), label_type("best_of_4"), TASK, LETTERS)
+    [line] = capsys.readouterr().out.splitlines()
+    assert line == (
+        f"{tmp_path}/a.jsonl: 2 of 3 queries are longer than --task.query_length 3 and cut there; "
+        "7 of 12 responses are longer than --task.response_length 4 and cut there; "
+        "2 of 3 labels show the same response twice in the first 4 tokens (--task.response_length), 1 of them no other"
+    )
+
+
+@pytest.mark.parametrize("name, responses", [("best_of_4", 4), ("scalar_compare", 2)])
+def test_labels_that_all_show_the_same_after_the_cut_are_refused(tmp_path, name, responses):
+    kind = label_type(name)
+    rows = [{"query": "a", "responses": [f"aaaa{n}" for n in range(responses)], kind.answer: 1}] * 3
+    path = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UserError, match="are all the same in the first 4 tokens .--task.response_length.: nothing can be"):
+        load_labels(path, kind, TASK, LETTERS)
+    tokens = {"query": [1, 2, 3], **{f"sample{n}": [1] * 4 for n in range(responses)}, kind.answer: 1}
+    with pytest.raises(UserError, match="nothing can be learnt"):
+        load_labels(write(tmp_path / "b.json", [tokens]), kind, TASK, LETTERS)
+
+
+def test_nothing_is_said_of_labels_that_fit(tmp_path, capsys):
+    load_labels(write(tmp_path / "a.jsonl", [CHOICES[1] | {"query": "lmn"}]), label_type("best_of_4"), TASK, LETTERS)
+    rating = {"query": "a", "responses": ["b"], "score": 1}
+    load_labels(write(tmp_path / "b.jsonl", [rating, rating]), label_type("scalar_rating"), TASK, LETTERS)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name, text", [("a.jsonl", "{}\n"), ("a.json", "[{}]"), ("a.json", " [{}]\n")])
+def test_a_byte_order_mark_changes_nothing(tmp_path, name, text):
+    """Excel, PowerShell and Notepad begin UTF-8 with it."""
+    (tmp_path / name).write_text("\ufeff" + text.format(json.dumps(CHOICES[1])), encoding="utf-8")
+    batch = load_labels(str(tmp_path / name), label_type("best_of_4"), TASK, LETTERS)
+    assert batch.queries.tolist() == [[11, 12, 13]] and batch.target.tolist() == [3]
+    assert infer_kind(str(tmp_path / name)).name == "best_of_4"
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
+    """Files of cut emoji, in load, inspection and conversion there and back."""
+    (tmp_path / "a.jsonl").write_text(
+        '{"query": "broken \\ud83d emoji", "responses": [" x\\udc00", " \\ud83d\\ude00 pair"], "best": 1}\n'
+    )
+    gpt2, source = get_encoding(), str(tmp_path / "a.jsonl")
+    batch = load_labels(source, label_type("best_of_2"), TaskParams(query_length=6, response_length=6), gpt2)
+    assert gpt2.decode(batch.queries[0].tolist()) == "broken \ufffd emoji"
+    assert gpt2.decode(batch.responses[0, 0].tolist()) == " x\ufffd"
+    assert gpt2.decode(batch.responses[0, 1].tolist()) == " \U0001f600 pair"
+    assert "\ufffd" in inspect(source, LabelToolParams())
+    convert(source, str(tmp_path / "b.json"), LabelToolParams())
+    convert(str(tmp_path / "b.json"), str(tmp_path / "c.jsonl"), LabelToolParams())
+    assert json.loads((tmp_path / "c.jsonl").read_text())["responses"] == [" x\ufffd", " \U0001f600 pair"]
 
 
 # --- on the web ---
 
+
 def test_labels_from_an_address_are_fetched_once_and_checked(tmp_path, monkeypatch):
     """Hazard 30."""
-    monkeypatch.setattr(label_files, "DOWNLOADS", tmp_path / "cache")
+    monkeypatch.setenv("LMHP_HOME", str(tmp_path))
     (tmp_path / "served" / "labels").mkdir(parents=True)
-    write(tmp_path / "served" / "labels" / "offline.json", [{"query": [1, 2, 3], "sample0": [1] * 4, "sample1": [2] * 4, "best": 1}])
+    write(
+        tmp_path / "served" / "labels" / "offline.json",
+        [{"query": [1, 2, 3], "sample0": [1] * 4, "sample1": [2] * 4, "best": 1}],
+    )
     with serve(tmp_path / "served") as server:
         load = lambda: load_labels(f"{server.url}/labels/offline.json", label_type("best_of_2"), TASK, LETTERS)
         server.break_after = [20]
         assert load().target.tolist() == [1] and load().target.tolist() == [1]
         assert [wanted for _, wanted in server.requests] == [None, "bytes=20-"]
-        stored = next((tmp_path / "cache").rglob("offline.json"))
+        stored = next((tmp_path / "datasets" / "downloads").rglob("offline.json"))
         stored.write_text("<html>an error page</html>")
         assert load().target.tolist() == [1] and len(server.requests) == 3
         with pytest.raises(UserError, match="answers 404"):
@@ -130,35 +222,53 @@ def test_labels_from_an_address_are_fetched_once_and_checked(tmp_path, monkeypat
 
 # --- launch.py labels ---
 
+
 def test_inspection_shows_what_is_favoured(tmp_path):
-    rows = [{"query": [n % 26, 27, 27], "sample0": [1, 2, 3, 4], "sample1": [1, 2, 27, 27], "best": int(n % 10 == 0)} for n in range(400)]
+    rows = [
+        {"query": [n % 26, 27, 27], "sample0": [1, 2, 3, 4], "sample1": [1, 2, 27, 27], "best": int(n % 10 == 0)}
+        for n in range(400)
+    ]
     page = inspect(write(tmp_path / "a.json", rows), LabelToolParams(encoding="letters"))
     assert "400 labels, best_of_2, 26 different queries" in page and "query     1.0 (1 to 1) of 3 tokens" in page
-    assert "best at position 0: 90.0%  <- +16 standard errors: is the order of the responses random?" in page and "give or take 2.5%" in page
+    assert (
+        "best at position 0: 90.0%  <- +16 standard errors: is the order of the responses random?" in page
+        and "give or take 2.5%" in page
+    )
     assert "best: 3.8 tokens long, the others 2.2; it is a longest one in 90.0%, a shortest one in 10.0%" in page
     assert page.count("label ") == 5 and "best -> 1: 'bc'" in page and "'bcde'" in page
     even = [row | {"best": n % 2} for n, row in enumerate(rows)]
-    assert "standard errors" not in inspect(write(tmp_path / "b.json", even), LabelToolParams(encoding="letters", examples=0))
+    assert "standard errors" not in inspect(
+        write(tmp_path / "b.json", even), LabelToolParams(encoding="letters", examples=0)
+    )
 
 
-@pytest.mark.parametrize("row, says", [
-    ({"query": "a", "responses": ["bc"], "score": 2.5}, "score: mean 2.500, deviation 0.000, 2.5 to 2.5"),
-    ({"query": "a", "responses": ["bc", "c"], "difference": -1}, "scalar_compare, 1 different queries"),
-    ({"query": "a", "responses": ["b", "b"], "best": 0}, "1 labels show the same response twice"),
-])
+@pytest.mark.parametrize(
+    "row, says",
+    [
+        ({"query": "a", "responses": ["bc"], "score": 2.5}, "score: mean 2.500, deviation 0.000, 2.5 to 2.5"),
+        ({"query": "a", "responses": ["bc", "c"], "difference": -1}, "scalar_compare, 1 different queries"),
+        ({"query": "a", "responses": ["b", "b"], "best": 0}, "1 labels show the same response twice"),
+    ],
+)
 def test_inspection_of_every_type(tmp_path, row, says):
     assert says in inspect(write(tmp_path / "a.jsonl", [row]), LabelToolParams(encoding="letters"))
 
 
 def test_a_correlation_with_length_is_shown(tmp_path):
     rows = [{"query": "a", "responses": ["b" * (n + 1)], "score": n} for n in range(5)]
-    assert "correlation with length 1.00" in inspect(write(tmp_path / "a.jsonl", rows), LabelToolParams(encoding="letters"))
+    assert "correlation with length 1.00" in inspect(
+        write(tmp_path / "a.jsonl", rows), LabelToolParams(encoding="letters")
+    )
 
 
 def test_texts_become_tokens_and_texts_again(tmp_path):
-    rows = [{"query": "The film is", "responses": [" dull.", " a delight, truly.", " café", " \U0001f600"], "best": 1}] * 2
+    rows = [
+        {"query": "The film is", "responses": [" dull.", " a delight, truly.", " café", " \U0001f600"], "best": 1}
+    ] * 2
     source = write(tmp_path / "a.jsonl", rows)
-    assert "2 labels as lists of 3 + 6 tokens" in convert(source, str(tmp_path / "b.json"), LabelToolParams(end_of_text=True))
+    assert "2 labels as lists of 3 + 6 tokens" in convert(
+        source, str(tmp_path / "b.json"), LabelToolParams(end_of_text=True)
+    )
     task = TaskParams(query_length=3, response_length=6)
     tokens = load_labels(str(tmp_path / "b.json"), label_type("best_of_4"), task, get_encoding())
     assert tokens.responses[0, 0].tolist() == [19222, 13, 50256, 50259, 50259, 50259]
@@ -169,25 +279,37 @@ def test_texts_become_tokens_and_texts_again(tmp_path):
 
 def test_tokens_that_the_encoder_would_not_choose_are_counted(tmp_path):
     gpt2 = get_encoding()
-    row = {"query": gpt2.encode("a b"), "sample0": gpt2.encode("i") + gpt2.encode("t"), "sample1": gpt2.encode("it is"), "best": 0}
-    said = convert(write(tmp_path / "a.json", [row, row | {"sample0": gpt2.encode("it is")}]), str(tmp_path / "b.jsonl"), LabelToolParams())
+    row = {
+        "query": gpt2.encode("a b"),
+        "sample0": gpt2.encode("i") + gpt2.encode("t"),
+        "sample1": gpt2.encode("it is"),
+        "best": 0,
+    }
+    said = convert(
+        write(tmp_path / "a.json", [row, row | {"sample0": gpt2.encode("it is")}]),
+        str(tmp_path / "b.jsonl"),
+        LabelToolParams(),
+    )
     assert "1 of them encode to the same tokens again, the others" in said
 
 
-@pytest.mark.parametrize("words, says", [
-    (["inspect", "{}/none.json"], "none.json does not exist"),
-    (["inspect", "{}/empty.json"], "has no labels"),
-    (["inspect", "{}/strange.json"], "label 0: expected the answer in 'best'"),
-    (["inspect", "{}/odd.json"], "label 0: expected {\"query\": text, \"responses\": [text, ...]}"),
-    (["inspect", "{}/a.json", "--encoding", "bytes"], "--encoding bytes: must be gpt2 or letters"),
-    (["inspect", "{}/a.json", "--type", "best_of_3"], "the key 'sample2' is missing"),
-    (["inspect", "{}/a.json", "--query_length", "7"], "query has 3 tokens, the task's length is 7"),
-    (["convert", "{}/a.json", "{}/b.txt"], "must end in .json"),
-    (["convert", "{}/a.json", "{}/a.json"], "exists already"),
-    (["convert", "{}/a.json"], "labels takes two forms"),
-    (["inspct", "{}/a.json"], "labels takes two forms"),
-    (["inspect", "{}/a.json", "--exmples", "3"], "did you mean --examples?"),
-])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["inspect", "{}/none.json"], "none.json does not exist"),
+        (["inspect", "{}/empty.json"], "has no labels"),
+        (["inspect", "{}/strange.json"], "label 0: expected the answer in 'best'"),
+        (["inspect", "{}/odd.json"], 'label 0: expected {"query": text, "responses": [text, ...]}'),
+        (["inspect", "{}/a.json", "--encoding", "bytes"], "--encoding bytes: must be gpt2 or letters"),
+        (["inspect", "{}/a.json", "--type", "best_of_3"], "the key 'sample2' is missing"),
+        (["inspect", "{}/a.json", "--query_length", "7"], "query has 3 tokens, the task's length is 7"),
+        (["convert", "{}/a.json", "{}/b.txt"], "must end in .json"),
+        (["convert", "{}/a.json", "{}/a.json"], "exists already"),
+        (["convert", "{}/a.json"], "labels takes two forms"),
+        (["inspct", "{}/a.json"], "labels takes two forms"),
+        (["inspect", "{}/a.json", "--exmples", "3"], "did you mean --examples?"),
+    ],
+)
 def test_bad_words(tmp_path, capsys, monkeypatch, words, says):
     write(tmp_path / "a.json", [{"query": [1, 2, 3], "sample0": [1] * 4, "sample1": [2] * 4, "best": 1}])
     write(tmp_path / "empty.json", [])
@@ -195,6 +317,7 @@ def test_bad_words(tmp_path, capsys, monkeypatch, words, says):
     write(tmp_path / "odd.json", [{"query": "a", "responses": 5, "score": 1}])
     before = sorted(path.name for path in tmp_path.iterdir())
     import launch
+
     monkeypatch.setattr("sys.argv", ["launch.py", "labels", *(word.format(tmp_path) for word in words)])
     with pytest.raises(SystemExit) as stop:
         launch.main()
@@ -205,9 +328,13 @@ def test_bad_words(tmp_path, capsys, monkeypatch, words, says):
 
 def test_the_commands(tmp_path, capsys, monkeypatch):
     import launch
+
     path = write(tmp_path / "a.jsonl", [{"query": "A film", "responses": [" one", " two"], "best": 1}])
-    for words, says in ((["inspect", path], "best -> 1: ' two'"), (["convert", path, str(tmp_path / "b.json")], "1 labels as lists of 2 + 1 tokens"),
-                        (["--help"], "inspect SOURCE | convert SOURCE OUTPUT")):
+    for words, says in (
+        (["inspect", path], "best -> 1: ' two'"),
+        (["convert", path, str(tmp_path / "b.json")], "1 labels as lists of 2 + 1 tokens"),
+        (["--help"], "inspect SOURCE | convert SOURCE OUTPUT"),
+    ):
         monkeypatch.setattr("sys.argv", ["launch.py", "labels", *words])
         launch.main()
         assert says in capsys.readouterr().out

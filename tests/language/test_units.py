@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from lm_human_preferences.data.labels import label_type, pearson_r
+from lm_human_preferences.data.labels import label_type
 from lm_human_preferences.language import logprobs
 from lm_human_preferences.language.gpt2 import GPT2, MLP, GPT2Config
 from lm_human_preferences.language.logprobs import token_logprobs
+from lm_human_preferences.learning.label_losses import label_statistics, pearson_r
 
 from conftest import tensor
 
@@ -143,5 +144,5 @@ def test_pearson_r(goldens):
     x, y = tensor(g["pearson/x"]), tensor(g["pearson/y"])
     np.testing.assert_allclose(pearson_r(x, y), g["pearson/r"], rtol=0, atol=5e-5)
     np.testing.assert_allclose(
-        label_type("scalar_rating").stats(x[:, None], y)["corr"], g["pearson/r"], rtol=0, atol=5e-5
+        label_statistics(label_type("scalar_rating"), x[:, None], y)["corr"], g["pearson/r"], rtol=0, atol=5e-5
     )

@@ -11,6 +11,7 @@ import torch
 
 from lm_human_preferences.compute.optim import TensorFlowAdam
 from lm_human_preferences.data.labels import LabelBatch, label_type
+from lm_human_preferences.learning.label_losses import label_losses, label_statistics
 from lm_human_preferences.language.tensorflow_checkpoints import original_name
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.train_policy import PPOTrainer
@@ -75,11 +76,11 @@ def test_label_losses_and_gradients(goldens, name):
     rewards = label_rewards(trainer.model, labels, trainer.precision)
     if name == "best_of_4":
         np.testing.assert_allclose(rewards.detach(), g["loss/rewards"], rtol=0, atol=5e-5)
-    stats = kind.stats(rewards.detach(), labels.target)
+    stats = label_statistics(kind, rewards.detach(), labels.target)
     for key, value in g.items():
         if key.startswith(f"{name}/") and "grad" not in key:
             np.testing.assert_allclose(stats[key.split("/")[1]], value, rtol=0, atol=5e-5, err_msg=key)
-    kind.losses(rewards, labels.target).mean().backward()
+    label_losses(kind, rewards, labels.target).mean().backward()
     gradients = named_values(trainer.model, gradients=True)
     if name == "best_of_4":
         assert_gradients = {key: value for key, value in g.items() if key.startswith("best_of_4/grad/")}
@@ -144,7 +145,7 @@ def test_adam(goldens):
     losses = []
     for update in range(1, 6):
         optimizer.zero_grad()
-        loss = kind.losses(label_rewards(trainer.model, labels, trainer.precision), labels.target).mean()
+        loss = label_losses(kind, label_rewards(trainer.model, labels, trainer.precision), labels.target).mean()
         losses.append(loss.item())
         loss.backward()
         optimizer.step(0.001)
@@ -157,7 +158,9 @@ def test_adam(goldens):
                 np.testing.assert_allclose(
                     state["exp_avg_sq"], o[f"adam/slots_{update}/{name}/adam_1"], rtol=0, atol=1e-5
                 )
-    losses.append(kind.losses(label_rewards(trainer.model, labels, trainer.precision), labels.target).mean().item())
+    losses.append(
+        label_losses(kind, label_rewards(trainer.model, labels, trainer.precision), labels.target).mean().item()
+    )
     np.testing.assert_allclose(losses, o["adam/losses"], rtol=0, atol=1e-4)
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from lm_human_preferences.data.preparation import pieces
-from lm_human_preferences.data.queries import TokenFile, read_meta
+from lm_human_preferences.data.queries import TokenFile, check_split, query_stream, read_meta
+from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.language.encoding import gpt2_encoding
 
-from load_scripts import load_script
+from load_scripts import load_script, run_main
 from small import ROOT
 
 script = load_script("datasets/corpus.py")
@@ -84,6 +85,59 @@ def test_a_share_is_held_out_where_no_file_is(texts, tmp_path):
     )
 
 
+def run(folder, *words):
+    return run_main(script, "--input", folder / "texts", "--output", folder / "out", "--processes", 1, *words)
+
+
+def test_a_share_for_testing(texts, tmp_path):
+    """By a hash of the text, beside the share for validation; without it what an earlier call left goes."""
+    for path in texts.iterdir():
+        path.unlink()
+    (texts / "a.jsonl").write_text("".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(200)))
+    run(tmp_path, "--valid_percent", 20, "--test_percent", 30)
+    parts = {split: documents(tmp_path, split) for split in ("train", "valid", "test")}
+    assert sorted(sum(parts.values(), [])) == sorted(f"document {n}" for n in range(200))
+    assert 20 <= len(parts["valid"]) <= 60 and 40 <= len(parts["test"]) <= 80
+    run(tmp_path, "--valid_percent", 20)
+    assert documents(tmp_path, "valid") == parts["valid"] and set(parts["test"]) < set(documents(tmp_path, "train"))
+    assert not list((tmp_path / "out").glob("test*")) and list(read_meta(tmp_path / "out")["splits"]) == [
+        "train",
+        "valid",
+    ]
+    (texts / "test.txt").write_text("for the test")
+    run(tmp_path, "--valid_percent", 20, "--test_percent", 30)  # a file is named so: nothing else
+    assert documents(tmp_path, "test") == ["for the test"]
+
+
+def test_short_prompts_become_queries(texts, tmp_path):
+    """Prompts of one's own as README says: no query ends with the mark that closes documents."""
+    for path in texts.iterdir():
+        path.unlink()
+    rows = [json.dumps({"text": f"The film number {n} is"}) for n in range(40)]
+    (texts / "a.jsonl").write_text("\n".join(rows))
+    run(tmp_path, "--valid_percent", 20, "--test_percent", 20)
+    check_split(str(tmp_path / "out"), "test", "--evaluation.split")
+    task = TaskParams(query_dataset=str(tmp_path / "out"), query_length=8)
+    queries = query_stream(task, gpt2_encoding(), 0, "test", "train").batch(20)
+    assert all(gpt2_encoding().decode(query).endswith(" is") for query in queries.tolist())
+
+
+@pytest.mark.parametrize("words", [["--valid_percent", -1], ["--test_percent", 100], ["--valid_percent", "nan"]])
+def test_percentages_that_cannot_be(texts, tmp_path, words):
+    said = run_main(script, "--input", texts, "--output", tmp_path / "out", *words, check=False)
+    assert said.returncode == 2 and "must not be negative and leave something to train on" in said.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_byte_order_marks_and_runs_of_a_million_spaces(texts, tmp_path):
+    """With more than one process, whose panics could not even be passed on."""
+    long = "before" + " " * 1_001_000 + "after"
+    (texts / "a.txt").write_text("\ufeffA café.", encoding="utf-8")
+    (texts / "c.jsonl").write_text("\ufeff" + json.dumps({"text": long}) + "\n", encoding="utf-8")
+    corpus(tmp_path, "--processes", 2)
+    assert documents(tmp_path, "train") == ["A café.", STORY, long]
+
+
 @pytest.mark.parametrize(
     "damage, says",
     [
@@ -91,7 +145,7 @@ def test_a_share_is_held_out_where_no_file_is(texts, tmp_path):
             lambda folder: (folder / "c.jsonl").write_text('{"title": "no text"}\n'),
             "c.jsonl, line 1: expected a JSON object with a string field 'text'",
         ),
-        (lambda folder: (folder / "c.jsonl").write_text('{"text": "fine"}\n{"text"'), "c.jsonl, line 2 is no JSON"),
+        (lambda folder: (folder / "c.jsonl").write_text('{"text": "fine"}\n{"text"'), "c.jsonl, line 2 is not JSON"),
         (
             lambda folder: (folder / "valid.jsonl.gz").write_bytes((folder / "valid.jsonl.gz").read_bytes()[:-12]),
             "valid.jsonl.gz is damaged",

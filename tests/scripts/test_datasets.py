@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from lm_human_preferences.data.queries import TokenFile, query_stream, read_meta
+from lm_human_preferences.data.rows import make_rows
 from lm_human_preferences.language.encoding import gpt2_encoding
+from lm_human_preferences.language.gpt2 import GPT2Config
 
 from load_scripts import load_script, run_main
 from paper_files import some_stories, write_posts, write_stories
@@ -92,6 +94,13 @@ def test_posts_of_the_original(goldens, tmp_path):
     }
 
 
+@pytest.mark.parametrize("module", [cnndm, tldr])
+def test_broken_accents_are_mended_beside_whole_ones(module):
+    """ORIGINAL detail 41: the original's ftfy 5.4.1 mends a text as a whole or not at all, and leaves the last one."""
+    for text, mended in (("cafÃ©", "café"), ("é ü café é ü", "é ü café é ü"), ("é ü cafÃ© é ü", "é ü café é ü")):
+        assert module.clean(text) == mended and module.clean_reference(text) == " " + mended
+
+
 def test_passages_of_the_original(goldens, tmp_path):
     recorded = goldens.json("datasets")["books"]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(text) + "\n" for text in recorded["passages"]))
@@ -121,6 +130,65 @@ def test_stories_posts_and_books_become_token_files(tmp_path):
         meta["splits"]["train"]["documents"] == 4
         and meta["files"]["train.bin"] == meta["splits"]["train"]["sha256_bin"]
     )
+
+
+def test_stories_without_highlights_have_no_reference(tmp_path):
+    """They are queries like any other, and supervised training leaves them out."""
+    stories = some_stories(4)
+    without = [url for files in stories.values() for url in list(files)[:2]]
+    for files in stories.values():
+        for url in files.keys() & set(without):
+            files[url] = files[url].split("@highlight")[0] + ("@highlight\n\n \n" if url == without[0] else "")
+    write_stories(tmp_path / "in", stories)
+    prepare(cnndm, tmp_path / "out", "--input", tmp_path / "in")
+    assert texts(tmp_path / "out", "references_train")[:2] == ["", ""] and len(texts(tmp_path / "out", "train")) == 4
+    task = _task(tmp_path / "out", 24, end_text="\n")
+    rows = make_rows(tmp_path / "out", "train", "references", 0, GPT2Config(), task)
+    assert rows.documents.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_split_without_any_highlight_is_an_error(tmp_path, split):
+    stories = some_stories()
+    stories[split] = {url: story.split("@highlight")[0] for url, story in stories[split].items()}
+    write_stories(tmp_path / "in", stories)
+    said = prepare(cnndm, tmp_path / "out", "--input", tmp_path / "in", check=False)
+    assert said.returncode == 2 and said.stderr.count("\n") == 1
+    assert f"no document of the split {split} has a highlight (what follows @highlight" in said.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_posts_without_summaries_have_no_reference(tmp_path):
+    """The original's files have none at all; training on them says so."""
+    for name in ("train", "valid"):
+        posts = [{"content": f"Post {n} of {name}.", "summary": ("", " \n", "short")[n]} for n in range(3)]
+        (tmp_path / f"{name}-subset.json").write_text(json.dumps(posts))
+    prepare(tldr, tmp_path / "out", "--input", tmp_path)
+    assert texts(tmp_path / "out", "references_train") == ["", "", " short"]
+    task = _task(tmp_path / "out", 24)
+    assert make_rows(tmp_path / "out", "train", "references", 0, GPT2Config(), task).documents.tolist() == [2]
+
+
+@pytest.mark.parametrize("name", ["posts", "stories", "books"])
+def test_byte_order_marks_are_no_part_of_a_text(tmp_path, name):
+    if name == "stories":
+        write_stories(tmp_path / "in", some_stories())
+        module, words = cnndm, []
+    elif name == "posts":
+        write_posts(tmp_path / "in")
+        module, words = tldr, []
+    else:
+        (tmp_path / "in").mkdir()
+        for n in range(30):
+            (tmp_path / "in" / f"{n}.txt").write_text(f"Book {n} is short.")
+        module, words = books, ["--split", "30,30", "--passage", 10]
+    prepare(module, tmp_path / "plain", "--input", tmp_path / "in", *words)
+    for path in (tmp_path / "in").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    prepare(module, tmp_path / "marked", "--input", tmp_path / "in", *words)
+    for split in ("train", "valid", "test"):
+        assert texts(tmp_path / "marked", split) == texts(tmp_path / "plain", split) != []
 
 
 def test_books_as_text_are_cut_into_passages(tmp_path):
@@ -188,7 +256,7 @@ def test_another_rule_divides_by_text(tmp_path):
 
 def test_posts_from_the_web_after_a_broken_connection(tmp_path, monkeypatch):
     write_posts(tmp_path / "served")
-    monkeypatch.setattr(tldr, "DOWNLOADS", tmp_path / "downloads")
+    monkeypatch.setenv("LMHP_HOME", str(tmp_path))
     with serve(tmp_path / "served") as server:
         server.break_after = [100]
         prepare(tldr, tmp_path / "out", "--url", server.url)
@@ -203,7 +271,7 @@ def test_lists_of_addresses_from_the_web(tmp_path, monkeypatch):
     (tmp_path / "in" / "url_lists").rename(tmp_path / "served")
     with serve(tmp_path / "served") as server:
         monkeypatch.setattr(cnndm, "LISTS", server.url)
-        monkeypatch.setattr(cnndm, "DOWNLOADS", tmp_path / "downloads")
+        monkeypatch.setenv("LMHP_HOME", str(tmp_path))
         prepare(cnndm, tmp_path / "out", "--input", tmp_path / "in")
     assert len(texts(tmp_path / "out", "test")) == 3
 
@@ -338,14 +406,14 @@ CASES = [
     ),
     (tldr, lambda f: (f / "valid-subset.json").write_text(""), "the source has no document for the split valid"),
     (tldr, lambda f: (f / "valid-subset.json").write_text("[]"), "the source has no document for the split valid"),
-    (tldr, lambda f: (f / "train-subset.json").write_bytes(b'[{"content": "caf\xe9"}]'), "record 0: not UTF-8"),
+    (tldr, lambda f: (f / "train-subset.json").write_bytes(b'[{"content": "caf\xe9"}]'), "not UTF-8 (invalid"),
     (tldr, lambda f: (f / "train-subset.json").write_text('[{"content": 5}]'), "record 0: expected an object"),
     (
         tldr,
         lambda f: (f / "train-subset.json").write_text('[{"content": "a", "summary": 5}]'),
         "record 0: 'summary' is 5",
     ),
-    (tldr, lambda f: (f / "train-subset.json").write_text("<html>404</html>"), "line 1 is no JSON"),
+    (tldr, lambda f: (f / "train-subset.json").write_text("<html>404</html>"), "line 1 is not JSON"),
     (tldr, lambda f: (f / "train-subset.json").unlink(), "holds no train-subset.json"),
     (cnndm, lambda f: next((f / "cnn/stories").iterdir()).unlink(), "fetch both archives of stories"),
     (cnndm, lambda f: next((f / "cnn/stories").iterdir()).write_bytes(b"caf\xe9 (CNN)"), "not UTF-8"),
@@ -360,7 +428,7 @@ CASES = [
     (books, lambda f: (f / "a.jsonl").write_text('"a"\n{"content": "b"}\n'), "a.jsonl, line 2: expected a text"),
     (books, lambda f: (f / "a.jsonl").write_bytes(b'"caf\xe9"\n'), "a.jsonl, line 1: not UTF-8"),
     (books, lambda f: (f / "a.jsonl").write_text('"a"\n'), "has no document for the split"),
-    (books, lambda f: (f / "a.jsonl").write_text('"a"\n"b'), "a.jsonl, line 2 is no JSON"),
+    (books, lambda f: (f / "a.jsonl").write_text('"a"\n"b'), "a.jsonl, line 2 is not JSON"),
     (books, lambda f: (f / "a.jsonl.gz").write_bytes(gzip.compress(b'"a"\n' * 99)[:-9]), "a.jsonl.gz is damaged"),
     (books, lambda f: (f / "a.jsonl").write_bytes(b""), "has no document for the split"),
     (books, lambda f: (f / "a.jsonl").unlink(), "holds no *.txt"),

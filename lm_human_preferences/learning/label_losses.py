@@ -1,0 +1,50 @@
+"""What a reward model learns from people's labels: equation 1's loss and its kin, and statistics of how well it does.
+
+Original: label_types.py (losses and statistics of each type), utils/core.py (pearson_r).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from lm_human_preferences.data.labels import LabelType
+
+
+def label_losses(kind: LabelType, rewards: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The loss of each label, float32 [B], from the rewards of its responses, float32 [B, N].
+
+    best_of_N: equation 1, the cross entropy of the best response's index (target int64 [B]) under a softmax over the
+    N rewards. scalar_rating: the squared error of the one reward (target float32 [B]). scalar_compare: the squared
+    error of the second reward minus the first.
+    """
+    if kind.answer == "best":
+        return F.cross_entropy(rewards, target, reduction="none")
+    if kind.answer == "score":
+        return (rewards[:, 0] - target) ** 2
+    return (rewards[:, 1] - rewards[:, 0] - target) ** 2
+
+
+def label_statistics(kind: LabelType, rewards: torch.Tensor, target: torch.Tensor) -> dict[str, float]:
+    """Statistics of a whole global batch, rewards [B, N] and target [B].
+
+    `loss` and `error` (the same number, as in the original) for every type; besides, `accuracy` for choices, `corr` for
+    the scalar types, `label_mean` and `label_var` (biased) for ratings.
+    """
+    loss = float(label_losses(kind, rewards, target).mean())
+    statistics = {"loss": loss, "error": loss}
+    if kind.is_choice:
+        statistics["accuracy"] = float((rewards.argmax(1) == target).float().mean())
+    if kind.answer == "score":
+        statistics |= {
+            "label_mean": float(target.mean()),
+            "label_var": float(target.var(correction=0)),
+            "corr": float(pearson_r(rewards[:, 0], target)),
+        }
+    if kind.answer == "difference":
+        statistics["corr"] = float(pearson_r(rewards[:, 1] - rewards[:, 0], target))
+    return statistics
+
+
+def pearson_r(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Pearson's correlation of two vectors [B], a scalar; not a number where one of them is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    return (x * y).mean() / ((x * x).mean() * (y * y).mean()).sqrt()
