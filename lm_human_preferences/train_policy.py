@@ -24,7 +24,14 @@ from lm_human_preferences.data.queries import QueryStream, query_stream
 from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, padding_share
 from lm_human_preferences.foundation.configuration import param, to_dict
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.judging.evaluation import EvaluationParams, compare_policies, per_token_kl
+from lm_human_preferences.judging.evaluation import (
+    EvaluationParams,
+    compare_policies,
+    evaluation_queries,
+    per_token_kl,
+    uniforms_of,
+    write_comparison,
+)
 from lm_human_preferences.judging.judges import FunctionJudge, load_function, load_judge
 from lm_human_preferences.language.captured import Captured, CUDAGraphs
 from lm_human_preferences.language.encoding import Encoding, get_encoding
@@ -354,20 +361,21 @@ class PPOTrainer:
             folder, note={"stage": "train_policy", "task": task, "steps": self.total_steps}, world=self.world
         )
         if p.evaluation.samples:
+            queries = evaluation_queries(p.evaluation, p.task, self.encoding, self.seed)
+            uniforms = uniforms_of(p.task, p.evaluation.samples, self.seed)
             with gathered(self.reference, self.policy):
-                compare_policies(
-                    run.folder,
+                sides = compare_policies(
                     self.reference,
                     self.policy,
                     self.scorer,
-                    p.task,
-                    self.encoding,
-                    p.evaluation,
+                    queries,
+                    uniforms,
                     self.precision,
-                    self.seed,
                     self.sizes.rollout,
                     self.world,
                 )
+            if main:
+                write_comparison(run.folder, queries, sides, self.encoding, p.evaluation)
         run.checkpoints.drop()
         if main:
             print(f"policy in {folder}")
