@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ FOLDS = 5
 ALPHAS = (0.1, 0.3, 1.0, 3.0)  # strengths of the ridge penalty to choose from
 
 
-def rated_rows(path: Path) -> list[dict]:
+def rated_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file of the data set. Raises UserError where it is missing or damaged."""
     try:
         return [
@@ -60,7 +61,7 @@ def lexicon_scores(texts: list[str]) -> np.ndarray:
 
 
 @functools.cache
-def _lexicon():
+def _lexicon() -> Any:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
@@ -68,7 +69,7 @@ def _lexicon():
     return SentimentIntensityAnalyzer()
 
 
-def linear_model(alpha: float, characters: bool):
+def linear_model(alpha: float, characters: bool) -> Any:
     """tf-idf of words and word pairs (and of 3 to 5 characters within words), then ridge regression. UserError without
     scikit-learn.
     """
@@ -106,7 +107,8 @@ class HeldOutJudge:
         data = load_sentences(folder, ["valid", "test"])
         if len(data.texts) < 2 * FOLDS:
             raise UserError(
-                f"{folder} holds {len(data.texts)} held-out sentences, the judge needs at least {2 * FOLDS}: prepare more"
+                f"{folder} holds {len(data.texts)} held-out sentences, the judge needs at least {2 * FOLDS}: "
+                "prepare more"
             )
         return cls(data)
 
