@@ -96,6 +96,26 @@ def test_ratings(tmp_path):
     assert 'expected {"text": text, "rating": number' in refused(load_judge, f"ratings:{tmp_path}")
 
 
+RATED = [{"split": "test", "text": f"It was fine {i}.", "rating": i} for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    "rows, says",
+    [
+        (RATED[:9], "holds 9 held-out sentences, the judge needs at least 10"),
+        ([*RATED, {"split": "test", "text": "x", "rating": math.nan}], "expected {"),
+        ([row | {"rating": [1, 2]} for row in RATED], "expected {"),
+        ([*RATED, ["test", "x", 1]], "line 13: expected {"),
+        ([row | {"rating": 2} for row in RATED], "all held-out sentences have the same rating, 2"),
+        ([row | {"text": "..."} for row in RATED], "no judge can be made of its held-out sentences"),
+    ],
+)
+def test_ratings_refused(tmp_path, rows, says):
+    pytest.importorskip("sklearn")
+    (tmp_path / "sentences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert says in refused(load_judge, f"ratings:{tmp_path}")
+
+
 # --- functions ---
 
 
