@@ -1,4 +1,4 @@
-"""Measure how fast this software works, beside what a user would use instead. docs/performance.md explains the figures."""
+"""Measure how fast this software works, beside what a user would use instead: docs/performance.md explains it."""
 
 import argparse
 import contextlib
@@ -57,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
         "--batch",
         type=int,
         metavar="N",
-        help="rows, or choices of a reward step (default on a CPU: style 16, summary 4, choices 8 and 2; on a GPU: 512, 32)",
+        help="rows, or choices of a reward step (default on a CPU: style 16, summary 4, choices 8 and 2; on a GPU: 512 "
+        "and 32)",
     )
     add(
         "--padding",
@@ -169,7 +170,7 @@ def _processor() -> str:
 
 
 def kept(args: argparse.Namespace, settings: dict) -> list[dict]:
-    """With --resume what an earlier call has measured. UserError if that was another machine's, or with other settings."""
+    """With --resume what an earlier call has measured. UserError if its machine or its settings were others."""
     if not args.resume:
         return []
     if args.output is None:
@@ -213,14 +214,16 @@ def carry_out(wanted: Plan, device: str, args: argparse.Namespace, say: Callable
             None,
         )
         say(
-            f"[{number} of {len(everything)}, {(time.monotonic() - started) / 60:.0f} min so far] {case.name}{', as measured before' if same else ''}"
+            f"[{number} of {len(everything)}, {(time.monotonic() - started) / 60:.0f} min so far] {case.name}"
+            f"{', as measured before' if same else ''}"
         )
         try:
             results[part].append(same or measure(case, args.repeats, args.warmup, alone, say))
         except KeyboardInterrupt as stop:
             if args.output and number > 1:
                 stop.add_note(
-                    f"{args.output} has {number - 1} of {len(everything)} cases, and the same command with --resume goes on from there"
+                    f"{args.output} has {number - 1} of {len(everything)} cases, and the same command with --resume "
+                    "goes on from there"
                 )
             raise
         measured = [result for part in results.values() for result in part]
@@ -235,6 +238,11 @@ def carry_out(wanted: Plan, device: str, args: argparse.Namespace, say: Callable
     return result
 
 
+def say(text: str) -> None:
+    """How far it is, apart from the tables on standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
 @exit_on_user_error
 def main(words: list[str] | None = None) -> None:
     args = parser().parse_args(words)
@@ -242,7 +250,6 @@ def main(words: list[str] | None = None) -> None:
     wanted = plan(args, device)
     if args.page:
         check_page(args.page)
-    say = lambda text: print(text, file=sys.stderr, flush=True)
     result = carry_out(wanted, device, args, say)
     text = tables(result)
     print(text)

@@ -24,7 +24,7 @@ BATCHES = {"cpu": {"style": 16, "summary": 4}, "cuda": {"style": 512, "summary":
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. `padding` is the mean share of padding in the queries, whose lengths are spread evenly about it."""
+    """One measurement. `padding` is the mean share of padding in the queries, whose lengths lie evenly about it."""
 
     kind: str
     model: str

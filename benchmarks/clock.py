@@ -1,6 +1,7 @@
 """Seconds of a computation and of its phases, on the host or on a GPU."""
 
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +47,7 @@ class PhaseClock:
         self._mark()
         self._synchronise()
         phases: dict[str, float] = {}
-        for (start, _), (end, phase) in zip(self._marks, self._marks[1:]):
+        for (start, _), (end, phase) in itertools.pairwise(self._marks):
             phases[phase] = phases.get(phase, 0.0) + self._between(start, end)
         return sum(phases.values()), phases, result
 

@@ -2,10 +2,10 @@
 
 A token's way through a block takes 12 C^2 multiply-adds: 3 C^2 for query, key and value, C^2 for attention's
 projection, 8 C^2 for the MLP. Its attention takes 2 C for each token that it sees, itself included (scores and weighted
-sum): a causal mask halves the square. In the last block, tokens whose output nobody asks for need only their key and
+sum): a causal mask halves the square. In the last block, tokens whose output is not used need only their key and
 value, 2 C^2. A row of vocabulary logits takes C V. A backward pass takes twice its forward pass. Padding counts as
 nothing, and so does what an implementation computes twice. Embedding, layer norms, softmax, GELU, heads and the
-optimizer are no matrix products.
+optimizer are not matrix products.
 """
 
 from lm_human_preferences.language.gpt2 import GPT2Config
@@ -24,8 +24,8 @@ def forward_flops(config: GPT2Config, tokens: int, outputs: int, logits: int = 0
 
 
 def response_flops(config: GPT2Config, context: int, response: int) -> int:
-    """Of log-probabilities of a response to a context of so many tokens, written or read: its last token is fed to
-    nobody.
+    """Of log-probabilities of a response to a context of `context` tokens, written or read: the last token is
+    never read.
     """
     return forward_flops(config, context + response - 1, outputs=response, logits=response)
 

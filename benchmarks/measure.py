@@ -118,7 +118,10 @@ def summarise(case: Case, answers: dict[str, list[dict]]) -> dict:
     seconds = median(answer["seconds"] for answer in ours)
     last, peaks = ours[-1], {name: median(answer[name] for answer in answers["peaks"]) for name in answers["peaks"][0]}
     flops = median(answer["flops"] for answer in ours)
-    cpu_seconds = lambda rounds: median(answer["cpu_seconds"] for answer in rounds)
+
+    def cpu_seconds(rounds: list[dict]) -> float:
+        return median(answer["cpu_seconds"] for answer in rounds)
+
     result = {
         "case": dataclasses.asdict(case),
         "seconds": seconds,

@@ -4,6 +4,8 @@ Each case runs in a process of its own. On a CPU the peak is the process's resid
 (Linux only); on a GPU it is what PyTorch's allocator had reserved, without the CUDA context.
 """
 
+# ruff: noqa: E402  # as in launch.py, threads and memory are set before the imports that load PyTorch
+
 import argparse
 import json
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from lm_human_preferences.foundation import process
 
-process.tune_threads_and_memory()  # as launch.py does, before the imports that load PyTorch
+process.tune_threads_and_memory()
 
 import torch
 
@@ -29,13 +31,8 @@ from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.runs.stage_memory import policy_training_memory
 from lm_human_preferences.train_policy import PPOTrainer, Rollout
 
-MEASURES = [
-    "none",
-    "logits in chunks",
-    "frozen models in bfloat16",
-    "micro-batches",
-    "activations recomputed",
-]  # each with those before it
+# each with those before it
+MEASURES = ["none", "logits in chunks", "frozen models in bfloat16", "micro-batches", "activations recomputed"]
 
 
 def build(args: argparse.Namespace) -> PPOTrainer:
@@ -120,10 +117,10 @@ def measure(args: argparse.Namespace) -> dict[str, int]:
 
 
 def table(title: str, found: dict[str, dict[str, int]]) -> str:
-    cells = [
-        f"{name} {row['measured'] / GIB:6.2f} ({row['predicted'] / GIB:.2f}, {row['predicted'] / row['measured'] - 1:+.0%})"
-        for name, row in found.items()
-    ]
+    cells = []
+    for name, row in found.items():
+        off = row["predicted"] / row["measured"] - 1
+        cells.append(f"{name} {row['measured'] / GIB:6.2f} ({row['predicted'] / GIB:.2f}, {off:+.0%})")
     return f"{title:60} " + "  ".join(cells)
 
 

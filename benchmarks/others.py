@@ -155,8 +155,13 @@ def _trl(case: Case, precision: Precision):
         seed=SEED,
     )
     torch.manual_seed(SEED)
-    language_model = lambda: GPT2LMHeadModel(_model_config(case))
-    scorer = lambda: GPT2ForSequenceClassification(_model_config(case, num_labels=1, pad_token_id=c.n_vocab))
+
+    def language_model() -> GPT2LMHeadModel:
+        return GPT2LMHeadModel(_model_config(case))
+
+    def scorer() -> GPT2ForSequenceClassification:
+        return GPT2ForSequenceClassification(_model_config(case, num_labels=1, pad_token_id=c.n_vocab))
+
     trainer = PPOTrainer(
         args=args,
         processing_class=_tokens_only(c.n_vocab),

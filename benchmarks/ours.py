@@ -1,4 +1,4 @@
-"""The project's own trainers at work: random weights in memory, random tokens as texts, nothing read but the encoding."""
+"""The project's own trainers at work: random weights in memory, random tokens as texts; only the encoding is read."""
 
 import tempfile
 from collections.abc import Callable
@@ -32,7 +32,7 @@ SEED = 1
 
 @dataclass
 class Subject:
-    """Something to measure: `work` does one repetition; `flops` and `tokens` say how much of what its last one needed."""
+    """Something to measure: `work` does one repetition; `flops` and `tokens` say how much its last one needed."""
 
     work: Callable[[], object]
     rows: int  # episodes, choices or rows of a repetition
@@ -62,7 +62,10 @@ def query_documents(case: Case, query_length: int) -> list[np.ndarray]:
 def policy_trainer(case: Case, precision: Precision, run: RunParams | None = None, epochs: int = 4) -> PPOTrainer:
     """A trainer of the case's shape; `run` None: micro-batches as a run would choose them."""
     task, config, encoding = case.task_params(), case.config(), get_encoding("gpt2")
-    weights = lambda name: GPT2(config).initialise(generator_for(SEED, f"benchmark/{name}"))
+
+    def weights(name: str) -> GPT2:
+        return GPT2(config).initialise(generator_for(SEED, f"benchmark/{name}"))
+
     formatter = QueryFormatter.of(task, encoding)
     policy = weights("policy")
     reference = GPT2(config)

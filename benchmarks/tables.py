@@ -20,10 +20,11 @@ def tables(result: dict) -> str:
         head = ["case", "instead", "seconds", "ours", "times faster", "less CPU time", "its peak memory", "ours"]
         parts += [table(head, rows) for rows in [_other_rows(cases)] if rows]
     if result["scaling"]:
-        sizes = lambda case: [str(case["batch"]), str(case["response_length"])]
         rows = [
-            [row["case"]["task"], *sizes(row["case"]), seconds(row["seconds"]), seconds(row["cpu_seconds"])]
+            [case["task"], str(case["batch"]), str(case["response_length"])]
+            + [seconds(row["seconds"]), seconds(row["cpu_seconds"])]
             for row in result["scaling"]
+            for case in [row["case"]]
         ]
         parts += [
             table([f"update of {result['scaling'][0]['case']['model']}", "batch", "response", "seconds", "CPU"], rows)
@@ -35,20 +36,20 @@ def machine(facts: dict) -> str:
     """Where it was measured, in one line, and the peaks that shares refer to."""
     peaks = facts["peaks"]
     return (
-        f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}; measured peaks: {peaks['float32'] / 1e12:.3g} TFLOP/s in "
-        f"float32, {peaks['bfloat16'] / 1e12:.3g} in bfloat16, copy {peaks['copy'] / 1e9:.3g} GB/s. Medians of {facts['repeats']} rounds after "
-        f"{facts['warmup']}."
+        f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}; measured peaks: "
+        f"{peaks['float32'] / 1e12:.3g} TFLOP/s in float32, {peaks['bfloat16'] / 1e12:.3g} in bfloat16, "
+        f"copy {peaks['copy'] / 1e9:.3g} GB/s. Medians of {facts['repeats']} rounds after {facts['warmup']}."
     )
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table in columns of equal width: the first on the left, numbers on the right."""
     widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-    align = lambda line: (
-        "| "
-        + " | ".join([line[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True)])
-        + " |"
-    )
+
+    def align(line: list[str]) -> str:
+        numbers = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        return f"| {' | '.join([line[0].ljust(widths[0]), *numbers])} |"
+
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return "\n".join([align(head), rule, *map(align, rows)])
 
@@ -56,7 +57,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def name(case: dict) -> str:
     padding = f", {case['padding']:.0%} padding" if case["padding"] else ""
     captured = ", captured" if case.get("captured") else ""
-    return f"{case['kind']}, {case['model']}, {case['task']}, {case['batch']} {'choices' if case['kind'] == 'reward' else 'rows'}{padding}{captured}"
+    rows = "choices" if case["kind"] == "reward" else "rows"
+    return f"{case['kind']}, {case['model']}, {case['task']}, {case['batch']} {rows}{padding}{captured}"
 
 
 def seconds(value: float) -> str:

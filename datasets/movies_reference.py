@@ -22,6 +22,7 @@ import numpy as np
 from lm_human_preferences.data.queries import datasets_folder
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json, write_json
+from lm_human_preferences.judging.calibration import top_shares
 from lm_human_preferences.judging.ratings import (
     ALPHAS,
     FOLDS,
@@ -36,8 +37,8 @@ from lm_human_preferences.judging.ratings import (
 
 
 @dataclass(frozen=True)
-class Choices:
-    """Choices among four: sentence texts [n][4], each person's ratings [n][4][m], and the best's index, int64 [n]."""
+class RatedChoices:
+    """Choices among four: sentence texts [n][4], each rating [n][4][m], and the index of the best, int64 [n]."""
 
     texts: list[list[str]]
     ratings: list[list[list[int]]]
@@ -47,13 +48,13 @@ class Choices:
         return len(self.texts)
 
 
-def load_choices(folder: Path, split: str) -> Choices:
+def load_choices(folder: Path, split: str) -> RatedChoices:
     """The choices of labels_SPLIT.jsonl with whole sentences, query included."""
     by_id = {row["id"]: row for row in rated_rows(Path(folder) / "sentences.jsonl")}
     labels = rated_rows(Path(folder) / f"labels_{split}.jsonl")
     if not labels:
         raise UserError(f"{folder} has no choices for {split!r}: prepare the data set from more sentences")
-    return Choices(
+    return RatedChoices(
         [[by_id[number]["text"] for number in label["ids"]] for label in labels],
         [[by_id[number]["ratings"] for number in label["ids"]] for label in labels],
         np.array([label["best"] for label in labels]),
@@ -68,9 +69,7 @@ def choice_credit(scores: np.ndarray, best: np.ndarray) -> np.ndarray:
 
     1 where the best alone scores highest, 0 where another scores higher, 1/m where m tie with it.
     """
-    scores = np.asarray(scores)
-    top = scores == scores.max(axis=1, keepdims=True)
-    return top[np.arange(len(scores)), best] / top.sum(axis=1)
+    return top_shares(np.asarray(scores))[np.arange(len(scores)), best]
 
 
 def rater_credit(ratings: Sequence[Sequence[int]], best: int) -> float:
@@ -78,7 +77,7 @@ def rater_credit(ratings: Sequence[Sequence[int]], best: int) -> float:
     sentence.
 
     Person j is the j-th rating of each sentence, as far as the shortest list goes. The person's own rating is part of
-    the mean that says which sentence is best, which flatters by a little.
+    the mean that says which sentence is best, which raises the figure a little.
     """
     persons = min(len(given) for given in ratings)
     scores = np.array([given[:persons] for given in ratings]).T  # [m, 4]
@@ -91,7 +90,7 @@ def point(credits: np.ndarray) -> dict[str, float]:
     return {"accuracy": p, "standard_error": math.sqrt(p * (1 - p) / n)}
 
 
-def _accuracy(rate: Callable[[list[str]], np.ndarray], choices: Choices) -> np.ndarray:
+def _accuracy(rate: Callable[[list[str]], np.ndarray], choices: RatedChoices) -> np.ndarray:
     """Credit of choosing by `rate`, which gives one score a text; [n]."""
     unique = {text: i for i, text in enumerate(dict.fromkeys(text for four in choices.texts for text in four))}
     scores = rate(list(unique))

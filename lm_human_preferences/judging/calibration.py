@@ -1,16 +1,22 @@
 """How rewards compare with choices and ratings of people: calibration, temperature, correlations, agreement. Pure
 functions of arrays.
 
-n choices among N responses; an Estimate is a number with its standard error. docs/reward_quality.md has every formula.
+n choices among N responses. docs/reward_quality.md has every formula.
 """
 
 from collections.abc import Hashable, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 
 from lm_human_preferences.judging.bootstrap import Bootstrap
 
-Estimate = dict[str, float | None]  # "value" and "standard_error"; None where nothing was measured
+
+class Estimate(TypedDict):
+    """A number with its standard error, as result.json holds it; None where nothing was measured."""
+
+    value: float | None
+    standard_error: float | None
 
 
 def mean(values: np.ndarray) -> Estimate:
@@ -29,7 +35,7 @@ def mean_of_overlapping(values: np.ndarray, members: Sequence[Sequence[Hashable]
     Standard error sqrt(sum of e_i e_j over all i, j that are the same or share one) / n, e the values less their mean;
     None if that sum is negative, as it can be by chance.
     """
-    found, values_of = mean(values), {}
+    found, values_of = mean(values), dict[Hashable, set[int]]()
     if found["value"] is None:
         return found
     rest = np.asarray(values, dtype=np.float64) - found["value"]
@@ -40,11 +46,11 @@ def mean_of_overlapping(values: np.ndarray, members: Sequence[Sequence[Hashable]
         rest[place] * sum(rest[other] for other in {place}.union(*(values_of[member] for member in own)))
         for place, own in enumerate(members)
     )
-    return found | {"standard_error": float(np.sqrt(total) / len(rest)) if total >= 0 else None}
+    return {"value": found["value"], "standard_error": float(np.sqrt(total) / len(rest)) if total >= 0 else None}
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray, bootstrap: Bootstrap) -> Estimate:
-    """Sum of numerators [n] / sum of denominators [n], parts of n choices; its deviation over resamples of the choices."""
+    """Sum of numerators [n] / sum of denominators [n], parts of n choices; its deviation over resamples of them."""
     if not denominators.sum():
         return {"value": None, "standard_error": None}
     below = bootstrap.counts @ np.asarray(denominators, dtype=np.float64)
@@ -59,16 +65,17 @@ def log_probabilities(rewards: np.ndarray, temperature: float = 1.0) -> np.ndarr
     """log softmax of rewards [n, N] / temperature: the model's log-probability that people choose each response."""
     scaled = np.asarray(rewards, dtype=np.float64) / temperature
     scaled = scaled - scaled.max(1, keepdims=True)
-    return scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+    logs: np.ndarray = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+    return logs
 
 
-def reliability(confidence: np.ndarray, right: np.ndarray, bins: int) -> list[dict]:
+def reliability(confidence: np.ndarray, right: np.ndarray, bins: int) -> list[dict[str, Any]]:
     """A row for each of `bins` equal parts of 0..1 that holds choices, by the probability of the response with the
     highest reward.
 
     confidence float [n], right bool [n]. Rows: low, high, choices, confidence (mean), accuracy and its standard error.
     """
-    place, rows = _bin_of(confidence, bins), []
+    place, rows = _bin_of(confidence, bins), list[dict[str, Any]]()
     for i in range(bins):
         if (inside := place == i).any():
             accuracy = mean(right[inside])
@@ -98,7 +105,8 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int, boot
 
 
 def _bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
-    return np.minimum((np.asarray(confidence) * bins).astype(int), bins - 1)
+    places: np.ndarray = np.minimum((np.asarray(confidence) * bins).astype(int), bins - 1)
+    return places
 
 
 def best_temperature(rewards: np.ndarray, best: np.ndarray) -> Estimate:
@@ -138,18 +146,20 @@ def correlation(x: np.ndarray, y: np.ndarray, unit: np.ndarray, bootstrap: Boots
     """
     x, y = (np.asarray(part, dtype=np.float64) - np.mean(part) for part in (x, y))
     points = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y])
-    units = np.stack(
-        [np.bincount(unit, row, minlength=bootstrap.counts.shape[1]) for row in points], axis=1
-    )  # [units, 6]
-    value = float(_pearson(units.sum(0)))
+    n_units = bootstrap.counts.shape[1]
+    units = np.stack([np.bincount(unit, row, minlength=n_units) for row in points], axis=1)  # [units, 6]
+    value = float(_pearson_of_sums(units.sum(0)))
     if not np.isfinite(value):
         return {"value": None, "standard_error": None}
-    drawn = _pearson((bootstrap.counts @ units).T)
+    drawn = _pearson_of_sums((bootstrap.counts @ units).T)
     return {"value": value, "standard_error": float(drawn[np.isfinite(drawn)].std())}
 
 
-def _pearson(sums: np.ndarray) -> np.ndarray:
-    """r from the sums [6, ...] of 1, x, y, xx, yy, xy; NaN where x or y is constant."""
+def _pearson_of_sums(sums: np.ndarray) -> np.ndarray:
+    """r from the sums [6, ...] of 1, x, y, xx, yy, xy; NaN where x or y is constant.
+
+    From sums, so that one matrix product gives it for all resamples; `pearson_r` is the original's, of two vectors.
+    """
     n, x, y, xx, yy, xy = sums
     spread = np.maximum(xx - x * x / n, 0.0) * np.maximum(yy - y * y / n, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -169,7 +179,8 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def top_shares(scores: np.ndarray) -> np.ndarray:
     """Scores [..., N] as choices: 1 for the highest, 1/m for each of m that tie, 0 for the others."""
     top = scores == scores.max(-1, keepdims=True)
-    return top / top.sum(-1, keepdims=True)
+    shares: np.ndarray = top / top.sum(-1, keepdims=True)
+    return shares
 
 
 def rater_agreement(ratings: Sequence[Sequence[float]], picked: int) -> dict[str, float]:
@@ -202,10 +213,8 @@ def rating_reliability(ratings: Sequence[Sequence[float]]) -> dict[str, float | 
     """
     sizes = np.array([len(given) for given in ratings], dtype=np.float64)
     means, total = np.array([np.mean(given) for given in ratings]), sizes.sum()
-    n, within = (
-        len(sizes),
-        sum(float(((np.asarray(given) - m) ** 2).sum()) for given, m in zip(ratings, means, strict=True)),
-    )
+    n = len(sizes)
+    within = sum(float(((np.asarray(given) - m) ** 2).sum()) for given, m in zip(ratings, means, strict=True))
     if n < 2 or total <= n:
         return {"single": None, "mean": None, "ceiling": None}
     between = float((sizes * (means - (sizes * means).sum() / total) ** 2).sum()) / (n - 1)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,13 +38,9 @@ class Responses(NamedTuple):
 
     tokens: torch.Tensor  # int64 [n, R], truncated
     valid: torch.Tensor  # bool [n]
-    kl: (
-        torch.Tensor
-    )  # float32 [n, R], nats: log-probability of the raw response under the policy less that under the reference
+    kl: torch.Tensor  # float32 [n, R], nats: log-probability of the raw response less that under the reference
     entropies: torch.Tensor  # float32 [n, R], nats, of the policy at each place of the raw response
-    scores: (
-        torch.Tensor
-    )  # float32 [n, K], of the truncated response: one column for each of the `rewards`, without penalty
+    scores: torch.Tensor  # float32 [n, K], of the truncated response: a column for each of the `rewards`, no penalty
 
 
 @torch.no_grad()
@@ -65,8 +61,8 @@ def sample_and_score(
     Each rank does its share of the rows, then all have everything. Both policies' log-probabilities come from the same
     computation, so a policy's KL to itself is exactly 0.
     """
-    n, parts, padding = len(queries), [], policy.transformer.config.padding_token
-    for rows in world.share_of(torch.arange(n)).split(micro_batch):
+    n, parts, padding = len(queries), list[Responses](), policy.transformer.config.padding_token
+    for rows in torch.split(world.share_of(torch.arange(n)), micro_batch):
         q, u = queries[rows].to(precision.device), uniforms[rows].to(precision.device)
         with precision.autocast():
             drawn = policy.respond(q, u).tokens
@@ -98,7 +94,7 @@ def given_logprobs(
     """
     lengths = (responses != padding_token).sum(1)
     order, parts = lengths.argsort(stable=True), []
-    for rows in world.share_of(order).split(micro_batch):
+    for rows in torch.split(world.share_of(order), micro_batch):
         longest = max(1, int(lengths[rows].max()))
         r = responses[rows, :longest]
         filled = torch.where(r == padding_token, 0, r)  # what stands after a response changes nothing in it
@@ -116,73 +112,93 @@ def uniforms_of(task: TaskParams, samples: int, seed: int) -> torch.Tensor:
     return torch.rand(samples, task.response_length, generator=generator_for(seed, "evaluation/uniforms"))
 
 
+# --- before against after a training run ---
+
+
+def evaluation_queries(params: EvaluationParams, task: TaskParams, encoding: Encoding, seed: int) -> torch.Tensor:
+    """The held-out queries of the comparison, int64 [samples, Q]. Raises UserError where the split does not exist."""
+    return query_stream(task, encoding, seed, "evaluation", params.split).batch(params.samples)
+
+
 def compare_policies(
-    folder: Path,
     before: Policy,
     after: Policy,
     scorer: Scorer,
-    task: TaskParams,
-    encoding: Encoding,
-    params: EvaluationParams,
+    queries: torch.Tensor,
+    uniforms: torch.Tensor,
     precision: Precision,
-    seed: int,
     micro_batch: int,
     world: World = World(),
-) -> dict:
-    """Compare on held-out queries, all ranks together; print a table and pairs, write `result.json` and all pairs to
-    `evaluation.jsonl`.
+) -> dict[str, Responses]:
+    """{"before", "after"}: both policies' responses to queries int64 [n, Q] at uniforms float32 [n, R], with the KL to
+    `before`; all ranks together, and all have everything.
+
+    `scores` float32 [n, 1] are those of training: the scorer's, with the penalty where a response has no valid end.
     """
-    queries, uniforms = (
-        query_stream(task, encoding, seed, "evaluation", params.split).batch(params.samples),
-        uniforms_of(task, params.samples, seed),
-    )
-    sides = {}
+    sides, task = {}, scorer.task
     for name, policy in (("before", before), ("after", after)):
-        r = sample_and_score(policy, before, [scorer.rewards], task, queries, uniforms, precision, micro_batch, world)
-        sides[name] = {
-            "tokens": r.tokens,
-            "score": penalise(r.scores[:, 0], r.valid, task.penalty_reward_value),
-            "kl": r.kl.sum(1),
-            "token_kl": r.kl,
-            "valid": r.valid,
-        }
-    pairs = []
-    for i in range(params.samples):
-        pair = {"query": readable(encoding, queries[i])}
-        for name, side in sides.items():
-            per_token = per_token_kl(side["tokens"][i], side["token_kl"][i], encoding)
-            pair |= {
-                name: readable(encoding, side["tokens"][i]),
-                f"score_{name}": float(side["score"][i]),
-                f"kl_{name}": float(side["kl"][i]),
-                **{f"{key}_{name}": values for key, values in per_token.items()},
-            }
-        pairs.append(pair)
-    result = {
+        found = sample_and_score(
+            policy, before, [scorer.rewards], task, queries, uniforms, precision, micro_batch, world
+        )
+        scores = penalise(found.scores[:, 0], found.valid, task.penalty_reward_value)
+        sides[name] = found._replace(scores=scores[:, None])
+    return sides
+
+
+def compared_means(sides: dict[str, Responses], padding_token: int) -> dict[str, Any]:
+    """Of each side the means over its queries, and their number: what result.json says of the comparison."""
+    means: dict[str, Any] = {
         name: {
-            "score": float(side["score"].mean()),
-            "kl": float(side["kl"].mean()),
-            "valid": float(side["valid"].float().mean()),
-            "distinct_2": distinct(unpadded(side["tokens"], encoding.padding_token), 2).share,
+            "score": float(side.scores[:, 0].mean()),
+            "kl": float(side.kl.sum(1).mean()),
+            "valid": float(side.valid.float().mean()),
+            "distinct_2": distinct(unpadded(side.tokens, padding_token), 2).share,
         }
         for name, side in sides.items()
     }
-    result["queries"] = params.samples
-    if not world.is_main:
-        return result
+    return means | {"queries": len(sides["before"].tokens)}
+
+
+def compared_pairs(queries: torch.Tensor, sides: dict[str, Responses], encoding: Encoding) -> list[dict[str, Any]]:
+    """For each query both responses as texts, with score and KL, and where in the response the KL lies: the lines of
+    evaluation.jsonl.
+    """
+    pairs = []
+    for i, query in enumerate(queries):
+        pair: dict[str, Any] = {"query": readable(encoding, query)}
+        for name, side in sides.items():
+            pair |= {
+                name: readable(encoding, side.tokens[i]),
+                f"score_{name}": float(side.scores[i, 0]),
+                f"kl_{name}": float(side.kl[i].sum()),
+            }
+            per_token = per_token_kl(side.tokens[i], side.kl[i], encoding)
+            pair |= {f"{key}_{name}": values for key, values in per_token.items()}
+        pairs.append(pair)
+    return pairs
+
+
+def write_comparison(
+    folder: Path, queries: torch.Tensor, sides: dict[str, Responses], encoding: Encoding, params: EvaluationParams
+) -> None:
+    """`result.json` and, with all pairs, `evaluation.jsonl` in a run's folder; a table and the first pairs on the
+    terminal. For one rank.
+    """
+    means, pairs = compared_means(sides, encoding.padding_token), compared_pairs(queries, sides, encoding)
     with atomic_file(folder / "evaluation.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
-    write_json(folder / "result.json", result | {"samples": pairs[: max(20, params.shown)]})
-    print(comparison_table(result, params.samples, params.split))
+    write_json(folder / "result.json", means | {"samples": pairs[: max(20, params.shown)]})
+    print(comparison_table(means, len(queries), params.split))
     for pair in pairs[: params.shown]:
         print(
             f"\n  {pair['query']} ...\n    before [{pair['score_before']:+.2f}] {pair['before'].strip()}\n"
             f"    after  [{pair['score_after']:+.2f}] {pair['after'].strip()}"
         )
-    return result
 
 
-def per_token_kl(tokens: torch.Tensor, kl: torch.Tensor, encoding: Encoding, marks: bool = False) -> dict[str, list]:
+def per_token_kl(
+    tokens: torch.Tensor, kl: torch.Tensor, encoding: Encoding, marks: bool = False
+) -> dict[str, list[float]]:
     """Where in a response the KL lies: tokens int64 [R], padding at the end; kl float32 [R], nats -> `token_kl`,
     `token_ends`; empty if all is 0.
 
@@ -197,18 +213,16 @@ def per_token_kl(tokens: torch.Tensor, kl: torch.Tensor, encoding: Encoding, mar
     def text(count: int) -> str:
         return encoding.decode([token for token in row[:count] if marks or token != encoding.end_of_text])
 
-    whole, ends = text(len(row)), []
+    whole, ends = text(len(row)), list[float]()
     for count in range(1, len(row) + 1):
         begun = text(count)
-        while not whole.startswith(
-            begun
-        ):  # the last character is not whole yet: its bytes are spread over several tokens
-            begun = begun[:-1]
+        while not whole.startswith(begun):
+            begun = begun[:-1]  # the last character is not whole yet: its bytes are spread over several tokens
         ends.append(len(begun))
     return {"token_kl": values, "token_ends": ends}
 
 
-def comparison_table(result: dict, count: int, split: str) -> str:
+def comparison_table(result: dict[str, Any], count: int, split: str) -> str:
     """The comparison as a table for people."""
     rows = [
         ("score (mean of the reward model)", "score", "{:.3f}"),

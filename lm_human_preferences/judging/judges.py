@@ -6,6 +6,9 @@ ratings:FOLDER                        a linear model of the human ratings held o
 hf:PATH_OR_NAME[#label]               a sequence classifier of Hugging Face
 module:function                       any Python function of queries and responses
 choices:FILE                          people, who choose between two policies' responses (`PeoplesChoices`)
+
+To add a judge, write a class with `score` as in `Judge`, or a function of texts for `SentenceJudge` (hf_classifier.py
+is an example in a file of its own), and give it a spec: in `load_judge`, in SPECS and in docs/evaluation.md.
 """
 
 import abc
@@ -17,6 +20,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +28,7 @@ import torch
 from lm_human_preferences.data.tasks import readable
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.records import read_records
+from lm_human_preferences.judging.hf_classifier import HFClassifier, first_line
 from lm_human_preferences.judging.ratings import HeldOutJudge, lexicon_scores
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -32,6 +37,10 @@ from lm_human_preferences.learning.scoring import Rewards
 SPECS = "a reward-model folder, lexicon, ratings:FOLDER, hf:PATH_OR_NAME[#label], module:function or choices:FILE"
 MICRO_BATCH = 64  # texts in memory at once
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:\w+")
+_CPU = torch.device("cpu")
+
+# what a user's function does: queries, responses -> a number for each response, in a list or an array
+ScoringFunction = Callable[[list[str], list[str]], Any]
 
 
 class Judge(abc.ABC):
@@ -66,7 +75,7 @@ class RewardModelJudge(Judge):
     token) counts there.
     """
 
-    def __init__(self, name: str, model: RewardModel, device: torch.device = torch.device("cpu")):
+    def __init__(self, name: str, model: RewardModel, device: torch.device = _CPU):
         super().__init__(name)
         self.model = model.to(device).requires_grad_(False)
         self.config, self.device = model.transformer.config, device
@@ -90,14 +99,16 @@ class RewardModelJudge(Judge):
 
         def rewards(queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
             self._check_length(queries.shape[1] + responses.shape[1])
-            return self.model(queries, responses)
+            scores: torch.Tensor = self.model(queries, responses)
+            return scores
 
         return rewards
 
     def _check_length(self, tokens: int) -> None:
         if tokens > self.config.n_ctx:
             raise UserError(
-                f"judge {self.name}: query and response have {tokens} tokens, but the reward model's context is {self.config.n_ctx}"
+                f"judge {self.name}: query and response have {tokens} tokens, "
+                f"but the reward model's context is {self.config.n_ctx}"
             )
 
 
@@ -120,126 +131,49 @@ class FunctionJudge(Judge):
     response.
     """
 
-    def __init__(self, name: str, function: Callable):
+    def __init__(self, name: str, function: ScoringFunction):
         super().__init__(name)
         self.function = function
 
     def score(self, queries: list[str], responses: list[str]) -> list[float]:
+        """Raises UserError, naming the function, if it raises anything or returns anything else."""
         try:
             values = self.function(list(queries), list(responses))
-        except Exception as error:  # whatever it is, it is not ours
+        except (Exception, SystemExit) as error:  # whatever it is, it is not ours
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
-                f"the function {self.name} raised {type(error).__name__}: {_first_line(error)} "
+                f"the function {self.name} raised {type(error).__name__}: {first_line(error)} "
                 f"({Path(place.filename).name}, line {place.lineno})"
             ) from error
-        if not hasattr(values, "__len__") or isinstance(values, str | bytes | dict) or len(values) != len(responses):
-            given = f"{len(values)} values" if hasattr(values, "__len__") else type(values).__name__
+        given = self._count(values)
+        if given != len(responses):
+            what = type(values).__name__ if given is None else f"{given} values"
             raise UserError(
-                f"the function {self.name} must return a list of one number for each of the {len(responses)} responses, not {given}"
+                f"the function {self.name} must return a list of one number for each of the {len(responses)} "
+                f"responses, not {what}"
             )
         return [self._number(value) for value in values]
 
-    def _number(self, value: object) -> float:
+    @staticmethod
+    def _count(values: Any) -> int | None:
+        """How many values these are; None if they are not values in an order."""
+        if isinstance(values, str | bytes | dict | set | frozenset):
+            return None
+        try:
+            return len(values)
+        except TypeError:  # a number, a generator, an array without dimensions
+            return None
+
+    def _number(self, value: Any) -> float:
         try:
             number = math.nan if isinstance(value, str | bytes) else float(value)
         except (TypeError, ValueError, OverflowError, RuntimeError):
             number = math.nan
         if not abs(number) <= torch.finfo(torch.float32).max:
-            raise UserError(f"the function {self.name} returned {value!r} for a response; it must be a finite number")
+            shown = " ".join(repr(value).split())  # a matrix has several lines
+            shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+            raise UserError(f"the function {self.name} returned {shown} for a response; it must be a finite number")
         return number
-
-
-class Classifier:
-    """A sequence classifier of Hugging Face. One output: the score itself; several: the log-odds of one label, log p /
-    (1 - p).
-    """
-
-    def __init__(self, spec: str, device: torch.device):
-        path, _, wanted = spec.partition("#")
-        self.name, self.device = spec, device
-        try:
-            import transformers
-        except ImportError:
-            raise UserError(f"hf:{spec} needs the package transformers: pip install transformers") from None
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(
-                path, truncation_side="left", padding_side="right"
-            )
-            model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-                path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-        except Exception as error:  # of many kinds: missing files, no network, unknown architectures
-            raise UserError(f"hf:{path} cannot be loaded as a sequence classifier: {_first_line(error)}") from None
-        if report["missing_keys"]:
-            raise UserError(
-                f"hf:{path} is no trained classifier: its weights lack {', '.join(sorted(report['missing_keys']))}"
-            )
-        self.model = model.float().eval().requires_grad_(False).to(device)
-        self.label = self._label(path, wanted)
-        self._agree_on_padding(path)
-
-    def _label(self, path: str, wanted: str) -> int | None:
-        """The output that counts; None if there is but one."""
-        labels = {index: str(label) for index, label in self.model.config.id2label.items()}
-        found = [
-            index
-            for index, label in labels.items()
-            if (label.lower() == wanted.lower() if wanted else "pos" in label.lower())
-        ]
-        if len(labels) == 1 and (found or not wanted):
-            return None
-        if len(found) != 1:
-            what = (
-                f"has no label {wanted}"
-                if wanted
-                else f"has {len(found) or 'no'} label{'s' * (len(found) != 1)} with 'pos' in the name"
-            )
-            raise UserError(f"hf:{path} {what}; choose one with hf:{path}#LABEL: {', '.join(labels.values())}")
-        return found[0]
-
-    def _agree_on_padding(self, path: str) -> None:
-        if self.tokenizer.pad_token_id is None:
-            if self.tokenizer.eos_token_id is None:
-                raise UserError(
-                    f"hf:{path}: its tokenizer has neither a padding nor an end token; give it one and save it again"
-                )
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        if self.model.config.pad_token_id is None:  # GPT-2's classifier finds the last token by it
-            self.model.config.pad_token_id = self.tokenizer.pad_token_id
-        places = getattr(self.model.config, "max_position_embeddings", None)
-        longest = min(self.tokenizer.model_max_length, places or 512)
-        self.longest = (
-            longest - 2
-            if longest == places and self.model.config.model_type in ("roberta", "xlm-roberta", "camembert")
-            else longest
-        )
-
-    @torch.no_grad()
-    def rate(self, texts: list[str]) -> list[float]:
-        """A score each; texts longer than the classifier's context lose their beginning."""
-        scores = []
-        for start in range(0, len(texts), MICRO_BATCH):
-            batch = self.tokenizer(
-                texts[start : start + MICRO_BATCH],
-                truncation=True,
-                max_length=self.longest,
-                padding=True,
-                return_tensors="pt",
-            )
-            scores += self._log_odds(self.model(**batch.to(self.device)).logits).tolist()
-        return scores
-
-    def _log_odds(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits float32 [B, labels] -> scores [B]."""
-        if (
-            self.label is None or self.model.config.problem_type == "multi_label_classification"
-        ):  # there each label has a sigmoid of its own
-            return logits[:, self.label or 0]
-        others = [index for index in range(logits.shape[1]) if index != self.label]
-        return logits[:, self.label] - logits[:, others].logsumexp(1)
 
 
 # --- people ---
@@ -255,9 +189,9 @@ class PeoplesChoices:
     """
 
     def __init__(self, name: str, path: str):
-        """Raises UserError, naming the row, for a file that is no such sheet, or on which nobody has chosen yet."""
+        """Raises UserError, naming the row, for a file that is not such a sheet, or on which nobody has chosen yet."""
         self.name, self.path = name, path
-        self.shares: dict[tuple, list[float]] = {}
+        self.shares: dict[tuple[str, ...], list[float]] = {}
         if not Path(path).is_file():
             raise UserError(f"the sheet of choices {path} does not exist")
         for where, row in read_records(Path(path), "row"):
@@ -268,7 +202,8 @@ class PeoplesChoices:
                 or len(row["policies"]) != 2
             ):
                 raise UserError(
-                    f'{where}: expected {{"query": text, "first": text, "second": text, "policies": [name, name], "choice": ...}}'
+                    f'{where}: expected {{"query": text, "first": text, "second": text, '
+                    f'"policies": [name, name], "choice": ...}}'
                 )
             if row.get("choice") is None:
                 continue
@@ -292,7 +227,7 @@ class PeoplesChoices:
         return np.array([math.nan if shares is None else sum(shares) / len(shares) for shares in found])
 
 
-def sheet_row(query: str, names: tuple[str, str], responses: tuple[str, str], swapped: bool) -> dict:
+def sheet_row(query: str, names: tuple[str, str], responses: tuple[str, str], swapped: bool) -> dict[str, Any]:
     """A row of the sheet that people fill in; the second policy's response comes first where `swapped`. Equal responses
     are a tie already.
     """
@@ -309,9 +244,10 @@ def sheet_row(query: str, names: tuple[str, str], responses: tuple[str, str], sw
 # --- from a line of text ---
 
 
-def load_judge(spec: str, device: torch.device = torch.device("cpu")) -> Judge | PeoplesChoices:
+def load_judge(spec: str, device: torch.device = _CPU) -> Judge | PeoplesChoices:
     """The judge of a specification `[NAME=]SPEC`. Raises UserError in one line if it cannot be had."""
-    given, text = re.fullmatch(r"(?:(\w[\w.-]*)=)?(.*)", spec, re.DOTALL).groups()
+    named = re.match(r"(\w[\w.-]*)=", spec)
+    given, text = (named[1], spec[named.end() :]) if named else (None, spec)
     kind, _, rest = text.partition(":")
     if text == "lexicon":
         lexicon_scores([])  # complains now if the package is missing
@@ -319,7 +255,7 @@ def load_judge(spec: str, device: torch.device = torch.device("cpu")) -> Judge |
     if kind == "ratings" and rest:
         return SentenceJudge(given or kind, HeldOutJudge.fit(Path(rest)).rate)
     if kind == "hf" and rest:
-        return SentenceJudge(given or Path(rest).name, Classifier(rest, device).rate)
+        return SentenceJudge(given or Path(rest).name, HFClassifier(rest, device).rate)
     if kind == "choices" and rest:
         return PeoplesChoices(given or "people", rest)
     folder = Path(text)
@@ -332,25 +268,37 @@ def load_judge(spec: str, device: torch.device = torch.device("cpu")) -> Judge |
     raise UserError(f"there is no judge {text!r}: expected {SPECS}")
 
 
-def load_function(spec: str) -> Callable:
+def load_function(spec: str) -> ScoringFunction:
     """The function of `module:function`; the module is looked for in the current folder too. Raises UserError if there
     is none.
     """
     if not _FUNCTION.fullmatch(spec):
-        raise UserError(f"{spec} is no module:function, as in my_scores:length for the function length in my_scores.py")
-    module, _, name = spec.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # a module may raise anything when it is imported
         raise UserError(
-            f"{spec}: the module {module} cannot be imported: {type(error).__name__}: {_first_line(error)}"
+            f"{spec} is not module:function, as in my_scores:length for the function length in my_scores.py"
+        )
+    name, _, function = spec.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.split(".")[0]:  # it is there, but needs another one that is not
+            raise UserError(_not_imported(spec, name, error)) from None
+        raise UserError(
+            f"{spec}: there is no module {name} in {here}, where it is looked for, nor among the installed ones: start "
+            f"from the folder that holds {name.replace('.', '/')}.py, or name that folder in PYTHONPATH"
         ) from None
+    except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
+        raise UserError(_not_imported(spec, name, error)) from None
+    found = getattr(module, function, None)
     if not callable(found):
-        raise UserError(f"{spec}: the module {module} has no function {name}")
-    return found
+        raise UserError(
+            f"{spec}: the module {name} ({getattr(module, '__file__', None) or 'built in'}) has no function {function}"
+        )
+    scoring: ScoringFunction = found
+    return scoring
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+def _not_imported(spec: str, module: str, error: BaseException) -> str:
+    return f"{spec}: the module {module} cannot be imported: {type(error).__name__}: {first_line(error)}"

@@ -5,32 +5,32 @@ train, valid or test, ...}.
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lm_human_preferences.data.queries import preparation_command
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.records import read_records
 
 FOLDS = 5
 ALPHAS = (0.1, 0.3, 1.0, 3.0)  # strengths of the ridge penalty to choose from
 
 
-def rated_rows(path: Path) -> list[dict]:
+def rated_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file of the data set. Raises UserError where it is missing or damaged."""
-    try:
-        return [
-            json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line
-        ]  # not splitlines: U+2028 is text
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: prepare the data set first ({preparation_command('movies')})"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable as JSON lines ({error}): prepare the data set again") from None
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: prepare the data set first ({preparation_command('movies')})")
+    rows = []
+    for where, row in read_records(path, "row"):
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: expected {{...}} in each line: prepare the data set again")
+        rows.append(row)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,12 @@ def load_sentences(folder: Path, splits: Sequence[str]) -> Sentences:
     path = Path(folder) / "sentences.jsonl"
     try:
         rows = [row for row in rated_rows(path) if row["split"] in splits]
-        return Sentences(
-            [str(row["text"]) for row in rows], np.array([row["rating"] for row in rows], dtype=np.float64)
-        )
+        ratings = np.array([row["rating"] for row in rows], dtype=np.float64)
+        if ratings.ndim == 1 and np.isfinite(ratings).all():
+            return Sentences([str(row["text"]) for row in rows], ratings)
     except (KeyError, TypeError, ValueError):
-        raise UserError(f'{path}: expected {{"text": text, "rating": number, "split": name}} in each line') from None
+        pass
+    raise UserError(f'{path}: expected {{"text": text, "rating": number, "split": name}} in each line')
 
 
 def lexicon_scores(texts: list[str]) -> np.ndarray:
@@ -60,7 +61,7 @@ def lexicon_scores(texts: list[str]) -> np.ndarray:
 
 
 @functools.cache
-def _lexicon():
+def _lexicon() -> Any:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
@@ -68,7 +69,7 @@ def _lexicon():
     return SentimentIntensityAnalyzer()
 
 
-def linear_model(alpha: float, characters: bool):
+def linear_model(alpha: float, characters: bool) -> Any:
     """tf-idf of words and word pairs (and of 3 to 5 characters within words), then ridge regression. UserError without
     scikit-learn.
     """
@@ -100,15 +101,21 @@ class HeldOutJudge:
 
     @classmethod
     def fit(cls, folder: Path) -> "HeldOutJudge":
-        """From a prepared data set. Raises UserError where that is missing or too small, or scikit-learn is not
-        installed.
+        """From a prepared data set. Raises UserError where that is missing, too small or teaches nothing, or
+        scikit-learn is not installed.
         """
         data = load_sentences(folder, ["valid", "test"])
         if len(data.texts) < 2 * FOLDS:
             raise UserError(
-                f"{folder} holds {len(data.texts)} held-out sentences, the judge needs at least {2 * FOLDS}: prepare more"
+                f"{folder} holds {len(data.texts)} held-out sentences, the judge needs at least {2 * FOLDS}: "
+                "prepare more"
             )
-        return cls(data)
+        if not np.ptp(data.ratings):
+            raise UserError(f"{folder}: all held-out sentences have the same rating, {data.ratings[0]:g}")
+        try:
+            return cls(data)
+        except ValueError as error:  # scikit-learn's, for texts without words
+            raise UserError(f"{folder}: no judge can be made of its held-out sentences ({error})") from None
 
     def rate(self, texts: list[str]) -> np.ndarray:
         """The rating that people would give each text, float64 [n], -4 to +4; about the mean for a text without known

@@ -8,8 +8,8 @@ in the source, and where there.
 
 import functools
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def copy_places(source: str, text: str) -> list[float]:
     return [place / len(whole) for place in found if place is not None]
 
 
-def _ngrams(items: Sequence, n: int) -> list[tuple]:
+def _ngrams(items: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
     return [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
 
 
@@ -103,7 +103,7 @@ class Distinct(NamedTuple):
 def distinct(responses: Sequence[Sequence[int]], n: int) -> Distinct:
     """Distinct-n of responses given as tokens without padding; 0 where there are no n-grams."""
     grams = [_ngrams(response, n) for response in responses]
-    owners: dict[tuple, set[int]] = {}
+    owners: dict[tuple[Hashable, ...], set[int]] = {}
     for i, found in enumerate(grams):
         for gram in found:
             owners.setdefault(gram, set()).add(i)
@@ -140,7 +140,7 @@ def rouge(references: Sequence[str], texts: Sequence[str]) -> dict[str, np.ndarr
 
 
 @functools.cache
-def _rouge_scorer():
+def _rouge_scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:

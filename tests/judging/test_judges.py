@@ -10,14 +10,12 @@ import torch
 
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.judging.judges import FunctionJudge, PeoplesChoices, load_judge, sheet_row
+from lm_human_preferences.judging.judges import FunctionJudge, PeoplesChoices, load_function, load_judge, sheet_row
 from lm_human_preferences.language.encoding import LetterEncoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.reward_model import RewardModel
 
 from small import CONFIG, PAD
-
-WORDS = ["[PAD]", "[UNK]", "good", "bad", "film", "the"]
 
 
 def refused(call, *arguments) -> str:
@@ -98,77 +96,24 @@ def test_ratings(tmp_path):
     assert 'expected {"text": text, "rating": number' in refused(load_judge, f"ratings:{tmp_path}")
 
 
-# --- Hugging Face ---
+RATED = [{"split": "test", "text": f"It was fine {i}.", "rating": i} for i in range(12)]
 
 
-def save_classifier(folder, labels: list[str], **settings):
-    """A tiny random classifier with a tokenizer of WORDS; `labels` [] saves a language model instead."""
-    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
-    ).save_pretrained(folder)
-    config = transformers.BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=12,
-        id2label=dict(enumerate(labels or ["x"])),
-        initializer_range=1.0,
-        **settings,
-    )
-    torch.manual_seed(0)
-    model = (transformers.BertForSequenceClassification if labels else transformers.BertForMaskedLM)(config).eval()
-    model.save_pretrained(folder)
-    return model
-
-
-QUERIES, RESPONSES = ["the film", "the bad"], [" good", " film good bad the"]
-IDS = torch.tensor([[5, 4, 2, 0, 0, 0], [5, 3, 4, 2, 3, 5]])
-
-
-def test_classifier_with_one_output(tmp_path):
-    model = save_classifier(tmp_path, ["quality"])
-    logits = model(IDS, attention_mask=(IDS != 0).long()).logits
-    assert load_judge(f"hf:{tmp_path}").score(QUERIES, RESPONSES) == pytest.approx(logits[:, 0].tolist(), abs=1e-5)
-    longest = load_judge(f"hf:{tmp_path}#quality").score(["film " * 50], ["the bad"])[0]
-    whole = model(torch.tensor([[4] * 10 + [5, 3]])).logits.item()
-    assert longest == pytest.approx(whole, abs=1e-5), "a text that is too long loses its beginning"
-
-
-def test_classifier_with_several_labels(tmp_path):
-    """The log-odds of a label, by its name in any case; the one with 'pos' in it if none is named."""
-    model = save_classifier(tmp_path, ["NEGATIVE", "neutral", "POSITIVE"])
-    p = model(IDS, attention_mask=(IDS != 0).long()).logits.softmax(1).double()
-    for label, column in (("", 2), ("#neutral", 1), ("#negative", 0)):
-        expected = (p[:, column] / (1 - p[:, column])).log()
-        assert load_judge(f"hf:{tmp_path}{label}").score(QUERIES, RESPONSES) == pytest.approx(
-            expected.tolist(), abs=1e-4
-        )
-    assert "no label joy; choose one" in refused(load_judge, f"hf:{tmp_path}#joy")
-
-
-def test_classifier_with_a_sigmoid_for_each_label(tmp_path):
-    model = save_classifier(tmp_path, ["angry", "positive"], problem_type="multi_label_classification")
-    logits = model(IDS, attention_mask=(IDS != 0).long()).logits
-    assert load_judge(f"hf:{tmp_path}").score(QUERIES, RESPONSES) == pytest.approx(logits[:, 1].tolist(), abs=1e-5)
-
-
-def test_classifiers_refused(tmp_path):
-    save_classifier(tmp_path / "stars", ["1 star", "2 stars"])
-    assert "has no labels with 'pos' in the name; choose one" in (
-        line := refused(load_judge, f"hf:{tmp_path / 'stars'}")
-    )
-    assert line.endswith("#LABEL: 1 star, 2 stars")
-    save_classifier(tmp_path / "lm", [])
-    assert "is no trained classifier: its weights lack" in refused(load_judge, f"hf:{tmp_path / 'lm'}")
-    (tmp_path / "empty").mkdir()
-    assert "cannot be loaded as a sequence classifier" in refused(load_judge, f"hf:{tmp_path / 'empty'}")
+@pytest.mark.parametrize(
+    "rows, says",
+    [
+        (RATED[:9], "holds 9 held-out sentences, the judge needs at least 10"),
+        ([*RATED, {"split": "test", "text": "x", "rating": math.nan}], "expected {"),
+        ([row | {"rating": [1, 2]} for row in RATED], "expected {"),
+        ([*RATED, ["test", "x", 1]], "line 13: expected {"),
+        ([row | {"rating": 2} for row in RATED], "all held-out sentences have the same rating, 2"),
+        ([row | {"text": "..."} for row in RATED], "no judge can be made of its held-out sentences"),
+    ],
+)
+def test_ratings_refused(tmp_path, rows, says):
+    pytest.importorskip("sklearn")
+    (tmp_path / "sentences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert says in refused(load_judge, f"ratings:{tmp_path}")
 
 
 # --- functions ---
@@ -176,7 +121,8 @@ def test_classifiers_refused(tmp_path):
 
 def test_function_of_a_module(tmp_path, monkeypatch):
     (tmp_path / "my_scores.py").write_text(
-        "import numpy as np\nWORD = 'x'\n\ndef length(queries, responses):\n    return np.array([len(r) for r in responses])\n"
+        "import numpy as np\nWORD = 'x'\n\n"
+        "def length(queries, responses):\n    return np.array([len(r) for r in responses])\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
@@ -185,9 +131,35 @@ def test_function_of_a_module(tmp_path, monkeypatch):
     assert judge.on_tokens(LetterEncoding())(torch.tensor([[1]]), torch.tensor([[1, 2, PAD]])).tolist() == [2.0]
     assert "has no function nothing" in refused(load_judge, "my_scores:nothing")
     assert "has no function WORD" in refused(load_judge, "my_scores:WORD")
-    (tmp_path / "broken_scores.py").write_text("1 / 0")
-    assert "cannot be imported: ZeroDivisionError" in refused(load_judge, "broken_scores:f")
-    assert "No module named 'no_such_module'" in refused(load_judge, "no_such_module:f")
+    assert f"my_scores ({tmp_path / 'my_scores.py'})" in refused(load_judge, "my_scores:nothing")
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("def f(:", "SyntaxError: "),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise SystemExit('usage: f FILE')", "SystemExit: usage: f FILE"),
+        ("raise ValueError('one line\\nand another')", "ValueError: one line"),
+    ],
+)
+def test_module_that_cannot_be_imported(tmp_path, monkeypatch, text, says):
+    (tmp_path / "broken_scores.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "broken_scores", raising=False)
+    assert f"the module broken_scores cannot be imported: {says}" in refused(load_judge, "broken_scores:f")
+
+
+def test_module_of_another_folder(tmp_path, monkeypatch):
+    """The line says where it was looked for, since a command may be given from elsewhere."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "scores_of_elsewhere.py").write_text("def f(q, r): return [0.0] * len(r)")
+    monkeypatch.chdir(tmp_path / "here")
+    says = refused(load_judge, "scores_of_elsewhere:f")
+    assert f"there is no module scores_of_elsewhere in {tmp_path / 'here'}" in says and "PYTHONPATH" in says
+    assert "no/such:f is not module:function" in refused(load_function, "no/such:f")
 
 
 @pytest.mark.parametrize(
@@ -199,6 +171,14 @@ def test_function_of_a_module(tmp_path, monkeypatch):
         ),
         (lambda queries, responses: [1.0], "a list of one number for each of the 2 responses, not 1 values"),
         (lambda queries, responses: 3.0, "not float"),
+        (lambda queries, responses: np.array(3.0), "not ndarray"),
+        (lambda queries, responses: torch.tensor(3.0), "not Tensor"),
+        (lambda queries, responses: {1.0, 2.0}, "not set"),
+        (lambda queries, responses: (float(len(r)) for r in responses), "not generator"),
+        (lambda queries, responses: np.ones((2, 3)), "returned array([1., 1., 1.]) for a response"),
+        (lambda queries, responses: torch.ones(2, 9, 9), "returned tensor([[1., 1., 1., 1., 1., 1., 1., 1., 1."),
+        (lambda queries, responses: np.ones((1, 2)), "not 1 values"),
+        (lambda queries, responses: sys.exit("no"), "raised SystemExit: no (test_judges.py, line "),
         (lambda queries, responses: ["1", "2"], "returned '1' for a response; it must be a finite number"),
         (lambda queries, responses: [1.0, None], "returned None"),
         (lambda queries, responses: [1.0, math.nan], "returned nan"),
