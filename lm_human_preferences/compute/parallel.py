@@ -7,7 +7,7 @@ PyTorch's.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
@@ -17,6 +17,7 @@ from lm_human_preferences.compute.distributed import World, is_sharded
 from lm_human_preferences.compute.precision import Precision
 
 SHARDINGS = ("ddp", "fsdp")
+Part = TypeVar("Part")
 
 
 def shard(module: nn.Module, world: World, precision: Precision, methods: Sequence[str] = ()) -> None:
@@ -73,7 +74,14 @@ def place_frozen(
 
 
 class Parallel:
-    """A module in training on all ranks. Call it as the module itself, inside `micro_batch`."""
+    """A module in training on all ranks, called as the module itself would be. An optimizer step is
+
+        for part in parallel.micro_batches(parts):
+            parallel.backward(loss_of(parallel(part)))
+        optimizer.step()
+
+    where each rank has parts of its own, and `loss_of` gives a part's share in the loss of the global batch.
+    """
 
     def __init__(
         self, module: nn.Module, world: World, precision: Precision, sharding: str = "ddp", methods: Sequence[str] = ()
@@ -93,9 +101,24 @@ class Parallel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._engine(*args, **kwargs)
 
+    def micro_batches(self, parts: Sequence[Part]) -> Iterator[Part]:
+        """One optimizer step's micro-batches, one after another: the loop's body does the forward pass and `backward`
+        of each. The ranks' gradients meet in the last one's `backward` alone, and are whole when the loop has ended.
+
+        All ranks must have equally many parts. A loop that is left early, by an error or `break`, sends no message on
+        its way out. Under FSDP such a step ends the training: PyTorch keeps the sums of gradients that have not met
+        where `zero_grad` does not reach them.
+        """
+        for number, part in enumerate(parts, 1):
+            with self.micro_batch(last=number == len(parts)):
+                yield part
+
     @contextlib.contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
-        """Around the forward pass and `backward` of one of a step's micro-batches; gradients meet on the last."""
+        """Around the forward pass and `backward` of a single micro-batch; `last`: whether gradients meet in it.
+
+        For passes by themselves, such as those that try how many rows fit in memory; a step has `micro_batches`.
+        """
         if self.sharded:
             self.module.set_requires_gradient_sync(last)
         with (
