@@ -1,8 +1,12 @@
-"""Micro-batches of an optimizer step: their gradients add up, meet on the last, and a loop left early does no harm."""
+"""What two ranks do together: `World`'s table, and micro-batches, whose gradients meet on the last.
+
+Processes take long to start, so the same two do all of it and the tests look at what they found.
+"""
 
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +86,28 @@ def test_micro_batches_add_up():
         torch.testing.assert_close(p.grad, expected_gradients()[name])
 
 
+def what_the_table_says(world: World) -> dict[str, Any]:
+    """`World`'s methods in the order of its docstring's table, with a = 1 and b = 10."""
+    mine = torch.tensor([10**world.rank])
+    whole, fraction = mine.clone(), mine / 4  # of two dtypes
+    world.sum_([whole, fraction])
+    from_main = mine.clone()
+    world.from_main_(from_main)
+    share = world.share(8, "rows")
+    world.barrier()
+    return {
+        "share": [share.start, share.stop],
+        "share_of": world.share_of(torch.tensor([5, 7, 9])).tolist(),
+        "sum_": [whole.item(), fraction.item()],
+        "gather": world.gather(mine).tolist(),
+        "from_main": world.from_main(int(mine)),
+        "from_main_": from_main.item(),
+        "min_over_ranks": world.min_over_ranks(int(mine)),
+        "any": [world.any(world.rank == 1), world.any(False)],
+        "launch": list(world.launch),
+    }
+
+
 def gradients_of(parallel: Parallel) -> dict[str, torch.Tensor]:
     return {name: distributed.whole(p.grad).clone() for name, p in parallel.module.named_parameters()}
 
@@ -90,8 +116,9 @@ def one_rank(rank: int, port: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}
     torch.set_num_threads(1)
-    found = {}
+    found: dict[str, Any] = {}
     with distributed.world("cpu", 60) as world:
+        found["world"] = what_the_table_says(world)
         mine = examples()[world.share(12, "rows")]
         for sharding in ("ddp", "fsdp"):
             parallel = Parallel(Model(), world, CPU, sharding)
@@ -123,6 +150,26 @@ def ranks(tmp_path_factory):
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(one_rank, (port, str(folder)), nprocs=RANKS)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def test_what_ranks_do_together(ranks):
+    alike = {
+        "sum_": [11, 2.75],
+        "gather": [1, 10],
+        "from_main": 1,
+        "from_main_": 1,
+        "min_over_ranks": 1,
+        "any": [True, False],
+        "launch": [],
+    }
+    assert ranks[0]["world"] == alike | {"share": [0, 4], "share_of": [5, 7]}
+    assert ranks[1]["world"] == alike | {"share": [4, 8], "share_of": [9, 5]}
+
+
+def test_one_rank_gets_back_what_it_gives():
+    alike = {"sum_": [1, 0.25], "gather": [1], "from_main": 1, "from_main_": 1, "min_over_ranks": 1, "launch": []}
+    expected = alike | {"share": [0, 8], "share_of": [5, 7, 9], "any": [False, False]}
+    assert what_the_table_says(World()) == expected
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
