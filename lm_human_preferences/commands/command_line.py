@@ -14,7 +14,7 @@ from typing import Any
 
 import fire
 
-from lm_human_preferences.compute.distributed import is_first_to_say
+from lm_human_preferences.compute.torchrun import is_first_to_say
 from lm_human_preferences.data.queries import dataset_folder, preparation_command
 from lm_human_preferences.foundation.configuration import apply_overrides, flatten, to_dict
 from lm_human_preferences.foundation.errors import UserError

@@ -1,56 +1,69 @@
-"""The process group: start, rank, world size, reductions, close. The one place that knows the world size.
+"""The process group: join it, rank, world size, reductions. The one place that knows the world size.
 
 Every random draw is made for the whole global batch on every rank and then sliced, so the number of ranks changes
-nothing but rounding. Without `torchrun` all of this is the identity.
+nothing but rounding. Without `torchrun` all of this is the identity. What ranks know of the `torchrun` that started
+them is in torchrun.py.
 """
 
-import atexit
 import contextlib
 import hashlib
-import os
 import re
-import secrets
-import socket
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 
+from lm_human_preferences.compute import torchrun
 from lm_human_preferences.foundation.errors import Interrupted, RanksLost, UserError
 
-WAIT, LONGEST_WAIT = (
-    600.0,
-    1e6,
-)  # seconds that a rank waits for the others: where no parameter says how long, and at most
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+WAIT = 600.0  # seconds that a rank waits for the others where no parameter says how long
+LONGEST_WAIT = 1e6  # seconds, at most
 # What gloo, nccl and the store say when another process or the link to it is gone. What else they say is a mistake of
 # the program.
 _GONE = re.compile(
-    r"Connection closed by peer|Connection reset by peer|Connection refused|Connection timed out|Broken pipe|No route to host|"
-    r"Network is unreachable|[Tt]imed out (?:waiting|after)|[Tt]imeout|Connection was likely closed|ncclRemoteError|ncclSystemError|"
-    r"communicator was aborted"
+    r"Connection (?:closed by peer|reset by peer|refused|timed out|was likely closed)|Broken pipe|No route to host|"
+    r"Network is unreachable|[Tt]imed out (?:waiting|after)|[Tt]imeout|"
+    r"ncclRemoteError|ncclSystemError|communicator was aborted"
 )
-
-_UNREACHED = "between machines GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) must name the network interface that leads to the others"
+_UNREACHED = (
+    "between machines GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) must name the network interface that leads to "
+    "the others"
+)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all ranks."""
+    """This process's place among all ranks, and what ranks do together.
+
+    On two ranks, where rank 0 has `a` and rank 1 has `b` (on one rank each gives back what it was given):
+
+        call                 rank 0            rank 1            message   must all ranks call it?
+        share(8, "rows")     slice(0, 4)       slice(4, 8)       none      no
+        share_of([5, 7, 9])  [5, 7]            [9, 5]            none      no
+        sum_([a])            a becomes a + b   b becomes a + b   yes       yes
+        gather(a)            [*a, *b]          [*a, *b]          yes       yes, tensors of one shape
+        from_main(a)         a                 a                 yes       yes
+        from_main_(a)        a stays           b becomes a       yes       yes
+        min_over_ranks(a)    min(a, b)         min(a, b)         yes       yes
+        any(a)               a or b            a or b            yes       yes
+        barrier()            waits for all     waits for all     yes       yes
+
+    A name that ends with _ changes its tensors in place, as PyTorch's do.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1  # ranks on this machine
     device_type: str = "cpu"  # where this rank's tensors for messages must lie
-    launch: tuple[
-        str, ...
-    ] = ()  # one identity for each `torchrun` process that started ranks of this world; restarted ranks find the same
+    # one name for each `torchrun` process that started ranks of this world; restarted ranks find the same names
+    launch: tuple[str, ...] = ()
 
     @property
     def is_main(self) -> bool:
@@ -84,7 +97,7 @@ class World:
         for group in groups.values():
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
             dist.all_reduce(flat)
-            for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+            for tensor, part in zip(group, torch.split(flat, [tensor.numel() for tensor in group]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -131,22 +144,24 @@ class World:
         return torch.device(self.device_type, self.local_rank) if self.device_type == "cuda" else torch.device("cpu")
 
 
-def is_sharded(tensor: torch.Tensor) -> bool:
+def is_sharded(tensor: torch.Tensor) -> "TypeGuard[DTensor]":
     """Whether a parameter (or what an optimizer keeps of it) lies in parts on all ranks, by rows."""
     return hasattr(tensor, "full_tensor")
 
 
 def local_part(tensor: torch.Tensor, world: World) -> tuple[torch.Tensor, int]:
     """This rank's rows of a tensor and the number of the first; of a tensor that is not sharded all of it, and 0."""
-    if not is_sharded(tensor):
-        return tensor, 0
-    rows = -(-tensor.shape[0] // world.size)
-    return tensor.to_local(), min(world.rank * rows, tensor.shape[0])
+    if is_sharded(tensor):
+        rows = -(-tensor.shape[0] // world.size)
+        return tensor.to_local(), min(world.rank * rows, tensor.shape[0])
+    return tensor, 0
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All rows of a tensor, on every rank; all ranks must call it together."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
+    if is_sharded(tensor):
+        return tensor.full_tensor()
+    return tensor
 
 
 def check_wait(seconds: float, flag: str) -> None:
@@ -160,25 +175,20 @@ def world(device_type: str, timeout: float = WAIT, flag: str = "--run.timeout") 
     """Join the process group that `torchrun` announces (nccl on GPUs, gloo on CPUs); a world of one without it.
 
     timeout: seconds that a rank waits for the others, at the start and at each message; flag: what the user sets it by.
-    Raises RanksLost where they or the link to them are gone, whichever line inside the block notices. After an error
-    the group is left to the end of the process: to close it in good order would wait for ranks that know nothing of the
-    error.
+    Raises UserError where the environment announces ranks only in part, and RanksLost where the others or the link to
+    them are gone, whichever line inside the block notices. After an error the group is left to the end of the process:
+    to close it in good order would wait for ranks that know nothing of the error.
     """
-    if "WORLD_SIZE" not in os.environ:
-        yield World()
-        return
-    rank, size, local_rank, local_size = (
-        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    )
-    here = World(rank, size, local_rank, local_size, device_type)
-    if device_type == "cuda":
+    place = torchrun.place()
+    here = World(place.rank, place.size, place.local_rank, place.local_size, device_type)
+    if device_type == "cuda" and here.size > 1:
         torch.cuda.set_device(here.local_rank)
     met = False
     try:
         if here.size > 1:
             dist.init_process_group(
                 "nccl" if device_type == "cuda" else "gloo",
-                store=_meeting_place(here, timeout),
+                store=torchrun.fresh_store(place, timeout),
                 rank=here.rank,
                 world_size=here.size,
                 timeout=timedelta(seconds=timeout),
@@ -203,45 +213,6 @@ def world(device_type: str, timeout: float = WAIT, flag: str = "--run.timeout") 
     _close(here)
 
 
-def _meeting_place(world: World, timeout: float) -> dist.Store | None:
-    """A part of `torchrun`'s store that nobody has written to yet; None, for PyTorch's own way, where there is no such
-    store.
-
-    `torchrun` keeps one store through all restarts, and PyTorch would take the addresses that dead ranks left in it for
-    those of the new ones. So each rank leaves a number of its own there, and rank 0 answers each number that it finds
-    with the place it has chosen; the dead ones' in vain. Raises RuntimeError where the others do not come within
-    `timeout` seconds.
-    """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
-    until, mine = time.monotonic() + timeout, secrets.token_hex(8)
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout)
-    )
-
-    def wait() -> None:
-        if time.monotonic() > until:
-            raise dist.DistStoreError(f"timed out waiting for {world.size} ranks")
-        time.sleep(0.02)
-
-    if not world.is_main:
-        store.set(f"here/{world.rank}", mine)
-        while not store.check([f"place/{mine}"]):
-            wait()
-        place = store.get(f"place/{mine}").decode()
-        store.add(f"{place}/heard", 1)
-        return dist.PrefixStore(place, store)
-    place, answered = f"ranks/{mine}", set()
-    while store.add(f"{place}/heard", 0) < world.size - 1:
-        for key in (f"here/{rank}" for rank in range(1, world.size)):
-            number = store.get(key).decode() if store.check([key]) else None
-            if number is not None and number not in answered:
-                store.set(f"place/{number}", place)
-                answered.add(number)
-        wait()
-    return dist.PrefixStore(place, store)
-
-
 def lost(error: RuntimeError) -> str | None:
     """What `error` says is gone, if it says that other ranks or the link to them are gone; None for any other error."""
     gone = _GONE.search(str(error)) if isinstance(error, dist.DistError) or "gloo" in str(error) else None
@@ -253,67 +224,13 @@ def _close(world: World) -> None:
         dist.destroy_process_group()
 
 
-def run_then_exit(main: Callable[[], None]) -> None:
-    """Run a program's main function. One rank of several then leaves at once, after what is registered with `atexit`,
-    with the same exit status.
-
-    Gloo's threads outlive `destroy_process_group` and may still hold tensors of the last message. To free them they ask
-    for Python's lock, and if Python is being torn down by then the process dies of SIGABRT with all its work done, and
-    `torchrun` fails (https://github.com/pytorch/pytorch/pull/179291). So nothing is torn down.
-    """
-    try:
-        main()
-        status = 0
-    except SystemExit as end:
-        if not isinstance(end.code, int):
-            raise
-        status = end.code
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        atexit._run_exitfuncs()
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
 def _launch(world: World) -> tuple[str, ...]:
-    """The identities of the `torchrun` processes above all ranks, sorted: what a restarted rank has in common with the
-    one it replaces.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """The names of the `torchrun` processes above all ranks, sorted."""
+    number = torchrun.launch_number()
+    if number is None:
         return ()
-    parent = os.getppid()
-    stat = Path(f"/proc/{parent}/stat")
-    started = (
-        stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""
-    )  # in clock ticks: a number used again is another process
-    digest = hashlib.sha256(
-        f"{os.environ['TORCHELASTIC_RUN_ID']}/{socket.gethostname()}/{parent}/{started}".encode()
-    ).digest()
-    everyone = world.gather(torch.tensor([int.from_bytes(digest[:8], "little") >> 1]))
+    everyone = world.gather(torch.tensor([number]))
     return tuple(f"{number:016x}" for number in sorted(set(everyone.tolist())))
-
-
-def is_first_to_say(line: str) -> bool:
-    """Whether no other rank of this node has said `line` yet; yes where nobody can tell. `torchrun`'s store remembers."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
-        return True
-    key = "/".join(
-        (
-            "said",
-            os.environ["GROUP_RANK"],
-            os.environ["TORCHELASTIC_RESTART_COUNT"],
-            hashlib.sha256(line.encode()).hexdigest(),
-        )
-    )
-    try:
-        store = dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
-        )
-        return store.add(key, 1) == 1
-    except RuntimeError:
-        return True
 
 
 def generator_for(seed: int, purpose: str, step: int = 0) -> torch.Generator:

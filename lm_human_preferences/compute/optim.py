@@ -23,22 +23,39 @@ class TensorFlowAdam(torch.optim.Adam):
 
     def __init__(
         self,
-        parameters: Iterable[torch.nn.Parameter] | Iterable[dict],
+        parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-5,
     ):
         self._tensorflow_eps = eps
+        self._taken: list[int] | None = None  # steps that each group has taken; None: its state tells
         super().__init__(parameters, lr=lr, betas=betas, eps=eps, fused=True)
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:  # type: ignore[override]
+    def step(self, lr: float) -> None:  # type: ignore[override]  # PyTorch's takes a closure, which nothing here has
         """One update at learning rate `lr`."""
-        for group in self.param_groups:
-            taken = next((int(self.state[p]["step"]) for p in group["params"] if p in self.state), 0)
+        if self._taken is None:
+            self._taken = [
+                next((int(self.state[p]["step"]) for p in group["params"] if p in self.state), 0)
+                for group in self.param_groups
+            ]
+        for number, group in enumerate(self.param_groups):
             group["lr"] = lr
-            group["eps"] = self._tensorflow_eps / math.sqrt(1 - group["betas"][1] ** (taken + 1))
+            group["eps"] = self._tensorflow_eps / math.sqrt(1 - group["betas"][1] ** (self._taken[number] + 1))
+            self._taken[number] += any(p.grad is not None for p in group["params"])
         super().step()
+
+    def count_from_state(self) -> None:
+        """At the next step read from the state how many were taken, since the state may be written to from outside.
+
+        Otherwise they are counted here: on a GPU, to read a number of the state is to wait until all work is done.
+        """
+        self._taken = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.count_from_state()
+        super().load_state_dict(state_dict)
 
 
 class CombinedOptimizer:
@@ -68,7 +85,8 @@ def allocate_state(optimizer: torch.optim.Optimizer | CombinedOptimizer) -> None
     """Make the state that Adam, AdamW and Muon make at their first step: so that a checkpoint can be read into it, and
     memory is taken before it is measured.
     """
-    for part in optimizer.optimizers if isinstance(optimizer, CombinedOptimizer) else [optimizer]:
+    parts = optimizer.optimizers if isinstance(optimizer, CombinedOptimizer) else [optimizer]
+    for part in parts:
         for p in (p for group in part.param_groups for p in group["params"] if p not in part.state):
             if isinstance(part, Muon):
                 part.state[p] = {"momentum_buffer": torch.zeros_like(p)}
@@ -83,7 +101,12 @@ def allocate_state(optimizer: torch.optim.Optimizer | CombinedOptimizer) -> None
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer | CombinedOptimizer, module: torch.nn.Module
 ) -> dict[str, torch.Tensor]:
-    """The optimizer's state as named tensors, the ones it works on: `optimizer.<slot>.<parameter>`."""
+    """The optimizer's state as named tensors, the ones it works on: `optimizer.<slot>.<parameter>`.
+
+    What is written into them before its next step counts, a checkpoint for instance.
+    """
+    if isinstance(optimizer, TensorFlowAdam):
+        optimizer.count_from_state()
     state = optimizer.state
     return {
         f"optimizer.{slot}.{name}": value
@@ -130,11 +153,11 @@ class Muon(torch.optim.Optimizer):
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]  # PyTorch's takes a closure, which nothing here has
         """One update of all matrices [m, n] that have a gradient."""
         allocate_state(self)
         for group in self.param_groups:
-            alike = defaultdict(list)
+            alike: dict[Any, list[torch.nn.Parameter]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
                     alike[p if is_sharded(p) else (p.shape, p.device)].append(p)  # a sharded matrix goes by itself
@@ -142,13 +165,15 @@ class Muon(torch.optim.Optimizer):
                 self._update(matrices, **{name: group[name] for name in ("lr", "momentum", "weight_decay")})
 
     def _update(self, matrices: list[torch.nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+        """One update of matrices of one shape, all of which have a gradient."""
         ahead = []  # Nesterov's: the gradient once more on top of the momentum
         for p in matrices:
+            assert p.grad is not None
             average = self.state[p]["momentum_buffer"]
             average.lerp_(p.grad, 1 - momentum)
             ahead.append(p.grad.lerp(average, momentum).to(self.dtype))
         directions = orthogonal(torch.stack(ahead)) if len(ahead) > 1 else [orthogonal(ahead[0])]
-        for p, direction in zip(matrices, directions):
+        for p, direction in zip(matrices, directions, strict=True):
             p.mul_(1 - lr * weight_decay).add_(direction.to(p.dtype), alpha=-lr * 0.2 * math.sqrt(max(p.shape)))
 
 
@@ -160,12 +185,13 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x: torch.Tensor = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    result: torch.Tensor = x.mT if tall else x
+    return result
 
 
 def muon_and_adamw(
@@ -176,10 +202,13 @@ def muon_and_adamw(
     weight_decay: float,
     bfloat16: bool = False,
 ) -> CombinedOptimizer:
-    """Muon on the blocks' matrices, in bfloat16 if asked for, AdamW on embeddings and vectors. Decay is on the blocks'
-    matrices alone.
+    """Muon on the blocks' matrices, AdamW on embeddings and vectors. Decay is on the blocks' matrices alone.
+
+    parameters: names and parameters, where a block's name holds `.h.` as in GPT-2; bfloat16: whether Muon's directions
+    are computed in it.
     """
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, p in parameters:
         (matrices if p.ndim == 2 and ".h." in f".{name}" else others).append(p)
     return CombinedOptimizer(

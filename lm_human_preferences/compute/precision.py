@@ -2,16 +2,19 @@
 
 Under bfloat16 autocast the blocks' matrix products run in bfloat16. The vocabulary projection's *output*, the
 temperature, log-softmax, heads, rewards and statistics stay float32: near 110 neighbouring bfloat16 numbers lie 0.5
-apart, and a log-probability would be off by as much.
+apart, and a log-probability would be off by as much. The inputs of the vocabulary projection are rounded as the
+hardware prefers (`vocabulary_projection`).
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from lm_human_preferences.compute import torchrun
 from lm_human_preferences.foundation.errors import UserError
 
 
@@ -21,6 +24,15 @@ def cpu_has_fast_bfloat16() -> bool:
     """
     check = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(check and check())
+
+
+def gpu_has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether this GPU multiplies bfloat16 matrices in hardware (NVIDIA's from compute capability 8.0 on, AMD's).
+
+    Earlier ones (T4, V100, RTX 20xx) emulate bfloat16, more slowly than they compute in float32.
+    `torch.cuda.is_bf16_supported()` says yes to those too, and looks at the current device only.
+    """
+    return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,12 @@ def rounding_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def with_matmul_precision(precision: str) -> Iterator[None]:
-    """Inside this block float32 matrix products round their *inputs* as `precision` allows (sums and outputs stay
-    float32).
+    """Inside this block float32 matrix products may round their *inputs* as `precision` says; sums and outputs stay
+    float32.
 
-    "medium" lets them be bfloat16 where that is faster, "highest" does not round.
+    "highest" rounds nothing. "medium" allows bfloat16 (8 significant bits), and PyTorch does what the hardware is fast
+    at: on CUDA it rounds to TF32 (11 bits; half of bfloat16's speed), on a CPU with AMX to bfloat16, on other CPUs
+    (tried: one with AVX-512 and its bfloat16 instructions) not at all.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
@@ -76,18 +90,41 @@ def choose_precision(device: str = "auto", precision: str = "auto") -> Precision
     """The device and precision to use: `auto` is the GPU if there is one, and bfloat16 where the hardware multiplies it
     fast.
 
-    Raises UserError for an unknown name or a device that this machine lacks.
+    On several ranks each takes the GPU that has its number on its machine. Raises UserError for an unknown name, for a
+    device that this machine lacks, and for one GPU by number where there are several ranks.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.split(":")[0] not in ("cpu", "cuda"):
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", device):
         raise UserError(f"--run.device {device}: must be auto, cpu, cuda or cuda:N")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--run.device {device}: this machine has no CUDA device; use --run.device cpu")
     if precision not in ("auto", "float32", "bfloat16"):
         raise UserError(f"--run.precision {precision}: must be auto, float32 or bfloat16")
-    fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else cpu_has_fast_bfloat16()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        fast = cpu_has_fast_bfloat16()
+    else:
+        fast = gpu_has_fast_bfloat16(_present_gpu(device))
     return Precision(torch.device(device), precision == "bfloat16" or (precision == "auto" and fast))
+
+
+def _present_gpu(device: str) -> torch.device:
+    """The GPU that `cuda` or `cuda:N` is for this rank, with its number."""
+    if not torch.cuda.is_available():
+        raise UserError(f"--run.device {device}: this machine has no CUDA device; use --run.device cpu")
+    place, count = torchrun.place(), torch.cuda.device_count()
+    name, _, number = device.partition(":")
+    if number and place.size > 1:
+        raise UserError(
+            f"--run.device {device}: each of the {place.size} ranks takes a GPU of its own; give --run.device cuda, "
+            "and CUDA_VISIBLE_DEVICES to say which GPUs"
+        )
+    if place.local_size > count:
+        raise UserError(
+            f"torchrun started {place.local_size} ranks on this machine, which has {count} CUDA devices: give "
+            f"--nproc_per_node {count}, or --run.device cpu"
+        )
+    if number and int(number) >= count:
+        raise UserError(f"--run.device {device}: this machine has {count} CUDA devices, counted from 0")
+    return torch.device(name, int(number) if number else place.local_rank)
 
 
 def vocabulary_projection(
@@ -95,9 +132,10 @@ def vocabulary_projection(
 ) -> torch.Tensor:
     """hidden [..., C] times embedding [V, C] transposed, as float32 logits [..., V], whatever the autocast.
 
-    Inside `Precision.autocast` with bfloat16 the inputs are rounded to bfloat16 by the matrix product, its sums are
-    float32. `out`: memory for the logits of hidden [n, C], where no gradient is wanted; fresh memory of this size costs
-    a CPU a third of the product's time.
+    Sums and outputs are float32 always. Inside `Precision.autocast` with bfloat16 the product may round its inputs, as
+    `with_matmul_precision("medium")` says: to bfloat16 on a CPU with AMX, to TF32 on CUDA, where this product therefore
+    runs at half the speed of the blocks' products, but more exactly. `out`: memory for the logits of hidden [n, C],
+    where no gradient is wanted; fresh memory of this size costs a CPU a third of the product's time.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         if out is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm_human_preferences.compute.distributed import is_first_to_say
+from lm_human_preferences.compute.torchrun import is_first_to_say
 from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.data.queries import downloads_folder
 from lm_human_preferences.data.tasks import TaskParams

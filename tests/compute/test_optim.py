@@ -1,6 +1,7 @@
 """Adam in TensorFlow's form against its written-out formula, what decays, and the schedules. Hazards 13, 14."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -70,6 +71,48 @@ def test_adam_goes_on_bitwise_after_its_state_is_restored(tmp_path, way):
     assert torch.equal(w, resumed) and optimizer.param_groups[0]["eps"] == restored.param_groups[0]["eps"]
 
 
+def test_adam_reads_no_number_back_from_the_device(monkeypatch):
+    """On a GPU that would be to wait, at each step, until all work so far is done."""
+    w = torch.nn.Parameter(torch.ones(5))
+    optimizer, read = TensorFlowAdam([w]), []
+    for name in ("__int__", "__float__", "__index__", "item", "tolist"):
+        was = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, was=was: read.append(tensor) or was(tensor))
+    for _ in range(3):
+        w.grad = torch.ones(5)
+        optimizer.step(0.01)
+    assert read == []
+    optimizer_tensors(optimizer, torch.nn.ParameterDict({"w": w}))  # from now on it may have been written to
+    for _ in range(3):
+        optimizer.step(0.01)
+    assert len(read) == 1
+    assert optimizer.param_groups[0]["eps"] == 1e-5 / (1 - 0.999**6) ** 0.5
+
+
+def test_adam_takes_up_a_checkpoint_in_the_middle_of_its_steps(tmp_path):
+    """The count of steps is the checkpoint's, not its own; and a group counts only those in which it had gradients."""
+    w, still = torch.nn.Parameter(torch.ones(5)), torch.nn.Parameter(torch.ones(2))
+    module = torch.nn.ParameterDict({"w": w, "still": still})
+    optimizer = TensorFlowAdam([{"params": [w]}, {"params": [still]}])
+    allocate_state(optimizer)
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            w.grad = torch.full((5,), 1e-4)
+            optimizer.step(0.01)
+
+    checkpoints = Checkpoints(tmp_path, 1, World())
+    steps(1)
+    checkpoints.save(1, dict(module.named_parameters()) | optimizer_tensors(optimizer, module), {})
+    steps(1)
+    expected, eps = w.detach().clone(), [group["eps"] for group in optimizer.param_groups]
+    steps(5)
+    checkpoints.load(dict(module.named_parameters()) | optimizer_tensors(optimizer, module))
+    steps(1)
+    assert torch.equal(w, expected) and [group["eps"] for group in optimizer.param_groups] == eps
+    assert eps == [1e-5 / (1 - 0.999**2) ** 0.5, 1e-5 / (1 - 0.999**1) ** 0.5]
+
+
 def test_only_matrices_decay():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -133,12 +176,12 @@ def test_muon_is_pytorchs():
         torch.optim.Muon(theirs, 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
     )
     for _ in range(5):
-        for p, q in zip(ours, theirs):
+        for p, q in zip(ours, theirs, strict=True):
             p.grad = torch.randn(p.shape, generator=generator)
             q.grad = p.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
-    for p, q, before in zip(ours, theirs, start):
+    for p, q, before in zip(ours, theirs, start, strict=True):
         assert (p - q).norm() < 0.03 * (q - before).norm()
 
 
@@ -177,7 +220,7 @@ def test_schedules():
     rates = [warmup_cosine(step, total=13, warmup=4, final=0.1) for step in range(13)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     np.testing.assert_allclose([rates[4], rates[8], rates[12]], [1.0, 0.55, 0.1])
-    assert all(a > b for a, b in zip(rates[4:], rates[5:]))
+    assert all(a > b for a, b in itertools.pairwise(rates[4:]))
     np.testing.assert_allclose([warmup_cosine(step, 3, 0, 0.0) for step in range(3)], [1.0, 0.5, 0.0], atol=1e-15)
     assert [warmup_cosine(step, 2, 4, 0.1) for step in range(2)] == [0.25, 0.5]  # it may end before the warm-up does
     assert warmup_cosine(0, 1, 0, 0.1) == 1.0

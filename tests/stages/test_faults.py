@@ -433,9 +433,9 @@ def test_what_one_rank_finds_wrong_is_not_hidden(tmp_path):
     """Each of two ranks has an error of its own, and one that both have is said once."""
     script = tmp_path / "ranks.py"
     script.write_text(
-        "import os, sys, time\nfrom functools import partial\nfrom lm_human_preferences import distributed\n"
+        "import os, sys, time\nfrom functools import partial\nfrom lm_human_preferences.compute import torchrun\n"
         "from lm_human_preferences.foundation.errors import UserError, exit_on_user_error\n"
-        "@partial(exit_on_user_error, is_first=distributed.is_first_to_say)\n"
+        "@partial(exit_on_user_error, is_first=torchrun.is_first_to_say)\n"
         "def main():\n    raise UserError('the same' if sys.argv[1] == 'same' else 'this is rank ' + os.environ['RANK'])\n"
         "try:\n    main()\nfinally:\n    time.sleep(3)  # torchrun ends the other rank as soon as one has ended\n"
     )
@@ -455,7 +455,7 @@ def test_errors_of_the_program_keep_their_traceback_on_ranks(tmp_path):
     """Also when they come from the message-passing library: ranks that send tensors of different sizes."""
     script = tmp_path / "ranks.py"
     script.write_text(
-        "import torch\nimport torch.distributed as dist\nfrom lm_human_preferences import distributed\n"
+        "import torch\nimport torch.distributed as dist\nfrom lm_human_preferences.compute import distributed\n"
         "with distributed.world('cpu', 30) as world:\n    dist.all_reduce(torch.ones(4 + 4 * world.rank))\n    world.barrier()\n    {}['genuine']\n"
     )
     done = subprocess.run(
@@ -488,7 +488,8 @@ def test_which_errors_say_that_ranks_are_lost(message, gone):
 def test_waiting_in_vain_for_other_ranks_is_a_line():
     """One of two machines never comes: the first gives up after --run.timeout."""
     code = (
-        "from lm_human_preferences import distributed\nfrom lm_human_preferences.foundation.errors import exit_on_user_error\n"
+        "from lm_human_preferences.compute import distributed\n"
+        "from lm_human_preferences.foundation.errors import exit_on_user_error\n"
         "@exit_on_user_error\ndef main():\n    with distributed.world('cpu', 3): pass\nmain()"
     )
     alone = dict(
@@ -614,7 +615,7 @@ def test_a_rank_that_is_done_does_not_die_while_python_is_torn_down(ranks, code,
     """
     program = f"""
 import atexit, os
-from lm_human_preferences.compute.distributed import run_then_exit
+from lm_human_preferences.compute.torchrun import run_then_exit
 
 class Last:
     def __del__(self, abort=os.abort):
