@@ -19,6 +19,7 @@ from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import from_dict
 from lm_human_preferences.foundation.errors import Interrupted, Terminated, UserError
 from lm_human_preferences.foundation.files import make_folder, read_json, remove_folder, remove_leftovers, write_json
+from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.runs.checkpoints import Checkpoints
 from lm_human_preferences.runs.description import check_same_configuration, leaves
 from lm_human_preferences.runs.params import RunParams
@@ -157,7 +158,7 @@ def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | N
     """The language model and task of a run given by name or path, or a model folder itself (which has no task).
     UserError if there is none.
     """
-    for folder in (Path(save_dir) / experiment, Path(experiment)):
+    for folder in (Path(save_dir) / experiment, find_path(experiment)):
         if (folder / "model.safetensors").exists():
             return folder, None
         if (folder / "config.json").exists():
