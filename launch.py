@@ -5,6 +5,7 @@ import sys
 
 from lm_human_preferences.foundation import process
 
+process.keep_output_going()
 process.tune_threads_and_memory()  # before the imports that load PyTorch
 
 from lm_human_preferences.commands import command_line  # noqa: E402  # PyTorch is loaded only after that

@@ -6,6 +6,7 @@ is one line that says how to mend it. `COMMANDS` at the end is the list; the fun
 
 import copy
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,8 @@ from lm_human_preferences.reports.report import ReportParams, write_report
 from lm_human_preferences.runs.folder import Run, check_name
 from lm_human_preferences.watching import doctor
 
-Words, Flags = tuple[str, ...], dict[str, str]
+Words = tuple[str, ...]
+Flags = dict[str, str]  # parameter -> its text
 NOT_EVALUATED = ("task.penalty_reward_value", "task.policy.initial_model")  # have no part in `evaluate`
 
 
@@ -81,7 +83,8 @@ def train(stage: str, module: ModuleType, words: Words, flags: Flags, experiment
         print(json.dumps(to_dict(settled), indent=2, ensure_ascii=False))
         return
     check_present(settled, task)
-    Run(Path(located.run.save_dir) / experiment, located.run).check_free()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # a restarted rank goes on with its run, as only all of them can tell
+        Run(Path(located.run.save_dir) / experiment, located.run).check_free()
     said = f"{stage} {task}: {changes(params, entry())}"
     if is_first_to_say(said):
         print(said)

@@ -61,12 +61,7 @@ def find_paths(params: Params) -> Params:
 
 def _group_type(params: Any, name: str) -> type | None:
     """The dataclass of a nested group that `name` means, None for a single parameter or an unknown name."""
-    current: Any = type(params)
-    for part in name.split("."):
-        if current is None or part not in _types(current):
-            return None
-        current = _dataclass_in(_types(current)[part])
-    return current
+    return _dataclass_in(hint_of(type(params), name))
 
 
 def _set(params: Any, name: str, value: str) -> None:
@@ -77,7 +72,7 @@ def _set(params: Any, name: str, value: str) -> None:
             raise UserError(_unknown(params, name))
         if getattr(target, group) is None:
             kind = _dataclass_in(_types(type(target))[group])
-            if leaf not in _all_leaf_names(kind):
+            if kind is None or leaf not in _all_leaf_names(kind):
                 raise UserError(_unknown(params, name))
             prefix = ".".join(groups[: depth + 1])
             raise UserError(f"--{name}: the group {prefix} is off; switch it on with --{prefix} on")
@@ -151,7 +146,7 @@ def parse(value: Any, kind: Any, name: str) -> Any:
 
 
 def named_paths(text: str, flag: str) -> dict[str, str]:
-    """Name -> path of NAME=PATH,NAME=PATH; empty for an empty text. UserError, naming the flag, if it is anything else."""
+    """Name -> path of NAME=PATH,NAME=PATH; empty for an empty text. UserError, naming the flag, for anything else."""
     paths: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         name, _, path = part.partition("=")
@@ -231,4 +226,4 @@ def _types(kind: type) -> dict[str, Any]:
 def _dataclass_in(hint: Any) -> type | None:
     """The dataclass that an annotation `X` or `X | None` holds, else None."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+    return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)

@@ -1,13 +1,14 @@
 """What `config.json` says of a run, and whether another command describes the same run."""
 
+import os
 import platform
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.root import find_path, project_root
 
 _PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
 
@@ -22,14 +23,26 @@ def check_same_configuration(
     for key in ("stage", "task"):
         if stored.get(key) != now[key]:
             raise UserError(
-                f"{command}: that run was a {stored.get('stage')} on {stored.get('task')}, not a {now['stage']} on {now['task']}"
+                f"{command}: that run was a {stored.get('stage')} on {stored.get('task')}, "
+                f"not a {now['stage']} on {now['task']}"
             )
     before, after = leaves(stored["parameters"]), leaves(now["parameters"])
     for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name) and (name == "run.seed" or not name.startswith(free)):
+        if not _same(before.get(name), after.get(name)) and (name == "run.seed" or not name.startswith(free)):
             raise UserError(
-                f"{command}: the run was started with {name} {before.get(name)}, now it is {after.get(name)}; give the same"
+                f"{command}: the run was started with {name} {before.get(name)}, now it is {after.get(name)}; "
+                "give the same"
             )
+
+
+def _same(before: Any, after: Any) -> bool:
+    """Whether two values of a parameter are the same, or two ways to write the path of one file or folder."""
+    if before == after:
+        return True
+    if not (isinstance(before, str) and isinstance(after, str) and before and after):
+        return False
+    before, after = find_path(before), find_path(after)
+    return os.path.exists(before) and os.path.exists(after) and os.path.samefile(before, after)
 
 
 def describe_run(stage: str, task: str, experiment: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +70,7 @@ def package_versions() -> dict[str, str]:
 
 def _commit() -> str | None:
     """The commit of the source tree, with '+' if it has uncommitted changes; None outside a git checkout."""
-    root = Path(__file__).resolve().parent.parent.parent
+    root = project_root()
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
