@@ -75,6 +75,7 @@ class RewardsParams:
         None,
         "a run of train_reward or its model folder; or hf:PATH[#label], a sequence classifier of Hugging Face, whose "
         "score is not normalised; none trains a new one first",
+        "path",
     )
     function: str | None = param(
         None, "module:function of (query texts, response texts) that gives a score each, not normalised; no model then"

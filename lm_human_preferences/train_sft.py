@@ -52,7 +52,9 @@ from lm_human_preferences.watching.doctor import open_watched
 class ModelParams:
     """Where the weights start."""
 
-    initial: str | None = param(None, "model folder to start from; none trains from scratch with the sizes below")
+    initial: str | None = param(
+        None, "model folder to start from; none trains from scratch with the sizes below", "path"
+    )
     encoding: str = param("gpt2", "encoding of a model from scratch: gpt2 or letters")
     n_ctx: int = param(128, "longest context in tokens (from scratch)")
     n_embd: int = param(256, "width (from scratch)")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fire
 import numpy as np
 
 from lm_human_preferences.commands import command_line
@@ -181,8 +180,7 @@ def launch(*words, cwd: Path = ROOT, check: bool = True, **environment) -> subpr
 
 def run_here(command: str, *words) -> None:
     """The command line in this process, which need not import torch again."""
-    arguments = command_line.prepare([command, *map(str, words)], EXPERIMENTS)
-    fire.Fire(command_line.Commands(EXPERIMENTS), command=arguments, serialize=lambda result: None)
+    command_line.run([command, *map(str, words)], EXPERIMENTS)
 
 
 def metrics(run: Path) -> list[dict]:

@@ -65,7 +65,7 @@ class EvaluateParams:
     experiment: str | None = param(None, "folder of the results in save_dir; none is evaluate_TASK")
     shown: int = param(3, "queries to print with every policy's response")
     seed: int = param(1, "seed of queries, uniforms and intervals")
-    save_dir: str = param("saved_models", "folder that holds the run folders")
+    save_dir: str = param("saved_models", "folder that holds the run folders", "path")
     overwrite: bool = param(False, "replace results of the same name")
     device: str = param("auto", "auto, cpu, cuda or cuda:N")
     precision: str = param("auto", "auto (bfloat16 where the hardware multiplies it fast), float32 or bfloat16")

@@ -26,7 +26,7 @@ class PerplexityParams:
     )
     limit: int = param(0, "rows to read, the first ones; 0 reads all")
     micro_batch: int = param(32, "rows in memory at once")
-    save_dir: str = param("saved_models", "folder that holds the run folders")
+    save_dir: str = param("saved_models", "folder that holds the run folders", "path")
     device: str = param("auto", "auto, cpu, cuda or cuda:N")
     precision: str = param("auto", "auto, float32 or bfloat16")
 

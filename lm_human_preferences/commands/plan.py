@@ -32,7 +32,7 @@ from lm_human_preferences.train_sft import config_from_scratch
 class PlanParams:
     """What is planned for."""
 
-    model: str | None = param(None, f"{', '.join(SHAPES)}, or a model folder; none: the task's")
+    model: str | None = param(None, f"{', '.join(SHAPES)}, or a model folder; none: the task's", "path")
     devices: int = param(1, "GPUs, or processes on CPUs")
     device: str = param("auto", "auto, cpu or cuda; one that this machine lacks can be planned for too")
     memory: float | None = param(None, "GiB on each device; none: what is free on this machine now")

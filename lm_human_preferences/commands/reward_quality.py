@@ -21,6 +21,7 @@ from lm_human_preferences.data.labels import LabelBatch, label_type
 from lm_human_preferences.foundation.configuration import from_dict, named_paths, param, to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_folder, read_json, write_json
+from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.judging import calibration
 from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.judging.calibration import Estimate
@@ -43,7 +44,9 @@ class RewardQualityParams:
     task: str | None = param(
         None, "the task of a reward-model folder: its labels and settings; a run of train_reward has its own"
     )
-    labels: str | None = param(None, "file of choices to measure on; none takes those that the run or task holds out")
+    labels: str | None = param(
+        None, "file of choices to measure on; none takes those that the run or task holds out", "path"
+    )
     ratings: str | None = param(
         None, f"folder of a data set whose {TABLES} has every rating; none takes the labels' folder if it has one"
     )
@@ -55,7 +58,7 @@ class RewardQualityParams:
     models: str | None = param(None, "NAME=FOLDER,...: train such a curve on each of these language models too")
     experiment: str | None = param(None, "folder of the results in save_dir; none is quality_EXPERIMENT")
     seed: int = param(1, "seed of the resamples that give standard errors")
-    save_dir: str = param("saved_models", "folder that holds the run folders, those of the curve too")
+    save_dir: str = param("saved_models", "folder that holds the run folders, those of the curve too", "path")
     overwrite: bool = param(
         False, "replace results of the same name; finished runs of the curve are kept and used in any case"
     )
@@ -160,7 +163,7 @@ def find_subject(experiment: str, params: RewardQualityParams, settings: RewardT
     """A run of train_reward by name or path, or a reward-model folder with --task. UserError if it is neither or not
     finished.
     """
-    for folder in (Path(params.save_dir) / experiment, Path(experiment)):
+    for folder in (Path(params.save_dir) / experiment, find_path(experiment)):
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
         if isinstance(config, dict) and config.get("stage") == "train_reward":
             if settings is not None:

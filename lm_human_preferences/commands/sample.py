@@ -22,10 +22,10 @@ from lm_human_preferences.runs.folder import model_and_task
 class SampleParams:
     """What to write."""
 
-    prompt: str | None = param(None, "text to continue; none takes held-out queries of the task")
+    prompt: str | None = param(None, "text to continue; left out: held-out queries of the task", "text")
     task: str | None = param(None, "task whose queries, lengths and temperature are used; none takes the run's own")
     judge: str | None = param(
-        None, "who scores the continuations: a reward-model folder, or another judge of docs/evaluation.md"
+        None, "who scores the continuations: a reward-model folder, or another judge of docs/evaluation.md", "path"
     )
     count: int = param(8, "continuations to write")
     length: int | None = param(None, "tokens in a continuation; none takes the task's response length, or 40")
@@ -34,7 +34,7 @@ class SampleParams:
     top_p: float = param(1.0, "draw among the most probable tokens whose probabilities sum to at most this")
     split: str = param("valid", "split of the task's queries")
     seed: int = param(0, "seed of queries and tokens")
-    save_dir: str = param("saved_models", "folder that holds the run folders")
+    save_dir: str = param("saved_models", "folder that holds the run folders", "path")
     device: str = param("auto", "auto, cpu, cuda or cuda:N")
     precision: str = param("auto", "auto, float32 or bfloat16")
 

@@ -149,18 +149,6 @@ class Parallel:
             with self.micro_batch(last=number == len(parts)):
                 yield part
 
-    def micro_batches(self, parts: Sequence[Part]) -> Iterator[Part]:
-        """One optimizer step's micro-batches, one after another: the loop's body does the forward pass and `backward`
-        of each. The ranks' gradients meet in the last one's `backward` alone, and are whole when the loop has ended.
-
-        All ranks must have equally many parts. A loop that is left early, by an error or `break`, sends no message on
-        its way out. Under FSDP such a step ends the training: PyTorch keeps the sums of gradients that have not met
-        where `zero_grad` does not reach them.
-        """
-        for number, part in enumerate(parts, 1):
-            with self.micro_batch(last=number == len(parts)):
-                yield part
-
     @contextlib.contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         """Around the forward pass and `backward` of a single micro-batch; `last`: whether gradients meet in it.

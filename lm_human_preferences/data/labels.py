@@ -19,8 +19,10 @@ class LabelParams:
         "best_of_4", "best_of_N for any N, scalar_rating or scalar_compare (also called scalar_comparison)"
     )
     num_train: int = param(4992, "labels to train on: the first of the file; a multiple of the batch size")
-    source: str = param("", "label file (JSON of token lists or JSONL of texts), or its web address")
-    valid_source: str | None = param(None, "label file to measure on; none takes what the source has beyond num_train")
+    source: str = param("", "label file (JSON of token lists or JSONL of texts), or its web address", "path")
+    valid_source: str | None = param(
+        None, "label file to measure on; none takes what the source has beyond num_train", "path"
+    )
     num_valid: int = param(2000, "labels to measure on, at most")
 
 

@@ -17,7 +17,9 @@ from lm_human_preferences.language.encoding import Encoding
 class PolicyParams:
     """The language model that is tuned, and how it samples."""
 
-    initial_model: str = param("saved_models/124M", "model folder that policy, reference and reward model start from")
+    initial_model: str = param(
+        "saved_models/124M", "model folder that policy, reference and reward model start from", "path"
+    )
     temperature: float = param(1.0, "sampling temperature; it divides the logits of policy and reference everywhere")
 
 

@@ -6,24 +6,33 @@ A parameter's dataclass lives beside the code it parameterises and declares each
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.root import find_path
+
+Params = TypeVar("Params")  # a dataclass of parameters
 
 _TRUE, _FALSE, _NONE = ("true", "on", "yes", "1"), ("false", "off", "no", "0"), ("none", "null", "off")
 
 
-def param(default: Any, help: str) -> Any:
-    """A dataclass field with its one-sentence description; a class as `default` is called for a fresh value."""
+def param(default: Any, help: str, kind: Literal["path", "text"] | None = None) -> Any:
+    """A dataclass field with its one-sentence description; a class as `default` is called for a fresh value.
+
+    kind: `path`, a file or folder, which `find_paths` looks for below the project's root too; `text`, any text of the
+    user's, which is taken as it is, even where it is a word of ours such as `none`.
+    """
+    metadata = {"help": help, "kind": kind}
     if isinstance(default, type):
-        return dataclasses.field(default_factory=default, metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def apply_overrides(params: Any, overrides: dict[str, str]) -> Any:
+def apply_overrides(params: Params, overrides: dict[str, str]) -> Params:
     """Set each dotted name in `overrides` on the nested dataclass `params` (in place) and return it.
 
     Groups are switched on and off first (`--rewards.adaptive_kl off`), then single parameters are set, so the order
@@ -38,14 +47,21 @@ def apply_overrides(params: Any, overrides: dict[str, str]) -> Any:
     return params
 
 
+def find_paths(params: Params) -> Params:
+    """A copy of the nested dataclass `params` in which each path is where it is found, see `find_path`."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(params):  # type: ignore[arg-type]  # a dataclass, which a TypeVar cannot say
+        value = getattr(params, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = find_paths(value)
+        elif value and field.metadata.get("kind") == "path":
+            changes[field.name] = str(find_path(value))
+    return dataclasses.replace(params, **changes)  # type: ignore[type-var]  # as above
+
+
 def _group_type(params: Any, name: str) -> type | None:
     """The dataclass of a nested group that `name` means, None for a single parameter or an unknown name."""
-    current: Any = type(params)
-    for part in name.split("."):
-        if current is None or part not in _types(current):
-            return None
-        current = _dataclass_in(_types(current)[part])
-    return current
+    return _dataclass_in(hint_of(type(params), name))
 
 
 def _set(params: Any, name: str, value: str) -> None:
@@ -56,20 +72,48 @@ def _set(params: Any, name: str, value: str) -> None:
             raise UserError(_unknown(params, name))
         if getattr(target, group) is None:
             kind = _dataclass_in(_types(type(target))[group])
-            if leaf not in _all_leaf_names(kind):
+            if kind is None or leaf not in _all_leaf_names(kind):
                 raise UserError(_unknown(params, name))
             prefix = ".".join(groups[: depth + 1])
             raise UserError(f"--{name}: the group {prefix} is off; switch it on with --{prefix} on")
         target = getattr(target, group)
     if leaf not in _types(type(target)):
         raise UserError(_unknown(params, name))
-    setattr(target, leaf, parse(value, _types(type(target))[leaf], name))
+    if _kind(type(target), leaf) == "text":
+        setattr(target, leaf, os.fsencode(value).decode("utf-8", "replace"))  # whatever the locale took its bytes for
+    else:
+        setattr(target, leaf, parse(value, _types(type(target))[leaf], name))
+
+
+def _kind(params: type, leaf: str) -> str | None:
+    return next((field.metadata.get("kind") for field in dataclasses.fields(params) if field.name == leaf), None)
+
+
+def hint_of(params: type, name: str) -> Any:
+    """The type that the parameter `name`, dotted, is declared with in a nested dataclass; None if there is none."""
+    hint: Any = params
+    for part in name.split("."):
+        group = _dataclass_in(hint)
+        if group is None or part not in _types(group):
+            return None
+        hint = _types(group)[part]
+    return hint
+
+
+def takes_any_text(hint: Any) -> bool:
+    """Whether a parameter of this type is a text."""
+    return hint is str or (isinstance(hint, types.UnionType) and str in typing.get_args(hint))
+
+
+def needs_value(hint: Any) -> bool:
+    """Whether the flag of a parameter of this type means nothing by itself: it is not switched on and off."""
+    return hint is not None and hint is not bool and _dataclass_in(hint) is None
 
 
 def parse(value: Any, kind: Any, name: str) -> Any:
     """The text `value` as `kind` (int, float, str, bool, a dataclass, or one of them | None); UserError otherwise."""
     text = str(value)
-    options = [option for option in typing.get_args(kind)] if isinstance(kind, types.UnionType) else [kind]
+    options = list(typing.get_args(kind)) if isinstance(kind, types.UnionType) else [kind]
     group = _dataclass_in(kind)
     if type(None) in options and text.lower() in _NONE and (group or text.lower() != "off"):
         return None
@@ -102,7 +146,7 @@ def parse(value: Any, kind: Any, name: str) -> Any:
 
 
 def named_paths(text: str, flag: str) -> dict[str, str]:
-    """Name -> path of NAME=PATH,NAME=PATH; empty for an empty text. UserError, naming the flag, if it is anything else."""
+    """Name -> path of NAME=PATH,NAME=PATH; empty for an empty text. UserError, naming the flag, for anything else."""
     paths: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         name, _, path = part.partition("=")
@@ -182,4 +226,4 @@ def _types(kind: type) -> dict[str, Any]:
 def _dataclass_in(hint: Any) -> type | None:
     """The dataclass that an annotation `X` or `X | None` holds, else None."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+    return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)

@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.files import make_folder, publish, sha256
+from lm_human_preferences.foundation.files import make_folder, publish_file, sha256
 
 ATTEMPTS = 5  # in a row without a new byte
 TIMEOUT = 30.0  # seconds without a byte
@@ -125,7 +125,7 @@ def _fetch(url: str, path: Path, digest: str | None, pause: float) -> None:
         raise
     finally:
         validator.unlink(missing_ok=True)
-    publish(part, path)
+    publish_file(part, path)
 
 
 def _receive(url: str, part: Path, validator: Path, name: str) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """What ends a program early, as exceptions that carry one line each on what happened and how to go on.
 
 Exit statuses: 0 done, or stopped on request with everything saved; 1 the program's own fault, with its traceback; 2
-something to mend first (bad input, a full disk, a loss that is no number); 3 other ranks were lost; 130 Ctrl-C; 143
+something to mend first (bad input, a full disk, a loss that is not a number); 3 other ranks were lost; 130 Ctrl-C; 143
 SIGTERM. `torchrun` itself ends with 1 whatever its ranks end with, and prints their statuses.
 """
 
+import errno
 import functools
 import os
 import signal
@@ -13,21 +14,42 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import ParamSpec, TypeVar
+
+from lm_human_preferences.foundation.process import keep_output_going, lost_output
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+# What a file system refuses, which is never the program's fault, and how to mend it.
+_CHOOSE, _ROOM = "choose another path", "make room, or choose another disk"
+_REFUSALS = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.EROFS: _CHOOSE,
+    errno.EACCES: _CHOOSE,
+    errno.EPERM: _CHOOSE,
+    errno.ENAMETOOLONG: "choose a shorter one",
+    errno.ENOTDIR: _CHOOSE,
+    errno.EISDIR: _CHOOSE,
+    errno.ELOOP: _CHOOSE,
+}
 
 
 class UserError(Exception):
-    """Something to mend first: `launch.py` and the scripts print its one line to standard error and exit with status 2.
+    """Something to mend first: its one line goes to standard error, and the exit status is 2.
 
     Anything else that is raised is the program's own fault and keeps its traceback.
     """
 
 
 class Interrupted(Exception):
-    """A run stopped because it was asked to, with everything saved: its one line is printed and the exit status is 0."""
+    """A run that was told to stop did, with everything saved: its one line is printed and the exit status is 0."""
 
 
 class RanksLost(Exception):
-    """Other ranks of the run, or the link to them, were lost: nothing to mend here, so its one line and exit status 3."""
+    """Other ranks of the run, or the link to them, were lost: nothing to mend here, so one line and exit status 3."""
 
 
 class Terminated(BaseException):
@@ -36,22 +58,43 @@ class Terminated(BaseException):
     """
 
 
-def exit_on_user_error(main: Callable, is_first: Callable[[str], bool] = lambda line: True) -> Callable:
-    """A `main` that turns the exceptions above into their one line and exit status, each with the notes it was given on
-    the way.
+def refusal(number: int | None) -> str | None:
+    """What an error number of a file system says and how to mend it, where that is the user's to mend; else None."""
+    if number not in _REFUSALS:
+        return None
+    return f"{os.strerror(number)}; {_REFUSALS[number]}"
+
+
+def exit_on_user_error(
+    main: Callable[Arguments, Result], is_first: Callable[[str], bool] = lambda line: True
+) -> Callable[Arguments, Result]:
+    """A `main` that turns the exceptions above into their one line and exit status, each with the notes that were added
+    to it. What a file system refuses is the user's to mend as well. Its output cannot end it (`keep_output_going`).
 
     is_first: whether a mistake of the user that several processes find alike is this one's to print.
     """
 
+    def exit_with(line: str) -> SystemExit:
+        if is_first(line):
+            print(f"error: {line}", file=sys.stderr)
+        return SystemExit(2)
+
     @functools.wraps(main)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        keep_output_going()
         with _terminated_by_sigterm():
             try:
-                return main(*args, **kwargs)
+                result = main(*args, **kwargs)
+                if lost := lost_output():
+                    raise UserError(f"done, but the output could not be written: {lost.strerror}")
+                return result
             except UserError as error:
-                if is_first(_line(error)):
-                    print(f"error: {_line(error)}", file=sys.stderr)
-                raise SystemExit(2) from None
+                raise exit_with(_line(error)) from None
+            except OSError as error:
+                said = refusal(error.errno)
+                if said is None or error.filename is None:
+                    raise
+                raise exit_with("; ".join([f"{os.fsdecode(error.filename)}: {said}", *_notes(error)])) from None
             except RanksLost as error:
                 print(
                     f"\nerror: {_line(error)}", file=sys.stderr, flush=True
@@ -68,9 +111,6 @@ def exit_on_user_error(main: Callable, is_first: Callable[[str], bool] = lambda 
             except Terminated as error:
                 print("; ".join(["stopped by SIGTERM", *_notes(error)]), file=sys.stderr)
                 raise SystemExit(143) from None
-            except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                raise SystemExit(0) from None
 
     return wrapped
 
@@ -85,8 +125,7 @@ def _line(error: BaseException) -> str:
 
 @contextmanager
 def _terminated_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises Terminated inside the block, so that what is half-written is tidied away and the last line can be
-    said.
+    """SIGTERM raises Terminated inside the block, so that what is half-written is deleted and a last line is printed.
 
     While another exception is on its way SIGTERM changes nothing: the program is ending, and `torchrun` sends SIGTERM
     to all ranks as soon as one has ended, often before the others have said why. Outside the main thread, where Python

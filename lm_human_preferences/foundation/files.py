@@ -1,6 +1,5 @@
 """Files that appear whole or not at all, and the digests that tell a whole one from a damaged one."""
 
-import errno
 import hashlib
 import json
 import os
@@ -14,28 +13,26 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.errors import UserError, refusal
 
 PARTIAL = ".partial"  # ends the names of what is being written
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_NAMES = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """UserError where the disk refuses what the block writes to `path`: it is full, or a quota or limit is reached."""
+    """UserError where the file system refuses what the block writes to `path`: it is full, the name is too long, ..."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK:
+        if (said := refusal(error.errno)) is None:
             raise
-        raise UserError(f"cannot write {path}: {os.strerror(error.errno)}; make room, or choose another disk") from None
-    except SafetensorError as error:  # Rust's name for the same
+        raise UserError(f"cannot write {path}: {said}") from None
+    except SafetensorError as error:  # has the number in its text
         number = re.search(r"os error (\d+)", str(error))
-        if number is None or int(number[1]) not in _DISK:
+        if number is None or (said := refusal(int(number[1]))) is None:
             raise
-        raise UserError(
-            f"cannot write {path}: {os.strerror(int(number[1]))}; make room, or choose another disk"
-        ) from None
+        raise UserError(f"cannot write {path}: {said}") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -46,13 +43,30 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _linked(path: Path) -> Path:
+    """Where a file or folder lies: the end of a chain of links, which itself may be missing. UserError if the folder is
+    missing too: the link leads to a disk that is not there.
+    """
+    path = Path(path)
+    if not os.path.islink(path):
+        return path
+    end = Path(os.path.realpath(path))
+    if not end.parent.is_dir() or end.is_symlink():
+        raise UserError(f"{path} is a link to {os.readlink(path)}, which is not there; mend the link or delete it")
+    return end
+
+
 def make_folder(folder: Path) -> Path:
-    """`folder`, made with its parents; UserError when that is not permitted or a file stands in the way."""
+    """`folder`, made with its parents, at the end of a link where it is one. UserError when that is not permitted or a
+    file stands in the way.
+    """
+    end = _linked(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from None
-    if not os.access(folder, os.W_OK):
+        end.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise UserError(f"cannot write to {folder}: {why}; choose another folder") from None
+    if not os.access(end, os.W_OK):
         raise UserError(f"cannot write to {folder}: no permission; choose another folder")
     return folder
 
@@ -60,10 +74,10 @@ def make_folder(folder: Path) -> Path:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; when the block ends well it is synced to disk and takes `path`'s
-    name.
+    name. Where `path` is a link, that is done at its end.
     """
-    path = Path(path)
-    make_folder(path.parent)
+    make_folder(Path(path).parent)
+    path = _linked(path)
     with disk_errors(path):
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         os.close(descriptor)
@@ -71,12 +85,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            publish(temporary, path)
+            publish_file(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def publish(temporary: Path, path: Path) -> None:
+def publish_file(temporary: Path, path: Path) -> None:
     """Sync a finished file to disk and give it its final name, in the same folder."""
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
@@ -86,9 +100,11 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`; when the block ends well it takes `path`'s place (`publish_folder`)."""
-    path = Path(path)
-    make_folder(path.parent)
+    """A temporary folder beside `path`; when the block ends well it takes `path`'s place (`publish_folder`). Where
+    `path` is a link, that is done at its end.
+    """
+    make_folder(Path(path).parent)
+    path = _linked(path)
     with disk_errors(path):
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
         os.chmod(temporary, 0o777 & ~_umask())
@@ -117,8 +133,10 @@ def publish_folder(temporary: Path, path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder so that nobody ever sees a part of it under its name."""
-    shutil.rmtree(_set_aside(path), ignore_errors=True)
+    """Delete a folder so that nobody ever sees a part of it under its name. A link stays, and then leads nowhere until
+    `make_folder` makes the folder at its end anew.
+    """
+    shutil.rmtree(_set_aside(_linked(path)), ignore_errors=True)
 
 
 def _set_aside(path: Path) -> Path:
@@ -144,19 +162,37 @@ def _umask() -> int:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, atomically."""
+    """`value` as indented JSON in UTF-8, atomically.
+
+    Text that the locale could not decode (a command's words under LC_ALL=C) is written as the bytes that it was; half a
+    surrogate pair, which UTF-8 lacks, as JSON's escape.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+        data.decode("utf-8")
+    except UnicodeError:
+        data = text.encode("utf-8", "backslashreplace")
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(data)
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`; UserError when the file is missing or is no JSON."""
+    """The JSON in `path`, with or without a byte order mark. UserError when the file is missing or is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON: {error}") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. UserError when the file is missing, is not JSON, or holds something else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {_NAMES.get(type(value), 'a number')}, not a JSON object {{...}}")
+    return value
 
 
 def sha256(path: Path) -> str:

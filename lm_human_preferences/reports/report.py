@@ -48,7 +48,7 @@ class ReportParams:
     """What a page shows, and where the run lies."""
 
     samples: int = param(200, "held-out queries to show with the policies' responses, the first of the list")
-    save_dir: str = param("saved_models", "folder that holds the run folders")
+    save_dir: str = param("saved_models", "folder that holds the run folders", "path")
 
 
 def write_report(folder: Path, samples: int = 200) -> Path:

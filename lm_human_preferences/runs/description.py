@@ -1,13 +1,14 @@
 """What `config.json` says of a run, and whether another command describes the same run."""
 
+import os
 import platform
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.root import find_path, project_root
 
 FREE = ("run.", "tracking.")  # parameters that change nothing in the result
 _PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
@@ -31,7 +32,7 @@ def check_same_configuration(
     before, after = leaves(stored["parameters"]), leaves(now["parameters"])
     notes = []
     for name in sorted(before.keys() | after.keys()):
-        if before.get(name) == after.get(name) or (name != "run.seed" and name.startswith(free)):
+        if _same(before.get(name), after.get(name)) or (name != "run.seed" and name.startswith(free)):
             continue
         if name not in before and not _switched(name, before):
             notes.append(f"the run was begun before {name} existed; it goes on with {after[name]}")
@@ -59,6 +60,16 @@ def _switched(name: str, leaves_of_other: dict[str, Any]) -> bool:
     return bool(groups & leaves_of_other.keys()) or any(other.startswith(name + ".") for other in leaves_of_other)
 
 
+def _same(before: Any, after: Any) -> bool:
+    """Whether two values of a parameter are the same, or two ways to write the path of one file or folder."""
+    if before == after:
+        return True
+    if not (isinstance(before, str) and isinstance(after, str) and before and after):
+        return False
+    before, after = find_path(before), find_path(after)
+    return os.path.exists(before) and os.path.exists(after) and os.path.samefile(before, after)
+
+
 def describe_run(stage: str, task: str, experiment: str, parameters: dict[str, Any]) -> dict[str, Any]:
     """What `config.json` holds: everything resolved, the command, the versions and the commit."""
     return {
@@ -84,7 +95,7 @@ def package_versions() -> dict[str, str]:
 
 def _commit() -> str | None:
     """The commit of the source tree, with '+' if it has uncommitted changes; None outside a git checkout."""
-    root = Path(__file__).resolve().parent.parent.parent
+    root = project_root()
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True

@@ -22,7 +22,15 @@ from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import from_dict, to_dict
 from lm_human_preferences.foundation.errors import Interrupted, Terminated, UserError
-from lm_human_preferences.foundation.files import make_folder, read_json, remove_folder, remove_leftovers, write_json
+from lm_human_preferences.foundation.files import (
+    make_folder,
+    read_json,
+    read_json_object,
+    remove_folder,
+    remove_leftovers,
+    write_json,
+)
+from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.runs.checkpoints import Checkpoints
 from lm_human_preferences.runs.description import check_same_configuration, describe_run, leaves
 from lm_human_preferences.runs.inputs import input_digests
@@ -31,10 +39,21 @@ from lm_human_preferences.runs.params import RunParams
 LOCK = ".lock"  # in a run's folder while a process works on it
 
 
+_LONGEST_NAME = 200  # bytes; file systems take 255, and `.NAME.replaced.partial` and `NAME_reward` must be names too
+
+
 def check_name(experiment: str) -> None:
-    """UserError for a name that is no folder's."""
-    if Path(experiment).name != experiment or experiment in ("", ".", ".."):
+    """UserError for a name that a folder cannot have."""
+    if Path(experiment).name != experiment or experiment in ("", ".", "..") or "\0" in experiment:
         raise UserError(f"{experiment!r} cannot be a run's name: it becomes a folder's name")
+    if len(os.fsencode(experiment)) > _LONGEST_NAME:
+        raise UserError(f"{experiment[:20]!r}... cannot be a run's name: more than {_LONGEST_NAME} bytes are too long")
+
+
+def check_is_folder(path: Path) -> None:
+    """UserError where a file stands in a folder's place."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; give another name, or move it away")
 
 
 def free_result_folder(save_dir: str, name: str, stage: str, overwrite: bool) -> Path:
@@ -44,7 +63,8 @@ def free_result_folder(save_dir: str, name: str, stage: str, overwrite: bool) ->
     check_name(name)
     folder = make_folder(Path(save_dir)) / name
     if folder.exists():
-        config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+        check_is_folder(folder)
+        config = read_json_object(folder / "config.json") if (folder / "config.json").exists() else {}
         if config.get("stage") != stage:
             raise UserError(f"{folder} exists and holds no results of {stage}; give another name with --experiment")
         if not overwrite:
@@ -135,6 +155,7 @@ class Run:
 
     def check_free(self) -> None:
         """UserError if something stands where a new run is to be made and it may not be replaced."""
+        check_is_folder(self.folder)
         if self.params.resume or not self.folder.exists() or not any(self.folder.iterdir()):
             return
         if not self.params.overwrite:
@@ -262,11 +283,12 @@ def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | N
     """The language model and task of a run given by name or path, or a model folder itself (which has no task).
     UserError if there is none.
     """
-    for folder in (Path(save_dir) / experiment, Path(experiment)):
+    for folder in (Path(save_dir) / experiment, find_path(experiment)):
         if (folder / "model.safetensors").exists():
             return folder, None
         if (folder / "config.json").exists():
-            task = read_json(folder / "config.json").get("parameters", {}).get("task")
+            parameters = read_json_object(folder / "config.json").get("parameters")
+            task = parameters.get("task") if isinstance(parameters, dict) else None
             for name in ("policy", "lm"):
                 if (folder / name).is_dir():
                     return folder / name, from_dict(TaskParams, task) if task else None

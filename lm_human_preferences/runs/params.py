@@ -20,7 +20,7 @@ class RunParams:
     """How a run computes and what it keeps."""
 
     seed: int = param(1, "seed of every random draw")
-    save_dir: str = param("saved_models", "folder that holds the run folders")
+    save_dir: str = param("saved_models", "folder that holds the run folders", "path")
     overwrite: bool = param(False, "delete a run of the same name first")
     resume: bool = param(False, "continue a run of the same name from its newest whole checkpoint")
     save_interval: int = param(50, "steps between checkpoints; 0 keeps only the result")

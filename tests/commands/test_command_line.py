@@ -4,37 +4,57 @@ half-written. And help, dry runs.
 DESIGN's invariant 6; hazards 20, 23, 25, 29, 30.
 """
 
+import contextlib
+import io
 import json
 import shutil
 from dataclasses import replace
 
 import pytest
 
+from lm_human_preferences.commands import command_line
 from lm_human_preferences.compute.distributed import generator_for
-from lm_human_preferences.foundation.configuration import apply_overrides, from_dict, to_dict
-from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.configuration import apply_overrides, flatten, from_dict, to_dict
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.train_policy import PolicyTrainingParams
 
 from params import EXPERIMENTS
-from small import CONFIG, PAD, ROOT, flags, launch, make_world, policy_flags, reward_flags, sft_flags
+from small import CONFIG, PAD, flags, launch, make_world, policy_flags, reward_flags, run_here, sft_flags
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = make_world(tmp_path_factory.mktemp("world"))
-    launch("train_reward", "movies", "reward", *reward_flags(folder))
+    run_here("train_reward", "movies", "reward", *reward_flags(folder))
     return folder
 
 
-def refused(*words, cwd=ROOT) -> str:
-    """The one line with which the command line refuses; checks its form."""
-    result = launch(*words, cwd=cwd, check=False)
-    assert result.returncode == 2, result.stdout + result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    return lines[0]
+def refused(*words) -> str:
+    """The one line with which the command line refuses, in this process; checks its form and the exit status."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), pytest.raises(SystemExit) as end:
+        exit_on_user_error(command_line.run)([str(word) for word in words], EXPERIMENTS)
+    assert end.value.code == 2, said.getvalue()
+    [line] = [line for line in said.getvalue().splitlines() if line.strip()]
+    assert line.startswith("error: "), line
+    return line
+
+
+def printed(*words) -> str:
+    """What the command line prints on standard output, in this process."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        command_line.run([str(word) for word in words], EXPERIMENTS)
+    return said.getvalue()
+
+
+def test_a_mistake_is_one_line_and_status_2():
+    """The whole program, as a user starts it; the other tests are in this process."""
+    done = launch("train_polcy", "movies", "x", check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: unknown command 'train_polcy'; did you mean train_policy?\n"
 
 
 @pytest.mark.parametrize(
@@ -223,8 +243,8 @@ def test_an_existing_run_is_not_overwritten_by_accident(world):
 
 
 def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(tmp_path):
-    result = launch("train_policy", "cnndm", "x", "--dry_run", "--ppo.lr", "1e-5", "--run.save_dir", tmp_path / "runs")
-    resolved = json.loads(result.stdout)
+    words = ["--dry_run", "--ppo.lr", "1e-5", "--run.save_dir", tmp_path / "runs"]
+    resolved = json.loads(printed("train_policy", "cnndm", "x", *words))
     assert (
         resolved["ppo"]["lr"] == 1e-5
         and resolved["ppo"]["whiten_rewards"] is False
@@ -234,11 +254,21 @@ def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(tmp_path):
 
 
 def test_help_is_for_people():
-    assert "train_policy TASK EXPERIMENT" in launch("--help").stdout
-    text = launch("train_policy", "movies", "--help").stdout
+    assert printed() == printed("help") == printed("--help") == printed("-h")
+    assert "train_policy TASK EXPERIMENT" in printed("--help") and "OMP_WAIT_POLICY=active" in printed("--help")
+    text = printed("train_policy", "movies", "--help")
     assert "--rewards.kl_coef" in text and "price of a nat" in text
-    assert "sentiment" in launch("tasks").stdout and "ppo.lr = 1e-05" in launch("tasks", "sentiment").stdout
-    assert launch("sample", "--help").stdout.count("--") > 5
+    assert "sentiment" in printed("tasks") and "ppo.lr = 1e-05" in printed("tasks", "sentiment")
+
+
+@pytest.mark.parametrize("command", command_line.COMMANDS, ids=lambda command: command.name)
+def test_every_command_has_help(command):
+    """Its line, and all its parameters, wherever the word for help stands."""
+    text = printed(command.name, "--help")
+    assert text.startswith(f"{command.line}: {command.help}\n") and text == printed(command.name, "help")
+    names = flatten(command.params[0]()).keys() - set(command.hidden)
+    assert [name for name in names if f"--{name}" not in text] == []
+    assert command.line in printed("--help") and command.help in printed("--help")
 
 
 def test_the_papers_tasks_have_the_originals_values():

@@ -8,7 +8,6 @@ import math
 import sys
 from pathlib import Path
 
-import fire
 import numpy as np
 import pytest
 
@@ -23,7 +22,7 @@ from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.train_policy import PPOTrainer
 
 from params import EXPERIMENTS
-from small import CONFIG, flags, make_world, metrics, policy_flags, reward_flags
+from small import CONFIG, flags, make_world, metrics, policy_flags, reward_flags, run_here
 
 JUDGES = "vowels=sweep_scores:vowels,varied=lm_human_preferences.judging.text_metrics:unrepeated"
 
@@ -71,8 +70,7 @@ def words_for(world: Path, experiment: str, **changes) -> list[str]:
 
 def run(*words) -> None:
     """The command line in this process, which need not import torch again."""
-    arguments = command_line.prepare(["sweep", *map(str, words)], EXPERIMENTS)
-    fire.Fire(command_line.Commands(EXPERIMENTS), command=arguments, serialize=lambda result: None)
+    run_here("sweep", *words)
 
 
 def refused(*words) -> str:

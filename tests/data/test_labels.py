@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.commands.inspect_labels import LabelToolParams, convert, inspect
 from lm_human_preferences.data.label_files import infer_kind, load_labels, save_labels, token_label
 from lm_human_preferences.data.labels import label_type
-from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.data.tasks import TaskParams
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.language.encoding import get_encoding
+
 from web import serve
 
 LETTERS, TASK = get_encoding("letters"), TaskParams(query_length=3, response_length=4, truncate_token=26)
@@ -158,7 +159,9 @@ def test_labels_that_all_show_the_same_after_the_cut_are_refused(tmp_path, name,
     kind = label_type(name)
     rows = [{"query": "a", "responses": [f"aaaa{n}" for n in range(responses)], kind.answer: 1}] * 3
     path = write(tmp_path / "a.jsonl", rows)
-    with pytest.raises(UserError, match="are all the same in the first 4 tokens .--task.response_length.: nothing can be"):
+    with pytest.raises(
+        UserError, match="are all the same in the first 4 tokens .--task.response_length.: nothing can be"
+    ):
         load_labels(path, kind, TASK, LETTERS)
     tokens = {"query": [1, 2, 3], **{f"sample{n}": [1] * 4 for n in range(responses)}, kind.answer: 1}
     with pytest.raises(UserError, match="nothing can be learnt"):

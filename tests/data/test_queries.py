@@ -5,8 +5,6 @@ import pytest
 import torch
 
 from lm_human_preferences.compute.distributed import World, generator_for
-from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.data.queries import (
     QueryStream,
     TokenFile,
@@ -18,6 +16,8 @@ from lm_human_preferences.data.queries import (
     write_token_file,
 )
 from lm_human_preferences.data.tasks import TaskParams
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.language.encoding import get_encoding
 
 DOCUMENTS = [[1, 2, 3], [], [65535], [7] * 40]
 

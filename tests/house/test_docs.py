@@ -31,19 +31,10 @@ def test_a_documented_command_is_one(command, capsys):
     """A stage resolves its parameters; the other commands exist."""
     words = shlex.split(command)[2:]
     if words[0] in command_line.STAGES:
-        commands = command_line.Commands(EXPERIMENTS)
-        arguments = [
-            word.removeprefix("--").split("=", 1) if word.startswith("--") else word
-            for word in command_line.prepare(words, EXPERIMENTS)[1:]
-        ]
-        getattr(commands, words[0])(
-            *[word for word in arguments if isinstance(word, str)],
-            **dict(word for word in arguments if isinstance(word, list)),
-            dry_run="on",
-        )
+        command_line.run([*words, "--dry_run"], EXPERIMENTS)
         assert '"run"' in capsys.readouterr().out
     else:
-        assert words[0] in command_line.OTHERS
+        assert words[0] in {command.name for command in command_line.COMMANDS}
 
 
 @pytest.mark.parametrize("command", SCRIPTS)

@@ -11,8 +11,8 @@ import torch
 
 from lm_human_preferences.compute.optim import TensorFlowAdam
 from lm_human_preferences.data.labels import LabelBatch, label_type
-from lm_human_preferences.learning.label_losses import label_losses, label_statistics
 from lm_human_preferences.language.tensorflow_checkpoints import original_name
+from lm_human_preferences.learning.label_losses import label_losses, label_statistics
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.train_policy import PPOTrainer
 from lm_human_preferences.train_reward import label_rewards

@@ -21,7 +21,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lm_human_preferences.commands import command_line
 from lm_human_preferences.compute import distributed
 from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.foundation.errors import Interrupted, RanksLost, UserError
@@ -31,8 +30,7 @@ from lm_human_preferences.runs.stopping import StopRequest
 from lm_human_preferences.runs.tracking import JsonLines
 
 import survive
-from params import EXPERIMENTS
-from small import LAUNCH, ROOT, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags
+from small import LAUNCH, ROOT, flags, launch, make_world, metrics, policy_flags, reward_flags, run_here, sft_flags
 
 STAGES = {"train_reward": "reward_model", "train_policy": "policy", "train_sft": "lm"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -40,8 +38,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def train(stage: str, name: str, words: list[str]) -> None:
     """A run of the stage in this process."""
-    options = {flag[2:]: str(value) for flag, value in zip(words[::2], words[1::2], strict=True)}
-    getattr(command_line.Commands(EXPERIMENTS), stage)("movies", name, **options)
+    run_here(stage, "movies", name, *words)
 
 
 def words_of(folder: Path, stage: str, **changes) -> list[str]:

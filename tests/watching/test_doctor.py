@@ -18,7 +18,6 @@ from functools import partialmethod
 import pytest
 import torch
 
-from lm_human_preferences.commands import command_line
 from lm_human_preferences.data.queries import write_meta, write_token_file
 from lm_human_preferences.foundation.configuration import _all_names
 from lm_human_preferences.foundation.errors import UserError
@@ -32,8 +31,7 @@ from lm_human_preferences.watching import checks, doctor
 from lm_human_preferences.watching.checks import CHECKS
 from lm_human_preferences.watching.doctor import Diagnosis, describe, diagnose, examine
 
-from params import EXPERIMENTS
-from small import PAD, ROOT, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags
+from small import PAD, ROOT, flags, launch, make_world, metrics, policy_flags, reward_flags, run_here, sft_flags
 
 PARAMS = {"train_policy": PolicyTrainingParams, "train_reward": RewardTrainingParams, "train_sft": SFTParams}
 RECORDED = ROOT / "tests/data/demo"
@@ -93,10 +91,8 @@ def world(tmp_path_factory):
 
 def run(folder, stage: str, name: str, words: list[str], **changes) -> Diagnosis:
     """A run of the stage in this process, and what the doctor says about it; its advice must name flags that exist."""
-    words = words + flags(**changes)
-    options = {flag[2:]: str(value) for flag, value in zip(words[::2], words[1::2], strict=True)}
     try:
-        getattr(command_line.Commands(EXPERIMENTS), stage)("movies", name, **options)
+        run_here(stage, "movies", name, *words, *flags(**changes))
     except UserError as error:
         assert "start anew with a lower" in str(error)
     diagnosis = examine(folder / "runs" / name)
@@ -485,11 +481,11 @@ def test_exit_status_and_output(world, collapsed, capsys):
         and "kl_exploding" not in fine
         and sick.stdout.count("\n  change  ") == sick.stdout.count("SEVERE") + sick.stdout.count("WARNING")
     )
-    command_line.Commands(EXPERIMENTS).doctor("reward", save_dir=str(world / "runs"))  # status 0: nothing is raised
+    run_here("doctor", "reward", "--save_dir", world / "runs")  # status 0: nothing is raised
     assert "healthy" in capsys.readouterr().out
     for words, says in ((("nothing",), "there is no run"), ((), "takes one name")):
         with pytest.raises(UserError, match=says):
-            command_line.Commands(EXPERIMENTS).doctor(*words, save_dir=str(world / "runs"))
+            run_here("doctor", *words, "--save_dir", world / "runs")
 
 
 @pytest.mark.parametrize(

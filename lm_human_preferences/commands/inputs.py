@@ -1,0 +1,63 @@
+"""What a command needs before it can begin: runs found by name, and the models, data and labels that may be missing."""
+
+from pathlib import Path
+from typing import Any
+
+from lm_human_preferences.commands.command import nearest
+from lm_human_preferences.data.queries import dataset_folder, preparation_command
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.root import find_path
+from lm_human_preferences.language.gpt2 import SHAPES
+
+
+def find_run(experiment: str, save_dir: str) -> Path:
+    """The folder of a run given by name or path. UserError if there is none."""
+    for folder in (Path(save_dir) / experiment, find_path(experiment)):
+        if (folder / "config.json").is_file():
+            return folder
+    runs = [folder.name for folder in Path(save_dir).glob("*") if folder.is_dir()]
+    raise UserError(f"there is no run {experiment!r} in {save_dir}{nearest(experiment, runs, 0.5)}")
+
+
+def check_present(params: Any, task: str) -> None:
+    """UserError in one line that lists all that `missing` finds."""
+    if lacks := missing(params):
+        raise UserError(f"task {task} needs {'; '.join(lacks)}")
+
+
+def missing(params: Any) -> list[str]:
+    """Which model, queries and labels a stage with these parameters needs and lacks, and the command that brings each.
+
+    params: of a stage or of a sweep, its paths as `find_paths` leaves them.
+    """
+    lacks = []
+    task = None if hasattr(params, "model") else params.task  # supervised training names model and data set itself
+    model = task.policy.initial_model if task else params.model.initial
+    if model is not None and not Path(model).is_dir():
+        lacks.append(f"the model {model}{how_to_get_model(Path(model))}")
+    dataset = (task.query_dataset if task else params.data.dataset).partition(":")[0]
+    if not dataset_folder(dataset).is_dir():
+        lacks.append(f"the data set datasets/{dataset} ({preparation_command(dataset)})")
+    for source in _label_files(params):
+        if source and "://" not in source and not Path(source).exists():
+            lacks.append(f"the labels {source}")
+    return lacks
+
+
+def _label_files(params: Any) -> tuple[str | None, ...]:
+    """The label files of reward training, where it is this stage or comes before it."""
+    if not hasattr(params, "labels"):
+        rewards = getattr(params, "rewards", None)
+        if rewards is None or rewards.trained_model is not None or rewards.function is not None:
+            return ()
+        params = rewards.train_new_model
+    return (params.labels.source, params.labels.valid_source) if params is not None else ()
+
+
+def how_to_get_model(folder: Path) -> str:
+    """What brings a model folder that is missing, in brackets; empty if nothing does."""
+    if folder == Path("saved_models/tiny"):
+        return " (it comes with the repository: git checkout saved_models/tiny)"
+    if folder.name == "lm" and folder.parent.parent == Path("saved_models"):
+        return f" (python launch.py train_sft TASK {folder.parent.name}, TASK being the one it is named after)"
+    return f" (python saved_models/prepare_pytorch_checkpoint.py {folder.name})" if folder.name in SHAPES else ""
