@@ -73,7 +73,7 @@ def measure(args: argparse.Namespace) -> dict[str, int]:
     """Peaks in bytes of each phase of a step with one epoch, in this process, and what is predicted for it."""
     trainer = build(args)
     allocate_state(trainer.optimizer)  # as from the second step on
-    device, config, sizes = trainer.precision.device, trainer.policy.transformer.config, trainer.sizes
+    device, config, sizes = trainer.precision.device, trainer.policy.transformer.config, trainer.training.micro_batches
     memory = policy_training_memory(trainer.params, config, trainer.precision, 1, trainer.policy.formatter.length)
     held, training = sum(memory.held.values()), memory.recomputing if sizes.recompute else memory.training
     predicted = {

@@ -117,7 +117,7 @@ def _rollout(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
 
     def work():
         with torch.no_grad(), precision.autocast():
-            for q, u in zip(queries.split(trainer.sizes.rollout), uniforms.split(trainer.sizes.rollout), strict=True):
+            for q, u in zip(queries.split(trainer.training.micro_batches.rollout), uniforms.split(trainer.sizes.rollout), strict=True):
                 trainer.policy.respond(q, u)
 
     return Subject(
@@ -136,7 +136,7 @@ def _scoring(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
 
     def work():
         with torch.no_grad():
-            for rows in torch.arange(case.batch, device=precision.device).split(trainer.sizes.scoring):
+            for rows in torch.arange(case.batch, device=precision.device).split(trainer.training.micro_batches.scoring):
                 trainer.score(*(column[rows] for column in rollout[:4]))
 
     def flops() -> int:

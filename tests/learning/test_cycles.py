@@ -275,7 +275,7 @@ def test_ppo_cycle(goldens, micro_batch):
 
         def recording(rollout, rewards, index, lr):
             result = train_minibatch(trainer, rollout, rewards, index, lr)
-            minibatches.append((result[0], lr, {name: p.detach().clone() for name, p in watched.items()}, rewards))
+            minibatches.append((result, lr, {name: p.detach().clone() for name, p in watched.items()}, rewards))
             return result
 
         trainer.train_minibatch = recording

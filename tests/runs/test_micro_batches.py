@@ -154,7 +154,7 @@ def test_rows_are_halved_until_they_run():
         try_micro_batches(MicroBatches(0, 7, 19), RunParams(), {"training": never}, optimizer, World())
 
 
-def test_attempts_run_and_change_nothing(goldens):
+def test_memory_probes_run_and_change_nothing(goldens):
     from lm_human_preferences.data.labels import label_type
 
     ppo = ppo_trainer(goldens, Goldens.json("hparams")["ppo_cycle"])
@@ -163,7 +163,7 @@ def test_attempts_run_and_change_nothing(goldens):
     )
     for trainer, model in ((ppo, ppo.policy), (reward, reward.model)):
         before, position = [p.detach().clone() for p in model.parameters()], trainer.queries.position
-        sizes = try_micro_batches(MicroBatches(4, 4, 4), RunParams(), trainer.attempts(), trainer.optimizer, World())
+        sizes = try_micro_batches(MicroBatches(4, 4, 4), RunParams(), trainer.memory_probes(), trainer.optimizer, World())
         assert sizes == MicroBatches(4, 4, 4) and trainer.queries.position == position
         assert all(torch.equal(p, old) and p.grad is None for p, old in zip(model.parameters(), before, strict=True))
         assert all(state["step"] == 0 for state in trainer.optimizer.state.values())
