@@ -225,12 +225,9 @@ def _close(world: World) -> None:
 
 
 def _launch(world: World) -> tuple[str, ...]:
-    """The names of the `torchrun` processes above all ranks, sorted."""
-    number = torchrun.launch_number()
-    if number is None:
-        return ()
-    everyone = world.gather(torch.tensor([number]))
-    return tuple(f"{number:016x}" for number in sorted(set(everyone.tolist())))
+    """The names of the `torchrun` processes above all ranks, sorted; ranks started in other ways have none."""
+    everyone = world.gather(torch.tensor([torchrun.launch_number()])).tolist()
+    return tuple(f"{number:016x}" for number in sorted(set(everyone)) if number)
 
 
 def generator_for(seed: int, purpose: str, step: int = 0) -> torch.Generator:

@@ -110,14 +110,14 @@ def fresh_store(here: Place, timeout: float) -> Store | None:
     return PrefixStore(part, store)
 
 
-def launch_number() -> int | None:
-    """A number below 2^63 for the `torchrun` process that started this rank; None without one.
+def launch_number() -> int:
+    """A number below 2^63 for the `torchrun` process that started this rank; 0 without one.
 
     It is what a restarted rank has in common with the one that it replaces. When the process started belongs to it,
     since a machine uses process numbers again.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
+        return 0
     parent = os.getppid()
     stat = Path(f"/proc/{parent}/stat")
     started = stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""  # in clock ticks since boot

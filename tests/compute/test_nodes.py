@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 import survive
-from small import ROOT, flags, launch, make_world, metrics, policy_flags, reward_flags
+from small import ROOT, flags, make_world, metrics, policy_flags, reward_flags, run_here
 
 PORT, TIMEOUT = 29500, 15.0
 
@@ -38,24 +39,9 @@ class Nodes:
     def make(self) -> str:
         """Why that does not work, empty if it does."""
         a, b = self.names
-        steps = [
-            ("netns", "add", a),
-            ("netns", "add", b),
-            (
-                "link",
-                "add",
-                self.interfaces[0],
-                "netns",
-                a,
-                "type",
-                "veth",
-                "peer",
-                "name",
-                self.interfaces[1],
-                "netns",
-                b,
-            ),
-        ]
+        of_a, of_b = self.interfaces
+        joined = f"link add {of_a} netns {a} type veth peer name {of_b} netns {b}"
+        steps = [("netns", "add", a), ("netns", "add", b), tuple(joined.split())]
         for name, interface, address in zip(self.names, self.interfaces, self.addresses, strict=True):
             steps += [
                 ("-n", name, "addr", "add", f"{address}/24", "dev", interface),
@@ -76,39 +62,17 @@ class Nodes:
 
     def rendezvous(self, kind: str, side: int, identity: str) -> list[str]:
         """torchrun's words; it cannot tell by names which side is which, so it is told addresses."""
+        host, here = self.addresses[0], self.addresses[side]
         if kind == "static":
-            return ["--node_rank", str(side), "--master_addr", self.addresses[0], "--master_port", str(PORT)]
-        return [
-            "--rdzv_backend",
-            "c10d",
-            "--rdzv_endpoint",
-            f"{self.addresses[0]}:{PORT}",
-            "--rdzv_id",
-            identity,
-            "--local_addr",
-            self.addresses[side],
-            "--rdzv_conf",
-            f"is_host={int(side == 0)}",
-        ]
+            return ["--node_rank", str(side), "--master_addr", host, "--master_port", str(PORT)]
+        words = f"--rdzv_backend c10d --rdzv_endpoint {host}:{PORT} --rdzv_id {identity} --local_addr {here}"
+        return [*words.split(), "--rdzv_conf", f"is_host={int(side == 0)}"]
 
     def start(self, kind: str, side: int, identity: str, words: list, errors: Path) -> subprocess.Popen:
         """torchrun on one side with one rank; its standard error goes to a file. Gloo is told the interface."""
-        command = [
-            "ip",
-            "netns",
-            "exec",
-            self.names[side],
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nnodes",
-            "2",
-            "--nproc_per_node",
-            "1",
-            *self.rendezvous(kind, side, identity),
-            "launch.py",
-            *map(str, words),
-        ]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+        torchrun = ["ip", "netns", "exec", self.names[side], *torchrun, *self.rendezvous(kind, side, identity)]
+        command = [*torchrun, "launch.py", *map(str, words)]
         with open(errors, "w") as file:
             return subprocess.Popen(
                 command,
@@ -119,14 +83,23 @@ class Nodes:
             )
 
 
+@pytest.fixture(scope="module")
+def permitted() -> None:
+    """Skips where there can be no two machines, before anything is trained for them."""
+    if os.geteuid() != 0:
+        pytest.skip("making network namespaces takes root")
+    pair = Nodes(os.getpid() % 10_000)
+    problem = pair.make()
+    pair.remove()
+    if problem:
+        pytest.skip(f"network namespaces are not permitted here: {problem}")
+
+
 @pytest.fixture
-def nodes():
+def nodes(permitted) -> Iterator[Nodes]:
     pair = Nodes(os.getpid() % 10_000)
     try:
-        if os.geteuid() != 0:
-            pytest.skip("making network namespaces takes root")
-        if problem := pair.make():
-            pytest.skip(f"network namespaces are not permitted here: {problem}")
+        assert pair.make() == ""
         yield pair
     finally:
         pair.remove()
@@ -138,28 +111,33 @@ def tree(pid: int) -> list[int]:
 
 
 def run_on_both(
-    nodes: Nodes, kind: str, name: str, words: list, folder: Path, cut_when=None
+    nodes: Nodes,
+    kind: str,
+    name: str,
+    words: list,
+    folder: Path,
+    cut_when: Callable[[], bool] | None = None,
+    resume: bool = False,
 ) -> tuple[list[int | None], list[str], float]:
-    """Exit statuses (None: torchrun had to be killed) and errors of both sides; seconds from the cut until both ranks
-    have said their line.
+    """Policy training `name` on both sides: exit statuses (None: torchrun had to be killed) and errors of both;
+    seconds from the cut until both ranks have said their line.
     """
     files, seconds = [folder / f"{name}_{side}.err" for side in (0, 1)], 0.0
+    words = ["train_policy", "movies", name, *words, *(["--run.resume"] if resume else [])]
     sides = [nodes.start(kind, side, name, words, files[side]) for side in (0, 1)]
     try:
         if cut_when is not None:
             assert survive.wait_for(sides[0], cut_when), files[0].read_text()
             nodes.link("down")
             begun = time.monotonic()
-            assert survive.wait_for(sides[1], lambda: all("error: rank" in file.read_text() for file in files)), files[
-                1
-            ].read_text()
+            both_said = survive.wait_for(sides[1], lambda: all("error: rank" in file.read_text() for file in files))
+            assert both_said, files[1].read_text()
             seconds = time.monotonic() - begun
-        statuses = []
+        statuses: list[int | None] = []
         for number, side in enumerate(sides):
+            may_wait_on = cut_when is not None and (kind, number) == ("c10d", 1)
             try:
-                statuses.append(
-                    side.wait(timeout=10 if cut_when is not None and (kind, number) == ("c10d", 1) else 120)
-                )
+                statuses.append(side.wait(timeout=5 if may_wait_on else 120))
             except subprocess.TimeoutExpired:
                 statuses.append(None)
     finally:
@@ -174,25 +152,32 @@ def untimed(run: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "memory/peak"} for row in metrics(run)]
 
 
-@pytest.mark.parametrize("kind", ["c10d", "static"])
-def test_two_nodes_equal_one_process_and_survive_a_cut_link(nodes, tmp_path, kind):
-    world = make_world(tmp_path / "world")
-    launch("train_reward", "movies", "reward", *reward_flags(world))
+@pytest.fixture(scope="module")
+def alone(permitted, tmp_path_factory) -> tuple[Path, list]:
+    """The small world with a policy run `one` in one process, and the words of that run."""
+    world = make_world(tmp_path_factory.mktemp("nodes") / "world")
+    run_here("train_reward", "movies", "reward", *reward_flags(world))
     words = policy_flags(world, world / "runs/reward/reward_model") + flags(
         ppo__total_episodes=16 * 10, run__timeout=TIMEOUT, run__save_interval=1
     )
-    launch("train_policy", "movies", "one", *words)
-    statuses, errors, _ = run_on_both(nodes, kind, "two", ["train_policy", "movies", "two", *words], tmp_path)
+    run_here("train_policy", "movies", "one", *words)
+    return world, words
+
+
+@pytest.mark.parametrize("kind", ["c10d", "static"])
+def test_two_nodes_equal_one_process_and_survive_a_cut_link(nodes, alone, tmp_path, kind):
+    world, words = alone
+    one, two, cut = (world / "runs" / name for name in ("one", f"two_{kind}", f"cut_{kind}"))
+    statuses, errors, _ = run_on_both(nodes, kind, two.name, words, tmp_path)
     assert statuses == [0, 0], errors
-    one, two, cut = (world / "runs" / name for name in ("one", "two", "cut"))
     for ours, theirs in zip(untimed(two), untimed(one), strict=True):
         assert ours.keys() == theirs.keys()
         np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-3, atol=2e-5)
 
-    saved = lambda: (cut / "checkpoints/00000002").exists()
-    statuses, errors, seconds = run_on_both(
-        nodes, kind, "cut", ["train_policy", "movies", "cut", *words], tmp_path, cut_when=saved
-    )
+    def saved() -> bool:
+        return (cut / "checkpoints/00000002").exists()
+
+    statuses, errors, seconds = run_on_both(nodes, kind, cut.name, words, tmp_path, cut_when=saved)
     assert statuses[0] == 1 and statuses[1] in ((1, None) if kind == "c10d" else (1,)) and seconds < TIMEOUT + 5
     for rank, text in enumerate(errors):
         [line] = [line for line in text.splitlines() if line.startswith("error: ")]
@@ -202,9 +187,7 @@ def test_two_nodes_equal_one_process_and_survive_a_cut_link(nodes, tmp_path, kin
             line,
         )
     nodes.link("up")
-    statuses, errors, _ = run_on_both(
-        nodes, kind, "cut", ["train_policy", "movies", "cut", *words, "--run.resume"], tmp_path
-    )
+    statuses, errors, _ = run_on_both(nodes, kind, cut.name, words, tmp_path, resume=True)
     assert statuses == [0, 0], errors
     assert untimed(cut) == untimed(two)
     ours, theirs = load_file(cut / "policy/model.safetensors"), load_file(two / "policy/model.safetensors")
