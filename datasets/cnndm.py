@@ -29,19 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.data.preparation import (
-    Document,
-    Recipe,
-    SplitRule,
-    add_arguments,
-    check_arguments,
-    fingerprint,
-    hub_fingerprint,
-    hub_rows,
-    prepare,
-    read_text,
-)
+from lm_human_preferences.data.documents import Document, SplitRule
+from lm_human_preferences.data.preparation import Recipe, add_arguments, check_arguments, prepare_dataset
 from lm_human_preferences.data.queries import downloads_folder
+from lm_human_preferences.data.sources import fingerprint, hub_fingerprint, hub_rows, read_text
 from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.judging.text_metrics import sentences
@@ -176,11 +167,11 @@ def main() -> None:
             raise UserError(f"--input {arguments.input}: expected a folder with cnn/stories and dailymail/stories")
         lists = {split: find_list(arguments.input, split) for split in LIST_OF}
         source = {"stories": fingerprint(arguments.input)} | {path.name: fingerprint(path) for path in lists.values()}
-        prepare(recipe, arguments, source, lambda: from_stories(arguments.input, lists, rule, arguments.limit))
+        prepare_dataset(recipe, arguments, source, lambda: from_stories(arguments.input, lists, rule, arguments.limit))
     else:
         config = None if Path(arguments.hub).is_dir() else CONFIG
         source = {arguments.hub: hub_fingerprint(arguments.hub, CONFIG)}
-        prepare(recipe, arguments, source, lambda: from_hub(arguments.hub, config, rule, arguments.limit))
+        prepare_dataset(recipe, arguments, source, lambda: from_hub(arguments.hub, config, rule, arguments.limit))
 
 
 if __name__ == "__main__":

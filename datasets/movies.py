@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.data.preparation import check_writable, file_digests, is_complete, publish
+from lm_human_preferences.data.preparation import check_writable, file_digests, is_complete, publish_dataset
 from lm_human_preferences.data.queries import datasets_folder, write_meta, write_token_file
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.language.encoding import gpt2_encoding
@@ -512,7 +512,7 @@ def write_all(folder: Path, sentences: Sequence[Sentence], about: dict) -> dict[
     return splits
 
 
-def prepare(given: Path | None, output: Path, limit: int | None, force: bool) -> None:
+def prepare_movies(given: Path | None, output: Path, limit: int | None, force: bool) -> None:
     """Make the data set in `output`, or do nothing where it is there already."""
     if limit is not None and limit < 1:
         raise UserError(f"--limit is {limit}: expected a number of sentences from 1 up")
@@ -529,7 +529,7 @@ def prepare(given: Path | None, output: Path, limit: int | None, force: bool) ->
                     raise UserError(
                         f"{len(sentences)} different sentences are too few: none falls into the split {split!r}"
                     )
-            for name, counts in publish(output, lambda folder: write_all(folder, sentences, about)).items():
+            for name, counts in publish_dataset(output, lambda folder: write_all(folder, sentences, about)).items():
                 more = f", {counts['labels']:,} choices, {counts['ratings']:,} ratings" if "labels" in counts else ""
                 print(f"{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens{more}")
             return
@@ -556,7 +556,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N sentences only, for a quick trial")
     parser.add_argument("--force", action="store_true", help="make everything again even where it is complete")
     arguments = parser.parse_args()
-    prepare(arguments.input, arguments.output, arguments.limit, arguments.force)
+    prepare_movies(arguments.input, arguments.output, arguments.limit, arguments.force)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from lm_human_preferences.data.preparation import pieces
+from lm_human_preferences.data.documents import pieces
 from lm_human_preferences.data.queries import TokenFile, check_split, query_stream, read_meta
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.language.encoding import gpt2_encoding

@@ -316,7 +316,7 @@ def test_full_disk_leaves_nothing(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(movies, "write_meta", lambda *_, **__: full())
     with pytest.raises(movies.UserError, match="No space left"):
-        movies.prepare(source, tmp_path / "new" / "out", None, False)
+        movies.prepare_movies(source, tmp_path / "new" / "out", None, False)
     assert not (tmp_path / "new").exists()
 
 
