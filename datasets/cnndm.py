@@ -3,10 +3,10 @@
     python datasets/cnndm.py                   cnn_dailymail 3.0.0 from the Hugging Face hub
     python datasets/cnndm.py --input FOLDER    the original's files: cnn/stories/*.story and dailymail/stories/*.story
 
-The first needs the package datasets. The .story files are those of K. M. Hermann et al. 2015 (two archives on https://cs.nyu.edu/~kcho/DMQA/). Which articles
-belong to which split is said by the lists all_train.txt, all_val.txt and all_test.txt of their addresses: in FOLDER, in
-FOLDER/url_lists, or else fetched from OpenAI. A story's file is named after the SHA-1 of its address. What is written
-(S is each of train, valid, test):
+The first needs the package datasets. The .story files are those of K. M. Hermann et al. 2015 (two archives on
+https://cs.nyu.edu/~kcho/DMQA/). Which articles belong to which split is said by the lists all_train.txt, all_val.txt
+and all_test.txt of their addresses: in FOLDER, in FOLDER/url_lists, or else fetched from OpenAI. A story's file is
+named after the SHA-1 of its address. What is written (S is each of train, valid, test):
 
     S.bin, S.idx.npy              token file: the articles, cleaned as the original cleans them
     references_S.bin, .idx.npy    token file: the highlights, document by document, which supervised training learns to

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm_human_preferences.data.queries import TokenFileWriter
+from lm_human_preferences.data.queries import Splits, TokenFileWriter
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.encoding import gpt2_encoding
 
@@ -36,6 +36,7 @@ class Document(NamedTuple):
 
 
 Clean = Callable[[str], str]
+Encoded = tuple[str, np.ndarray, np.ndarray | None]  # a document's split, its tokens and those of its reference, uint16
 
 
 def unchanged(text: str) -> str:
@@ -48,7 +49,7 @@ def encoded(
     clean_reference: Clean = unchanged,
     end_of_text: bool = False,
     processes: int = 0,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+) -> Iterator[Encoded]:
     """(split, tokens, tokens of the reference) of each document, in order, as uint16 arrays; documents that are empty
     once cleaned are left out.
 
@@ -63,7 +64,7 @@ def encoded(
             yield from work(batch)
         return
     with ProcessPoolExecutor(processes) as pool:
-        waiting: deque[Future] = deque()
+        waiting: deque[Future[list[Encoded]]] = deque()
         try:
             for batch in batches:
                 waiting.append(pool.submit(work, batch))
@@ -88,9 +89,7 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encode_batch(
-    documents: list[Document], clean: Clean, clean_reference: Clean, end_of_text: bool
-) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
+def _encode_batch(documents: list[Document], clean: Clean, clean_reference: Clean, end_of_text: bool) -> list[Encoded]:
     encoding, result = gpt2_encoding(), []
     for split, text, reference in documents:
         tokens = list(itertools.chain.from_iterable(encoding.encode(piece) for piece in pieces(clean(text))))
@@ -121,11 +120,8 @@ def pieces(text: str, size: int = 50_000) -> Iterator[str]:
 
 
 def write_splits(
-    folder: Path,
-    encoded_documents: Iterable[tuple[str, np.ndarray, np.ndarray | None]],
-    splits: Iterable[str],
-    references: bool = False,
-) -> dict[str, dict]:
+    folder: Path, encoded_documents: Iterable[Encoded], splits: Iterable[str], references: bool = False
+) -> Splits:
     """The token file of each split, and `references_<split>` beside it, document by document; returns what meta.json
     says of them.
     """
@@ -138,7 +134,7 @@ def write_splits(
         for split, tokens, reference in encoded_documents:
             writers[split].add(tokens)
             if references:
-                writers[f"references_{split}"].add(reference)
+                writers[f"references_{split}"].add([] if reference is None else reference)
     return {name: writer.entry() for name, writer in writers.items()}
 
 
@@ -173,7 +169,7 @@ class SplitRule(NamedTuple):
 
     def of(self, text: str, own: str) -> str:
         """The split of a document whose split in the source is `own`."""
-        if self.valid is None:
+        if self.valid is None or self.test is None:
             return own
         percent = hash_percent(text)
         return "valid" if percent < self.valid else "test" if percent < self.valid + self.test else "train"

@@ -1,4 +1,4 @@
-"""What the scripts in datasets/ have in common: their options, a recipe, files that appear whole, nothing done twice."""
+"""What the scripts in datasets/ have in common: options, a recipe, files that appear whole, nothing done twice."""
 
 import argparse
 import itertools
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_human_preferences.data.documents import Clean, Document, SplitRule, encoded, unchanged, write_splits
-from lm_human_preferences.data.queries import datasets_folder, write_meta
+from lm_human_preferences.data.queries import Splits, datasets_folder, write_meta
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import make_folder, read_json, sha256
 
@@ -71,7 +71,7 @@ def prepare_dataset(
     arguments: argparse.Namespace,
     source: dict[str, str],
     documents: Callable[[], Iterable[Document]],
-    **settings,
+    **settings: object,
 ) -> None:
     """Make the data set in `arguments.output`, or do nothing where it is there already.
 
@@ -83,7 +83,7 @@ def prepare_dataset(
         print(f"nothing to do: {arguments.output} is complete (--force makes it again)")
         return
 
-    def write(folder: Path) -> dict[str, dict]:
+    def write(folder: Path) -> Splits:
         rows = encoded(documents(), recipe.clean, recipe.clean_reference, recipe.end_of_text, arguments.processes)
         splits = write_splits(folder, rows, recipe.splits, recipe.references)
         for split in recipe.splits:
@@ -142,7 +142,7 @@ def publish_dataset(output: Path, write: Callable[[Path], Any]) -> Any:
     return result
 
 
-def is_complete(output: Path, about: dict) -> bool:
+def is_complete(output: Path, about: dict[str, Any]) -> bool:
     """Whether `output` holds what `about` describes, every file with the digest that meta.json gives for it."""
     try:
         meta = read_json(output / "meta.json")

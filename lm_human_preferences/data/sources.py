@@ -67,7 +67,7 @@ def hub_rows(
         raise UserError(
             f"reading {name} needs the package datasets: pip install datasets; or give local files with --input"
         ) from None
-    datasets.disable_progress_bars()
+    datasets.disable_progress_bars()  # type: ignore[attr-defined]  # mypy takes our folder datasets/ for the package
     try:
         rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
         known = (rows.info.splits or {}).get(split)

@@ -49,7 +49,10 @@ def texts(tmp_path):
     folder.mkdir()
     (folder / "a.txt").write_text("A café.")
     (folder / "b.txt").write_text(STORY)
-    row = lambda source, text: json.dumps({"source": source, "text": text}) + "\n"
+
+    def row(source, text):
+        return json.dumps({"source": source, "text": text}) + "\n"
+
     (folder / "c.jsonl").write_text(row("x", "first x") + row("y", "first y"))
     with gzip.open(folder / "valid.jsonl.gz", "wt") as file:
         file.write(row("x", "held out x") + row("y", "held out y"))

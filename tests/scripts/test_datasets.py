@@ -210,7 +210,10 @@ def test_books_as_text_are_cut_into_passages(tmp_path):
 
 def test_a_second_run_does_nothing_until_something_changes(tmp_path):
     write_posts(tmp_path / "in")
-    run = lambda *words: prepare(tldr, tmp_path / "out", "--input", tmp_path / "in", *words).stdout
+
+    def run(*words):
+        return prepare(tldr, tmp_path / "out", "--input", tmp_path / "in", *words).stdout
+
     assert "documents" in run()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert "nothing to do" in run() and before == {
@@ -281,7 +284,10 @@ def test_lists_of_addresses_from_the_web(tmp_path, monkeypatch):
 
 def as_on_the_hub(story: str) -> dict[str, str]:
     """A story as cnn_dailymail 3.0.0 has it: lines joined by spaces, each closed by a mark."""
-    close = lambda line: line if line[-1] in ".!?'\"`)" else f"{line} ."
+
+    def close(line):
+        return line if line[-1] in ".!?'\"`)" else f"{line} ."
+
     article, highlights = cnndm.split_story(story)
     lines = [close(line.strip()) for line in article.split("\n") if line.strip()]
     return {

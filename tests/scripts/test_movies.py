@@ -38,7 +38,8 @@ def write_source(folder: Path, count: int = 240) -> Path:
         word, value = list(adjectives.items())[i * 5 % 7]
         given = [max(-4, min(4, value + (i * 7 + j * j) % 3 - 1)) for j in range(15 + i % 3)]
         mean = sum(given) / len(given)
-        text = f"{openings[i % 6]} {word}, number {i} of its kind{' and far too long to be told in so many words' * (i % 5)}."
+        length = " and far too long to be told in so many words" * (i % 5)
+        text = f"{openings[i % 6]} {word}, number {i} of its kind{length}."
         texts.append(f"{i + 1}\t{mean:.9f}\t{text}")
         ratings.append(f"{i + 1}\t{mean:.9f}\t1.0\t{given}")
     (folder / TEXTS).write_bytes("\r\n".join(texts).encode())
