@@ -17,7 +17,7 @@ import pytest
 from lm_human_preferences.data.queries import TokenFile, read_meta
 from lm_human_preferences.language.encoding import gpt2_encoding
 
-from load_scripts import load_script
+from load_scripts import load_script, run_main
 from small import ROOT
 
 TEXTS, RATINGS = "movieReviewSnippets_GroundTruth.txt", "movieReviewSnippets_anonDataRatings.txt"
@@ -379,7 +379,7 @@ def test_judge(prepared):
 
 def test_reference_without_data(tmp_path):
     assert_one_line(
-        run_script("--data", tmp_path, name="movies_reference"),
+        run_main(reference, "--data", tmp_path, check=False),
         "sentences.jsonl does not exist",
         "python datasets/movies.py",
     )
