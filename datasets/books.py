@@ -26,20 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.data.preparation import (
-    Document,
-    Recipe,
-    SplitRule,
-    add_arguments,
-    check_arguments,
-    fingerprint,
-    hub_fingerprint,
-    hub_rows,
-    input_files,
-    prepare,
-    read_text,
-    unchanged,
-)
+from lm_human_preferences.data.documents import Document, SplitRule, unchanged
+from lm_human_preferences.data.preparation import Recipe, add_arguments, check_arguments, prepare_dataset
+from lm_human_preferences.data.sources import fingerprint, hub_fingerprint, hub_rows, input_files, read_text
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.records import read_records
 
@@ -155,7 +144,7 @@ def main() -> None:
     if arguments.input is not None:
         files = input_files(arguments.input, PATTERNS)
         source = {path.name: fingerprint(path) for path in files}
-        prepare(
+        prepare_dataset(
             recipe,
             arguments,
             source,
@@ -165,7 +154,7 @@ def main() -> None:
     else:
         revision = REVISION if arguments.hub == HUB else None
         source = {arguments.hub: hub_fingerprint(arguments.hub, revision)}
-        prepare(
+        prepare_dataset(
             recipe,
             arguments,
             source,

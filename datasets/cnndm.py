@@ -3,10 +3,10 @@
     python datasets/cnndm.py                   cnn_dailymail 3.0.0 from the Hugging Face hub
     python datasets/cnndm.py --input FOLDER    the original's files: cnn/stories/*.story and dailymail/stories/*.story
 
-The first needs the package datasets. The .story files are those of K. M. Hermann et al. 2015 (two archives on https://cs.nyu.edu/~kcho/DMQA/). Which articles
-belong to which split is said by the lists all_train.txt, all_val.txt and all_test.txt of their addresses: in FOLDER, in
-FOLDER/url_lists, or else fetched from OpenAI. A story's file is named after the SHA-1 of its address. What is written
-(S is each of train, valid, test):
+The first needs the package datasets. The .story files are those of K. M. Hermann et al. 2015 (two archives on
+https://cs.nyu.edu/~kcho/DMQA/). Which articles belong to which split is said by the lists all_train.txt, all_val.txt
+and all_test.txt of their addresses: in FOLDER, in FOLDER/url_lists, or else fetched from OpenAI. A story's file is
+named after the SHA-1 of its address. What is written (S is each of train, valid, test):
 
     S.bin, S.idx.npy              token file: the articles, cleaned as the original cleans them
     references_S.bin, .idx.npy    token file: the highlights, document by document, which supervised training learns to
@@ -29,19 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.data.preparation import (
-    Document,
-    Recipe,
-    SplitRule,
-    add_arguments,
-    check_arguments,
-    fingerprint,
-    hub_fingerprint,
-    hub_rows,
-    prepare,
-    read_text,
-)
+from lm_human_preferences.data.documents import Document, SplitRule
+from lm_human_preferences.data.preparation import Recipe, add_arguments, check_arguments, prepare_dataset
 from lm_human_preferences.data.queries import downloads_folder
+from lm_human_preferences.data.sources import fingerprint, hub_fingerprint, hub_rows, read_text
 from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.judging.text_metrics import sentences
@@ -176,11 +167,11 @@ def main() -> None:
             raise UserError(f"--input {arguments.input}: expected a folder with cnn/stories and dailymail/stories")
         lists = {split: find_list(arguments.input, split) for split in LIST_OF}
         source = {"stories": fingerprint(arguments.input)} | {path.name: fingerprint(path) for path in lists.values()}
-        prepare(recipe, arguments, source, lambda: from_stories(arguments.input, lists, rule, arguments.limit))
+        prepare_dataset(recipe, arguments, source, lambda: from_stories(arguments.input, lists, rule, arguments.limit))
     else:
         config = None if Path(arguments.hub).is_dir() else CONFIG
         source = {arguments.hub: hub_fingerprint(arguments.hub, CONFIG)}
-        prepare(recipe, arguments, source, lambda: from_hub(arguments.hub, config, rule, arguments.limit))
+        prepare_dataset(recipe, arguments, source, lambda: from_hub(arguments.hub, config, rule, arguments.limit))
 
 
 if __name__ == "__main__":

@@ -19,16 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.data.preparation import (
-    Document,
-    SplitRule,
-    check_writable,
-    encoded,
-    publish,
-    read_text,
-    write_splits,
-)
-from lm_human_preferences.data.queries import datasets_folder, write_meta
+from lm_human_preferences.data.documents import Document, SplitRule, encoded, write_splits
+from lm_human_preferences.data.preparation import check_writable, publish_dataset
+from lm_human_preferences.data.queries import Splits, datasets_folder, write_meta
+from lm_human_preferences.data.sources import read_text
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.records import read_records
 
@@ -92,7 +86,7 @@ def documents(files: list[Path], rule: SplitRule, sources: frozenset[str]) -> It
 
 def write(
     folder: Path, source: Path, percentages: tuple[float, float], sources: frozenset[str], processes: int
-) -> dict[str, dict]:
+) -> Splits:
     """The splits and meta.json into `folder`. UserError if a split would have no document."""
     files = files_in(source)
     rule = split_rule(files, *percentages)
@@ -140,7 +134,7 @@ def main() -> None:
     check_percentages(*percentages)
     output = arguments.output or datasets_folder() / arguments.name
     check_writable(output)
-    splits = publish(
+    splits = publish_dataset(
         output, lambda folder: write(folder, arguments.input, percentages, arguments.sources, arguments.processes)
     )
     if "test" not in splits:  # one of an earlier call would be of other documents, some of which may be trained on now

@@ -9,7 +9,7 @@ hash of their text):
 
     S.bin, S.idx.npy        token file: the sentences, each closed by <|endoftext|>
     queries_S.bin, .idx.npy token file: the opening one to three words of each sentence of at least five words
-    labels_S.json           choices of the best among four sentences that open alike, as the original writes them: token ids
+    labels_S.json           choices of the best among four sentences that open alike, as the original writes them
     labels_S.jsonl          the same choices as text
     ratings_S.json          the mean rating of single sentences, for labels of type scalar_rating
     sentences.jsonl         every sentence with its split and all its ratings
@@ -33,13 +33,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.data.preparation import check_writable, file_digests, is_complete, publish
-from lm_human_preferences.data.queries import datasets_folder, write_meta, write_token_file
+from lm_human_preferences.data.preparation import check_writable, file_digests, is_complete, publish_dataset
+from lm_human_preferences.data.queries import Splits, datasets_folder, write_meta, write_token_file
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.language.encoding import gpt2_encoding
 
@@ -186,7 +187,8 @@ def members_of(archive: bytes, name: str, wanted: Sequence[str]) -> dict[str, by
                 if base in wanted and member.isfile():
                     if member.size > LARGEST_MEMBER:
                         raise UserError(f"{name}: its member {base} is too large ({member.size} bytes)")
-                    found[base] = tar.extractfile(member).read()
+                    content = tar.extractfile(member)
+                    found[base] = content.read() if content is not None else b""
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise UserError(f"{name} is truncated or no .tar.gz archive ({error}): fetch it again") from None
     return found
@@ -359,7 +361,7 @@ def without_duplicates(sentences: Sequence[Sentence]) -> list[Sentence]:
 class Tokens:
     """A sentence's opening and rest as token ids; their concatenation is the encoding of the sentence."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.encoding = gpt2_encoding()
         self.query = functools.cache(self.encoding.encode)
         self._rest = functools.cache(self.encoding.encode)
@@ -433,7 +435,7 @@ def choices_of(sentences: Sequence[Sentence], grouping: Grouping, tokens: Tokens
     )
 
 
-def label_of(choice: Choice, tokens: Tokens) -> dict:
+def label_of(choice: Choice, tokens: Tokens) -> dict[str, Any]:
     """The choice as the original stores it: `query` [QUERY_LENGTH], `sample0`, ... [RESPONSE_LENGTH each], `best`."""
     query = tokens.padded(tokens.query(choice.sentences[0].opening(choice.words)), QUERY_LENGTH)
     samples = {
@@ -443,7 +445,7 @@ def label_of(choice: Choice, tokens: Tokens) -> dict:
     return {"query": query, **samples, "best": choice.best}
 
 
-def readable(choice: Choice) -> dict:
+def readable(choice: Choice) -> dict[str, Any]:
     """The choice as text: query + response is the whole sentence, never cut."""
     return {
         "query": choice.sentences[0].opening(choice.words),
@@ -453,7 +455,7 @@ def readable(choice: Choice) -> dict:
     }
 
 
-def rating_of(sentence: Sentence, words: int, tokens: Tokens) -> dict:
+def rating_of(sentence: Sentence, words: int, tokens: Tokens) -> dict[str, Any]:
     """A scalar label: `query` [QUERY_LENGTH], `sample` [RESPONSE_LENGTH], `score` (mean rating, -4 to +4)."""
     return {
         "query": tokens.padded(tokens.query(sentence.opening(words)), QUERY_LENGTH),
@@ -465,15 +467,15 @@ def rating_of(sentence: Sentence, words: int, tokens: Tokens) -> dict:
 # ---- the files
 
 
-def _write_json_list(path: Path, rows: Sequence[dict]) -> None:
+def _write_json_list(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text("[" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows) + "]\n", encoding="utf-8")
 
 
-def _write_jsonl(path: Path, rows: Sequence[dict]) -> None:
+def _write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def write_split(folder: Path, split: str, sentences: Sequence[Sentence], tokens: Tokens) -> dict[str, dict]:
+def write_split(folder: Path, split: str, sentences: Sequence[Sentence], tokens: Tokens) -> Splits:
     """All files of one split; returns the counts and digests of its token files and the counts of its labels."""
     queries = [(sentence, words) for sentence in sentences if (words := query_words(sentence, tokens))]
     choices = choices_of(sentences, GROUPINGS[split], tokens)
@@ -489,9 +491,10 @@ def write_split(folder: Path, split: str, sentences: Sequence[Sentence], tokens:
     return {split: {**texts, "labels": len(choices), "ratings": len(queries)}, f"queries_{split}": openings}
 
 
-def write_all(folder: Path, sentences: Sequence[Sentence], about: dict) -> dict[str, dict]:
+def write_all(folder: Path, sentences: Sequence[Sentence], about: dict[str, Any]) -> Splits:
     """The whole data set into the empty `folder`; returns meta.json's `splits`."""
-    tokens, splits = Tokens(), {}
+    tokens = Tokens()
+    splits: Splits = {}
     _write_jsonl(
         folder / "sentences.jsonl",
         [{"id": s.id, "split": s.split, "text": s.text, "rating": s.rating, "ratings": s.ratings} for s in sentences],
@@ -512,7 +515,7 @@ def write_all(folder: Path, sentences: Sequence[Sentence], about: dict) -> dict[
     return splits
 
 
-def prepare(given: Path | None, output: Path, limit: int | None, force: bool) -> None:
+def prepare_movies(given: Path | None, output: Path, limit: int | None, force: bool) -> None:
     """Make the data set in `output`, or do nothing where it is there already."""
     if limit is not None and limit < 1:
         raise UserError(f"--limit is {limit}: expected a number of sentences from 1 up")
@@ -529,7 +532,7 @@ def prepare(given: Path | None, output: Path, limit: int | None, force: bool) ->
                     raise UserError(
                         f"{len(sentences)} different sentences are too few: none falls into the split {split!r}"
                     )
-            for name, counts in publish(output, lambda folder: write_all(folder, sentences, about)).items():
+            for name, counts in publish_dataset(output, lambda folder: write_all(folder, sentences, about)).items():
                 more = f", {counts['labels']:,} choices, {counts['ratings']:,} ratings" if "labels" in counts else ""
                 print(f"{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens{more}")
             return
@@ -556,7 +559,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N sentences only, for a quick trial")
     parser.add_argument("--force", action="store_true", help="make everything again even where it is complete")
     arguments = parser.parse_args()
-    prepare(arguments.input, arguments.output, arguments.limit, arguments.force)
+    prepare_movies(arguments.input, arguments.output, arguments.limit, arguments.force)
 
 
 if __name__ == "__main__":

@@ -27,18 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from lm_human_preferences.data.preparation import (
-    Document,
-    Recipe,
-    SplitRule,
-    add_arguments,
-    check_arguments,
-    fingerprint,
-    hub_fingerprint,
-    hub_rows,
-    prepare,
-)
+from lm_human_preferences.data.documents import Document, SplitRule
+from lm_human_preferences.data.preparation import Recipe, add_arguments, check_arguments, prepare_dataset
 from lm_human_preferences.data.queries import downloads_folder
+from lm_human_preferences.data.sources import fingerprint, hub_fingerprint, hub_rows
 from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.records import read_records
@@ -119,7 +111,7 @@ def main() -> None:
             )
         revision = REVISION if arguments.hub == HUB else None
         source = {arguments.hub: hub_fingerprint(arguments.hub, revision)}
-        prepare(recipe, arguments, source, lambda: from_hub(arguments.hub, revision, rule, arguments.limit))
+        prepare_dataset(recipe, arguments, source, lambda: from_hub(arguments.hub, revision, rule, arguments.limit))
         return
     if arguments.input is None:
         files = {split: cached(f"{arguments.url}/{name}", downloads_folder()) for split, name in FILES.items()}
@@ -128,7 +120,7 @@ def main() -> None:
         for path in files.values():
             if not path.is_file():
                 raise UserError(f"--input {arguments.input} holds no {path.name}")
-    prepare(
+    prepare_dataset(
         recipe,
         arguments,
         {path.name: fingerprint(path) for path in files.values()},

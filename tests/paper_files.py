@@ -21,7 +21,10 @@ def write_stories(folder: Path, stories: dict[str, dict[str, str]]) -> Path:
 
 
 def some_stories(count: int = 3) -> dict[str, dict[str, str]]:
-    story = "London (CNN) -- Number {n} of {split} said it's so.\n\nA second paragraph follows.\n\n@highlight\n\nFirst thing\n\n@highlight\n\nSecond thing {n}\n"
+    story = (
+        "London (CNN) -- Number {n} of {split} said it's so.\n\nA second paragraph follows.\n\n"
+        "@highlight\n\nFirst thing\n\n@highlight\n\nSecond thing {n}\n"
+    )
     return {
         split: {
             f"http://www.{('cnn.com', 'dailymail.co.uk')[n % 2]}/{split}{n}": story.format(n=n, split=split)

@@ -16,7 +16,7 @@ import torch
 
 from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.compute.precision import Precision, choose_precision
-from lm_human_preferences.data.label_files import is_address, load_labels, readable_label
+from lm_human_preferences.data.label_files import is_address, load_labels, load_labels_if_any, readable_label
 from lm_human_preferences.data.labels import LabelBatch, label_type
 from lm_human_preferences.foundation.configuration import from_dict, named_paths, param, to_dict
 from lm_human_preferences.foundation.errors import UserError
@@ -193,7 +193,7 @@ def held_out_choices(subject: Subject, params: RewardQualityParams, encoding: En
     if source is None:
         source, skip = labels.source, labels.num_train
     batch = (
-        load_labels(source, kind, task, encoding, limit=limit, skip=skip, needed=bool(params.labels))
+        (load_labels if params.labels else load_labels_if_any)(source, kind, task, encoding, limit=limit, skip=skip)
         if source and limit != 0
         else None
     )

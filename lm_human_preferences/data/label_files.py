@@ -48,17 +48,31 @@ def load_labels(
     encoding: Encoding,
     limit: int | None = None,
     skip: int = 0,
-    needed: bool = True,
     learnable: bool = True,
-) -> LabelBatch | None:
-    """The labels skip .. skip + limit of a file; None if there are none and none are `needed`. Other fields of the file
-    are ignored.
+) -> LabelBatch:
+    """The labels skip .. skip + limit of a file. Other fields of the file are ignored.
 
     Says in one line what the task's lengths cut off, and how many labels thereby show the same response twice. Raises
     UserError, naming file, entry and what was expected, for a file that is not JSON, lacks a key, has a token out of
-    range, an answer out of range or a length other than the task's; and, if they must be `learnable`, where the
-    responses of every label are the same.
+    range, an answer out of range or a length other than the task's; where there is no label; and, if they must be
+    `learnable`, where the responses of every label are the same.
     """
+    labels = load_labels_if_any(source, kind, task, encoding, limit, skip, learnable)
+    if labels is None:
+        raise UserError(f"{local_file(source)} has no labels{f' after the first {skip}' if skip else ''}")
+    return labels
+
+
+def load_labels_if_any(
+    source: str,
+    kind: LabelType,
+    task: TaskParams,
+    encoding: Encoding,
+    limit: int | None = None,
+    skip: int = 0,
+    learnable: bool = True,
+) -> LabelBatch | None:
+    """As `load_labels`, but None where there are none."""
     path, names = local_file(source), kind.response_names()
     vocabulary = frozenset((*range(encoding.n_vocab), encoding.padding_token))
     tokens, answers, cut = array("i"), [], _Cut()
@@ -73,20 +87,20 @@ def load_labels(
             raise UserError(f"{where}: query is empty: it starts with padding")
         answers.append(_answer(label[kind.answer], kind, where))
     if not answers:
-        if needed:
-            raise UserError(f"{path} has no labels{f' after the first {skip}' if skip else ''}")
         return None
     rows = torch.from_numpy(np.frombuffer(tokens, np.int32)).view(len(answers), -1)
-    queries, responses = rows.split([task.query_length, task.response_length * len(names)], dim=1)
     batch = LabelBatch(
-        queries,
-        responses.unflatten(1, (len(names), -1)),
+        rows[:, : task.query_length],
+        rows[:, task.query_length :].view(len(answers), len(names), -1),
         torch.tensor(answers, dtype=torch.int64 if kind.is_choice else torch.float32),
     )
     twice, throughout = _same_responses(batch)
     first = f"the first {task.response_length} tokens (--task.response_length)"
     if learnable and throughout == len(batch):
-        raise UserError(f"{path}: each label's responses are all the same in {first}: nothing can be learnt from them")
+        raise UserError(
+            f"{path}: each label's responses are all the same in {first}: nothing can be learnt from them; raise it "
+            "where they differ later"
+        )
     notes = cut.notes(task)
     if twice:
         notes.append(
@@ -210,12 +224,12 @@ def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.T
     if not is_address(path) and not Path(path).is_file():
         raise UserError(f"the file of texts {path} does not exist")
     entries = read_records(local_file(path), "row")
-    where, first = next(entries, ("", None))
+    start, first = next(entries, ("", None))
     if isinstance(first, dict) and "best" in first:
         batch = load_labels(path, infer_kind(path), task, encoding).to(torch.device("cpu"))
         return batch.queries, batch.responses[torch.arange(len(batch)), batch.target]
     rows, rating, cut = [], label_type("scalar_rating"), _Cut()
-    for where, entry in chain([(where, first)] if where else [], entries):
+    for where, entry in chain([(start, first)] if start else [], entries):
         if (
             not isinstance(entry, dict)
             or not all(isinstance(entry.get(key), str) for key in ("query", "response"))
@@ -279,7 +293,7 @@ def infer_lengths(source: str, kind: LabelType, encoding: Encoding) -> tuple[int
     return query, response
 
 
-def readable_label(batch: LabelBatch, index: int, kind: LabelType, encoding: Encoding) -> dict:
+def readable_label(batch: LabelBatch, index: int, kind: LabelType, encoding: Encoding) -> dict[str, Any]:
     """One label as texts. What ends a response with <|endoftext|> is left out; padding decodes to nothing."""
 
     def text(tokens: torch.Tensor) -> str:
@@ -293,13 +307,13 @@ def readable_label(batch: LabelBatch, index: int, kind: LabelType, encoding: Enc
     }
 
 
-def token_label(batch: LabelBatch, index: int, kind: LabelType) -> dict:
+def token_label(batch: LabelBatch, index: int, kind: LabelType) -> dict[str, Any]:
     """One label as the original writes it."""
     samples = {name: batch.responses[index, n].tolist() for n, name in enumerate(kind.response_names())}
     return {"query": batch.queries[index].tolist(), **samples, kind.answer: batch.target[index].item()}
 
 
-def save_labels(path: Path, labels: Iterator[dict]) -> int:
+def save_labels(path: Path, labels: Iterator[dict[str, Any]]) -> int:
     """Write labels, atomically, in the form that the name asks for: .jsonl a line each, .json one list. Returns how
     many.
     """
@@ -320,7 +334,9 @@ def save_labels(path: Path, labels: Iterator[dict]) -> int:
 def load_train_and_valid(
     params: LabelParams, kind: LabelType, task: TaskParams, encoding: Encoding
 ) -> tuple[LabelBatch, LabelBatch | None]:
-    """Training labels (the first num_train) and held-out ones, None if there are none. UserError if there are too few."""
+    """Training labels (the first num_train) and held-out ones, None if there are none. UserError if there are too
+    few.
+    """
     following = 0 if params.valid_source else params.num_valid  # held-out labels that follow in the same file
     labels = load_labels(params.source, kind, task, encoding, limit=params.num_train + following)
     if len(labels) < params.num_train:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_file, read_json, sha256, write_json
 from lm_human_preferences.foundation.root import project_root
 from lm_human_preferences.language.encoding import Encoding
+
+Entry = dict[str, int | str]  # what meta.json says of a split
+Splits = dict[str, Entry]  # by the split's name
 
 
 def datasets_folder() -> Path:
@@ -71,7 +75,9 @@ class TokenFile:
         self.tokens = np.memmap(tokens, dtype=np.uint16, mode="r", shape=(want,)) if want else np.zeros(0, np.uint16)
 
     def check_vocabulary(self, n_vocab: int) -> None:
-        """Raises UserError if a token lies outside a vocabulary of that size: the file was made with another encoding."""
+        """Raises UserError if a token lies outside a vocabulary of that size: the file was made with another
+        encoding.
+        """
         highest = int(self.tokens.max(initial=0))
         if highest >= n_vocab:
             raise UserError(
@@ -158,7 +164,7 @@ class TokenFileWriter:
                 np.save(file, np.array(self.offsets, dtype=np.int64))
         self._stack.__exit__(kind, error, trace)
 
-    def entry(self) -> dict[str, int | str]:
+    def entry(self) -> Entry:
         """What `meta.json` says of the split: documents, tokens, SHA-256 of both files."""
         return {
             "documents": len(self.offsets) - 1,
@@ -168,7 +174,7 @@ class TokenFileWriter:
         }
 
 
-def write_token_file(folder: Path, split: str, documents: Iterable[Sequence[int]]) -> dict[str, int | str]:
+def write_token_file(folder: Path, split: str, documents: Iterable[Sequence[int]]) -> Entry:
     """Write one split atomically; returns its entry for `meta.json`. Raises ValueError for a token that does not fit
     into uint16.
     """
@@ -179,7 +185,7 @@ def write_token_file(folder: Path, split: str, documents: Iterable[Sequence[int]
 
 
 def write_meta(
-    folder: Path, *, source: str, licence: str, splits: dict[str, dict], encoding: str = "gpt2", **more
+    folder: Path, *, source: str, licence: str, splits: Splits, encoding: str = "gpt2", **more: object
 ) -> None:
     """`meta.json` of a data set: where it is from, under which licence, and counts and digests of its splits."""
     write_json(
@@ -188,8 +194,12 @@ def write_meta(
     )
 
 
-def read_meta(folder: Path) -> dict:
-    return read_json(Path(folder) / "meta.json")
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What `write_meta` wrote. Raises UserError if it is missing or damaged."""
+    meta = read_json(Path(folder) / "meta.json")
+    if not isinstance(meta, dict):
+        raise UserError(f"{folder}/meta.json is damaged: prepare the data set again")
+    return meta
 
 
 def select_query(
@@ -227,6 +237,14 @@ def _without_last(tokens: np.ndarray, token: int | None) -> np.ndarray:
     return tokens[:size]
 
 
+class Documents(Protocol):
+    """Documents by number: a TokenFile, or a list of arrays."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> np.ndarray: ...
+
+
 class QueryStream:
     """An endless, deterministic stream of queries: every document once an epoch, documents without a query skipped.
 
@@ -238,14 +256,14 @@ class QueryStream:
 
     def __init__(
         self,
-        documents: Sequence[np.ndarray],
+        documents: Documents,
         *,
         length: int,
         padding_token: int,
         start_token: int | None = None,
         end_token: int | None = None,
         end_of_text: int | None = None,
-        order: Callable[[int], Sequence[int]] | None = None,
+        order: Callable[[int], Sequence[int] | np.ndarray] | None = None,
     ):
         self.documents, self.length, self.padding_token = documents, length, padding_token
         self.start_token, self.end_token, self.end_of_text = start_token, end_token, end_of_text

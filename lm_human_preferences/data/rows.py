@@ -22,6 +22,8 @@ def make_rows(
     file.check_vocabulary(model.n_vocab)
     if kind == "references":
         encoding = get_encoding(model.encoding)
+        if task is None:
+            raise ValueError("rows of references need the task that formats them")
         check_task(task, encoding, model.n_ctx)
         return ReferenceRows(file, TokenFile(folder, f"references_{split}"), task, encoding)
     if block > model.n_ctx:
@@ -44,7 +46,8 @@ class Rows:
             self.starts, self.ends = _pack_documents(file.offsets, block)
         if not len(self.starts):
             raise UserError(
-                f"{file.folder / file.split}.bin holds {len(file.tokens)} tokens, too few for one row of --data.block {block}"
+                f"{file.folder / file.split}.bin holds {len(file.tokens)} tokens, too few for one row of --data.block "
+                f"{block}"
             )
 
     def __len__(self) -> int:
@@ -52,11 +55,11 @@ class Rows:
 
     def batch(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and labels of these rows, int64 [len(rows), block] each."""
-        tokens = np.full((len(rows), self.block + 1), self.padding, dtype=np.int64)
+        filled = np.full((len(rows), self.block + 1), self.padding, dtype=np.int64)
         for i, row in enumerate(rows):
             part = self.file.tokens[self.starts[row] : self.ends[row]]
-            tokens[i, : len(part)] = part
-        tokens = torch.from_numpy(tokens)
+            filled[i, : len(part)] = part
+        tokens = torch.from_numpy(filled)
         return tokens[:, :-1], tokens[:, 1:]
 
 
@@ -91,7 +94,8 @@ class ReferenceRows:
     def __init__(self, file: TokenFile, references: TokenFile, task: TaskParams, encoding: Encoding):
         if len(file) != len(references):
             raise UserError(
-                f"{file.folder}: {file.split} has {len(file)} documents, {references.split} {len(references)}: prepare the data set again"
+                f"{file.folder}: {file.split} has {len(file)} documents, {references.split} {len(references)}: "
+                "prepare the data set again"
             )
         references.check_vocabulary(encoding.n_vocab)
         self.file, self.references, self.task, self.padding = file, references, task, encoding.padding_token
@@ -104,20 +108,21 @@ class ReferenceRows:
             single_token(task.end_text, encoding, "end_text"),
         )
         self.documents = np.array(
-            [i for i in range(len(file)) if len(references[i]) and self._query(i) is not None], dtype=np.int64
+            [i for i in range(len(file)) if len(references[i]) and len(self._query(i))], dtype=np.int64
         )
         if not len(self.documents):
             raise UserError(
-                f"{file.folder}: no document of {file.split} has both a query and a reference; look at --task.start_text and --task.end_text, "
-                f"and whether the source has references"
+                f"{file.folder}: no document of {file.split} has both a query and a reference; look at "
+                "--task.start_text and --task.end_text, and whether the source has references"
             )
         self.block = (
             self.formatter(torch.zeros(1, task.query_length, dtype=torch.int64)).shape[1] + task.response_length - 1
         )
 
-    def _query(self, document: int) -> np.ndarray | None:
+    def _query(self, document: int) -> np.ndarray:
+        """The document's query, empty where it has none."""
         query = select_query(self.file[document], self.start, self.end, self.task.query_length, self.end_of_text)
-        return query if query is not None and len(query) else None
+        return query if query is not None else np.zeros(0, np.uint16)
 
     def __len__(self) -> int:
         return len(self.documents)

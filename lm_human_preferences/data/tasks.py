@@ -52,7 +52,8 @@ def check_task(task: TaskParams, encoding: Encoding, n_ctx: int) -> None:
     """Raises UserError, naming the flag and the numbers, for a task that this model cannot do."""
     if task.query_length < 1 or task.response_length < 1:
         raise UserError(
-            f"--task.query_length {task.query_length} and --task.response_length {task.response_length} must be at least 1"
+            f"--task.query_length {task.query_length} and --task.response_length {task.response_length} must be at "
+            "least 1"
         )
     if task.policy.temperature <= 0:
         raise UserError(f"--task.policy.temperature {task.policy.temperature}: must be positive")
@@ -60,8 +61,9 @@ def check_task(task: TaskParams, encoding: Encoding, n_ctx: int) -> None:
     length = affix + task.query_length + task.response_length
     if length > n_ctx:
         raise UserError(
-            f"query ({task.query_length}), prefix and suffix ({affix}) and response ({task.response_length}) make {length} tokens, "
-            f"but the model's context is {n_ctx}; shorten --task.query_length or --task.response_length"
+            f"query ({task.query_length}), prefix and suffix ({affix}) and response ({task.response_length}) make "
+            f"{length} tokens, but the model's context is {n_ctx}; shorten --task.query_length or "
+            "--task.response_length"
         )
     if task.truncate_token is not None and not 0 <= task.truncate_token < encoding.n_vocab:
         raise UserError(f"--task.truncate_token {task.truncate_token}: must lie in 0..{encoding.n_vocab - 1}")
@@ -142,7 +144,9 @@ def padding_share(tokens: torch.Tensor, padding_token: int) -> float:
 
 
 def penalise(scores: torch.Tensor, valid: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Scores [B] where valid, the fixed penalty elsewhere: it replaces the score, on the scale of normalised rewards."""
+    """Scores [B] where valid, the fixed penalty elsewhere: it replaces the score, on the scale of normalised
+    rewards.
+    """
     return torch.where(valid, scores, torch.full_like(scores, penalty))
 
 

@@ -15,9 +15,13 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import make_folder, publish_file, sha256
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 ATTEMPTS = 5  # in a row without a new byte
 TIMEOUT = 30.0  # seconds without a byte
@@ -31,12 +35,22 @@ _BROKEN = (
 class _RememberLinked(urllib.request.HTTPRedirectHandler):
     """Follows redirects; keeps what Hugging Face says of a large file on the way: its size and SHA-256."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.linked: dict[str, str] = {}
 
-    def redirect_request(self, request, file, code, message, headers, url):
-        self.linked |= {name.lower(): headers[name] for name in ("X-Linked-Size", "X-Linked-Etag") if headers[name]}
-        return super().redirect_request(request, file, code, message, headers, url)
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        for name in ("X-Linked-Size", "X-Linked-Etag"):
+            if value := headers[name]:
+                self.linked[name.lower()] = value
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def download(url: str, path: Path, sha256_digest: str | None = None, pause: float = 1.0) -> Path:
@@ -60,7 +74,7 @@ def download(url: str, path: Path, sha256_digest: str | None = None, pause: floa
     return path
 
 
-def _lock(path: Path):
+def _lock(path: Path) -> "BaseFileLock":
     """Held by one process of this machine at a time: ranks ask for the same file at once. It lies among the temporary
     files, one for each user.
     """

@@ -212,7 +212,10 @@ def test_labels_from_an_address_are_fetched_once_and_checked(tmp_path, monkeypat
         [{"query": [1, 2, 3], "sample0": [1] * 4, "sample1": [2] * 4, "best": 1}],
     )
     with serve(tmp_path / "served") as server:
-        load = lambda: load_labels(f"{server.url}/labels/offline.json", label_type("best_of_2"), TASK, LETTERS)
+
+        def load():
+            return load_labels(f"{server.url}/labels/offline.json", label_type("best_of_2"), TASK, LETTERS)
+
         server.break_after = [20]
         assert load().target.tolist() == [1] and load().target.tolist() == [1]
         assert [wanted for _, wanted in server.requests] == [None, "bytes=20-"]

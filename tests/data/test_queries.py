@@ -1,4 +1,6 @@
-"""Token files: round trip, damage; streams of queries: positions, prefixes. Hazards 26, 27; DESIGN's data formats and invariant 2."""
+"""Token files: round trip, damage; streams of queries: positions, prefixes. Hazards 26, 27; DESIGN's data formats and
+invariant 2.
+"""
 
 import numpy as np
 import pytest
@@ -133,9 +135,11 @@ def test_the_slices_of_all_ranks_are_the_batches_of_one(tmp_path, size):
 def test_a_prefix_chooses_the_files(tmp_path):
     for split, tokens in (("train", [1]), ("queries_train", [2])):
         write_token_file(tmp_path / "data", split, [tokens])
-    first = lambda name, split: query_stream(
-        TaskParams(query_dataset=name, query_length=1), get_encoding("letters"), 0, "test", split
-    ).batch(1)
+
+    def first(name, split):
+        task = TaskParams(query_dataset=name, query_length=1)
+        return query_stream(task, get_encoding("letters"), 0, "test", split).batch(1)
+
     assert first(str(tmp_path / "data"), "train").tolist() == [[1]]
     assert first(f"{tmp_path / 'data'}:queries_", "train").tolist() == [[2]]
     with pytest.raises(UserError, match="queries_valid.bin does not exist"):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from lm_human_preferences.data.preparation import pieces
+from lm_human_preferences.data.documents import pieces
 from lm_human_preferences.data.queries import TokenFile, check_split, query_stream, read_meta
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.language.encoding import gpt2_encoding
@@ -38,6 +38,13 @@ def corpus(folder, *words, check=True):
     return result
 
 
+def run(folder, *words, check=True):
+    """The same in this process, which need not start again."""
+    return run_main(
+        script, "--input", folder / "texts", "--output", folder / "out", "--processes", 1, *words, check=check
+    )
+
+
 def documents(folder, split):
     file = TokenFile(folder / "out", split)
     return [gpt2_encoding().decode(file[i][:-1].tolist()) for i in range(len(file))]
@@ -49,7 +56,10 @@ def texts(tmp_path):
     folder.mkdir()
     (folder / "a.txt").write_text("A café.")
     (folder / "b.txt").write_text(STORY)
-    row = lambda source, text: json.dumps({"source": source, "text": text}) + "\n"
+
+    def row(source, text):
+        return json.dumps({"source": source, "text": text}) + "\n"
+
     (folder / "c.jsonl").write_text(row("x", "first x") + row("y", "first y"))
     with gzip.open(folder / "valid.jsonl.gz", "wt") as file:
         file.write(row("x", "held out x") + row("y", "held out y"))
@@ -67,7 +77,7 @@ def test_every_kind_of_file(texts, tmp_path):
 
 def test_named_sources_only(texts, tmp_path):
     """A .txt has no source, so it is not among them."""
-    corpus(tmp_path, "--sources", "x,z")
+    run(tmp_path, "--sources", "x,z")
     assert documents(tmp_path, "train") == ["first x"] and documents(tmp_path, "valid") == ["held out x"]
 
 
@@ -77,16 +87,12 @@ def test_a_share_is_held_out_where_no_file_is(texts, tmp_path):
     (texts / "a.jsonl").write_text(
         "".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(200)) + '{"text": "half a pair: \\ud800"}\n'
     )
-    corpus(tmp_path, "--valid_percent", 20)
+    run(tmp_path, "--valid_percent", 20)
     train, valid = documents(tmp_path, "train"), documents(tmp_path, "valid")
     assert (
         sorted(train + valid) == sorted([f"document {n}" for n in range(200)] + ["half a pair: \ufffd"])
         and 20 <= len(valid) <= 60
     )
-
-
-def run(folder, *words):
-    return run_main(script, "--input", folder / "texts", "--output", folder / "out", "--processes", 1, *words)
 
 
 def test_a_share_for_testing(texts, tmp_path):
@@ -176,7 +182,7 @@ def test_refusals_leave_nothing_behind(texts, tmp_path, monkeypatch, capsys, dam
 
 
 def test_sources_that_no_document_has(texts, tmp_path):
-    result = corpus(tmp_path, "--sources", "z,w", check=False)
+    result = run(tmp_path, "--sources", "z,w", check=False)
     assert (
         result.returncode == 2
         and result.stderr == f"error: {texts} has no document for the split train of the sources w, z\n"
@@ -190,13 +196,13 @@ def test_other_files_of_the_output_folder_stay(texts, tmp_path):
         (texts / name).rename(tmp_path / name)
     (tmp_path / "out").symlink_to(texts)
     before = {path.name: path.read_bytes() for path in texts.iterdir()}
-    corpus(tmp_path)
+    run(tmp_path)
     assert documents(tmp_path, "train") == ["A café."]
     after = {path.name: path.read_bytes() for path in texts.iterdir()}
     assert before.items() <= after.items()
     assert after.keys() - before.keys() == {"meta.json", "train.bin", "train.idx.npy", "valid.bin", "valid.idx.npy"}
     (texts / "valid.jsonl.gz").write_bytes(b"no gzip")
-    assert corpus(tmp_path, check=False).returncode == 2
+    assert run(tmp_path, check=False).returncode == 2
     assert {path.name: path.read_bytes() for path in texts.iterdir()} == after | {"valid.jsonl.gz": b"no gzip"}
 
 

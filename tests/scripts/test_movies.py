@@ -17,7 +17,7 @@ import pytest
 from lm_human_preferences.data.queries import TokenFile, read_meta
 from lm_human_preferences.language.encoding import gpt2_encoding
 
-from load_scripts import load_script
+from load_scripts import load_script, run_main
 from small import ROOT
 
 TEXTS, RATINGS = "movieReviewSnippets_GroundTruth.txt", "movieReviewSnippets_anonDataRatings.txt"
@@ -38,7 +38,8 @@ def write_source(folder: Path, count: int = 240) -> Path:
         word, value = list(adjectives.items())[i * 5 % 7]
         given = [max(-4, min(4, value + (i * 7 + j * j) % 3 - 1)) for j in range(15 + i % 3)]
         mean = sum(given) / len(given)
-        text = f"{openings[i % 6]} {word}, number {i} of its kind{' and far too long to be told in so many words' * (i % 5)}."
+        length = " and far too long to be told in so many words" * (i % 5)
+        text = f"{openings[i % 6]} {word}, number {i} of its kind{length}."
         texts.append(f"{i + 1}\t{mean:.9f}\t{text}")
         ratings.append(f"{i + 1}\t{mean:.9f}\t1.0\t{given}")
     (folder / TEXTS).write_bytes("\r\n".join(texts).encode())
@@ -316,7 +317,7 @@ def test_full_disk_leaves_nothing(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(movies, "write_meta", lambda *_, **__: full())
     with pytest.raises(movies.UserError, match="No space left"):
-        movies.prepare(source, tmp_path / "new" / "out", None, False)
+        movies.prepare_movies(source, tmp_path / "new" / "out", None, False)
     assert not (tmp_path / "new").exists()
 
 
@@ -378,7 +379,7 @@ def test_judge(prepared):
 
 def test_reference_without_data(tmp_path):
     assert_one_line(
-        run_script("--data", tmp_path, name="movies_reference"),
+        run_main(reference, "--data", tmp_path, check=False),
         "sentences.jsonl does not exist",
         "python datasets/movies.py",
     )

@@ -55,7 +55,10 @@ SOURCES = {
 def write_labels(path, count: int = 20):
     """Choices among four, as the original writes them."""
     random, padding = np.random.default_rng(0), get_encoding().padding_token
-    row = lambda length: random.integers(0, 50257, length).tolist()
+
+    def row(length):
+        return random.integers(0, 50257, length).tolist()
+
     path.write_text(
         json.dumps(
             [
@@ -185,7 +188,10 @@ def test_the_papers_settings_where_they_differ():
         )
         assert original.task.policy.initial_model == "saved_models/124M"  # making one does not change the other
         assert reward.labels.source == original.rewards.train_new_model.labels.source
-    kl = lambda name: EXPERIMENTS["train_policy"][name]().rewards
+
+    def kl(name):
+        return EXPERIMENTS["train_policy"][name]().rewards
+
     assert [kl(f"{name}_paper").kl_coef for name in ("cnndm", "tldr")] == [0.1, 0.03]
     assert [kl(f"{name}_paper").adaptive_kl.target for name in ("sentiment", "descriptiveness")] == [6.0, 10.0]
 
@@ -244,7 +250,10 @@ def test_a_row_is_what_the_policy_sees_and_only_the_reference_is_learnt(tmp_path
     )
     assert rows.documents.tolist() == [0, 3]  # the second has no end, the third no reference
     inputs, labels = rows.batch(np.arange(2))
-    text = lambda row: "".join("_" if token == 27 else letters.decode([token]) for token in row.tolist())
+
+    def text(row):
+        return "".join("_" if token == 27 else letters.decode([token]) for token in row.tolist())
+
     assert [text(row) for row in inputs] == [
         "pabcde._zqr.",
         "pm._____ztuv",

@@ -1,0 +1,93 @@
+"""Where the scripts in datasets/ read from: files and folders of the user's, and data sets on the Hugging Face hub."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import sha256
+
+
+def fingerprint(path: Path) -> str:
+    """What tells one input from another: a file's SHA-256; of a folder, a digest of its files' names, sizes and
+    times.
+    """
+    if path.is_file():
+        return sha256(path)
+    listing = sorted(
+        (str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns)
+        for file in path.rglob("*")
+        if file.is_file()
+    )
+    return hashlib.sha256(repr(listing).encode()).hexdigest()
+
+
+def input_files(path: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """The files an --input names: itself, or those of a folder that fit a pattern. Raises UserError if there are
+    none.
+    """
+    files = [path] if path.is_file() else sorted(file for pattern in patterns for file in path.glob(pattern))
+    if not files:
+        raise UserError(f"--input {path} holds no {', '.join(patterns)}")
+    return files
+
+
+def read_text(path: Path) -> str:
+    """A text file. Raises UserError, naming the place, if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")  # without the byte order mark that some editors begin with
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{path} is not readable: {error.strerror or error}") from None
+
+
+def hub_fingerprint(name: str, revision: str | None) -> str:
+    """What tells one data set of the hub from another: its revision; of a local folder, its files."""
+    return fingerprint(Path(name)) if Path(name).is_dir() else f"hub, {revision or 'newest'}"
+
+
+def hub_rows(
+    name: str, config: str | None, split: str, revision: str | None, columns: tuple[str, ...], limit: int | None
+) -> Iterator[dict[str, str]]:
+    """Rows of a data set on the Hugging Face hub, or in a local folder of its files, streamed; needs the package
+    datasets.
+
+    Raises UserError if it cannot be had or a row lacks one of the columns.
+    """
+    try:
+        import datasets
+
+        if not hasattr(datasets, "load_dataset"):
+            raise ImportError
+    except ImportError:
+        raise UserError(
+            f"reading {name} needs the package datasets: pip install datasets; or give local files with --input"
+        ) from None
+    datasets.disable_progress_bars()  # type: ignore[attr-defined]  # mypy takes our folder datasets/ for the package
+    try:
+        rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
+        known = (rows.info.splits or {}).get(split)
+        total = known.num_examples or None if known is not None else None
+        with tqdm(
+            total=min(total, limit) if total and limit else total or limit, desc=split, unit="row", disable=None
+        ) as bar:
+            for number, row in enumerate(itertools.islice(rows, limit)):
+                for column in columns:
+                    if not isinstance(row.get(column), str):
+                        raise UserError(
+                            f"{name}, split {split}, row {number}: expected a text in the column {column!r}; it has "
+                            f"{', '.join(row)}"
+                        )
+                yield row
+                bar.update()
+    except UserError:
+        raise
+    except Exception as error:  # the package and its many back ends raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{name} could not be read from the hub ({reason}); try again, or give local files with --input"
+        ) from None
