@@ -170,7 +170,8 @@ def launch(*words, cwd: Path = ROOT, check: bool = True, **environment) -> subpr
         [*LAUNCH, *map(str, words)],
         cwd=cwd,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment,
     )

@@ -7,6 +7,7 @@ DESIGN's invariant 6; hazards 20, 23, 25, 29, 30.
 import contextlib
 import io
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.train_policy import PolicyTrainingParams
 
 from params import EXPERIMENTS
-from small import CONFIG, PAD, flags, launch, make_world, policy_flags, reward_flags, run_here, sft_flags
+from small import CONFIG, PAD, ROOT, flags, launch, make_world, policy_flags, reward_flags, run_here, sft_flags
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +252,201 @@ def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(tmp_path):
         and resolved["task"]["query_length"] == 500
     )
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--run.precision", "bf17"], "bf17"),
+        (["--ppo.batch_size", "63", "--ppo.nminibatches", "2"], "does not divide by --ppo.nminibatches 2"),
+        (["--rewards.kl_coef", "-1"], "must not be negative"),
+        (["--ppo.lr"], "--ppo.lr needs a value"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(words, says):
+    for more in ([], ["--dry_run"]):
+        assert says in refused("train_policy", "movies", "x", *words, *more)
+
+
+def test_a_dry_run_shows_what_a_run_would_use():
+    """A new reward model is trained on the run's own task; where one is given none is trained."""
+    words = ["train_policy", "movies", "x", "--task.query_length", "7", "--dry_run"]
+    assert json.loads(printed(*words))["rewards"]["train_new_model"]["task"]["query_length"] == 7
+    given = json.loads(printed(*words, "--rewards.trained_model", "saved_models/some"))
+    assert given["rewards"]["train_new_model"] is None and given["task"]["query_length"] == 7
+
+
+def test_a_dry_run_changes_no_later_one():
+    before = printed("train_policy", "movies", "x", "--dry_run")
+    printed("train_policy", "movies", "x", "--rewards.trained_model", "some", "--dry_run")
+    assert printed("train_policy", "movies", "x", "--dry_run") == before
+
+
+def test_that_a_name_is_taken_is_said_first(world, capsys):
+    """Nothing is printed before it."""
+    (world / "runs/taken").mkdir(exist_ok=True)
+    (world / "runs/taken/config.json").write_text("{}")
+    (world / "runs/file").touch()
+    words = policy_flags(world, world / "runs/reward/reward_model")
+    assert "exists already" in refused("train_policy", "movies", "taken", *words)
+    assert "runs/file is a file" in refused("train_policy", "movies", "file", *words)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "é" * 101, "a\0b"])
+def test_names_that_no_folder_can_have(world, name):
+    assert "cannot be a run's name" in refused("train_reward", "movies", name, *reward_flags(world))
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ("sample", ["x" * 300]),
+        ("report", ["x" * 300]),
+        ("sample", ["x", "--save_dir", "/proc/cpuinfo"]),
+        ("train_reward", ["movies", "x", "--labels.source", "x" * 300]),
+        ("train_reward", ["movies", "x", "--task.policy.initial_model", "x" * 300]),
+        ("labels", ["inspect", "x" * 300]),
+        ("labels", ["inspect", "/"]),
+    ],
+)
+def test_paths_that_a_file_system_refuses(world, command, words):
+    refused(command, *words)
+
+
+TEXTS = ["help", "-5 degrees", "-x", "--", "none", "on", "-- x", "-", "--a text of several words", "a=b", " "]
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "-h", "--help", "--count", "--seed=3"])
+def test_any_text_can_be_a_prompt(monkeypatch, text):
+    """As a word of its own where it does not look like a flag, after = in any case."""
+    taken = []
+    monkeypatch.setattr(command_line.sample, "write_samples", lambda name, params, task: taken.append((name, params)))
+    printed("sample", "run", f"--prompt={text}", "--count", "3")
+    if text in TEXTS:
+        printed("sample", "run", "--prompt", text, "--count", "3")
+        printed("sample", "--count", "3", "--prompt", text, "run")
+    for name, params in taken:
+        assert (name, params.prompt, params.count) == ("run", text, 3)
+    assert len(taken) == (3 if text in TEXTS else 1)
+
+
+def test_a_text_of_a_task_may_look_like_anything():
+    words = ["train_policy", "movies", "x", "--dry_run", "--task.query_prefix", "-- help", "--task.query_suffix", "-h "]
+    task = json.loads(printed(*words, "--task.end_text", "none", "--task.start_text", "help"))["task"]
+    assert (task["query_prefix"], task["query_suffix"]) == ("-- help", "-h ")
+    assert (task["start_text"], task["end_text"]) == ("help", None)  # these may be left out, which `none` does
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--prompt"], "--prompt needs a value; one that looks like a flag is written --prompt=--TEXT"),
+        (["--prompt", "--count", "3"], "--prompt needs a value"),
+        (["--count", "-x"], "--count needs a value"),
+        (["-x"], "-x: parameters are written with two dashes"),
+        (["--"], "--: parameters are written with two dashes"),
+        (["-"], "-: parameters are written with two dashes"),
+    ],
+)
+def test_flags_without_their_value(words, says):
+    assert says in refused("sample", "run", *words)
+
+
+def test_help_wins_where_no_text_is_awaited():
+    for words in (["--count", "help"], ["--count", "--help"], ["--prompt", "--help"], ["-h"], ["--unknown", "help"]):
+        assert printed("sample", "run", *words).startswith("python launch.py sample EXPERIMENT")
+
+
+def test_samples_are_printed_whatever_the_encoding(world):
+    """A prompt that the terminal cannot show; bytes that the locale cannot read are the prompt all the same."""
+    words = ["--count", "1", "--length", "2", "--device", "cpu", "--precision", "float32"]
+    for environment, expected in (
+        (dict(PYTHONIOENCODING="cp1252"), "A caf\ufffd ?"),  # launch reads UTF-8
+        (dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"), "A caf? ?"),
+    ):
+        done = launch("sample", "saved_models/tiny", "--prompt", "A caf\u00e9 \u2192", *words, **environment)
+        assert expected in done.stdout and done.stderr == ""
+
+
+def test_a_run_whose_folder_is_a_link(world, tmp_path):
+    """On another disk, say: written at the link's end, and replaced there with --run.overwrite, twice."""
+    end, link = tmp_path / "disk/run", world / "runs/linked"
+    end.mkdir(parents=True)
+    link.symlink_to(end)
+    for more in ([], ["--run.overwrite"], ["--run.overwrite"]):
+        run_here("train_reward", "movies", "linked", *reward_flags(world), *more)
+        assert link.is_symlink() and (end / "reward_model/model.safetensors").is_file()
+    assert [path.name for path in end.parent.iterdir()] == ["run"]
+    link.unlink()
+
+
+# --- from another folder ---
+
+
+@pytest.fixture
+def project(world, tmp_path, monkeypatch):
+    """A project of a task's data and model, and a folder elsewhere in which the user stands."""
+    project, here = tmp_path / "project", tmp_path / "here"
+    (project / "saved_models").mkdir(parents=True)
+    here.mkdir()
+    (project / "datasets").mkdir()
+    shutil.copytree(world / "model", project / "saved_models/tiny")
+    shutil.copy(world / "labels.json", project / "datasets/labels.json")
+    monkeypatch.setenv("LMHP_HOME", str(project))
+    monkeypatch.chdir(here)
+    return project
+
+
+def words_elsewhere(world) -> list[str]:
+    """Reward training with the paths that params.py has: relative to the project."""
+    words = reward_flags(world)
+    for flag, value in (
+        ("--task.policy.initial_model", "saved_models/tiny"),
+        ("--labels.source", "datasets/labels.json"),
+        ("--run.save_dir", "saved_models"),
+    ):
+        words[words.index(flag) + 1] = value
+    return words
+
+
+def test_a_command_given_from_another_folder(world, project, capsys):
+    """Finds the project's model and labels, writes there, and goes on from the project's folder as from any other."""
+    words = words_elsewhere(world)
+    run_here("train_reward", "movies", "x", *words)
+    assert (project / "saved_models/x/reward_model/model.safetensors").is_file()
+    assert list(project.parent.joinpath("here").iterdir()) == []
+    for name in ("x", "saved_models/x"):
+        capsys.readouterr()
+        with contextlib.suppress(SystemExit):  # after so few steps it may find something
+            run_here("doctor", name)
+        assert "x (train_reward, 5 rows of metrics)" in capsys.readouterr().out
+    os.chdir(project)
+    run_here("train_reward", "movies", "x", *words, "--run.resume")  # the same run, by other paths
+    assert "was started with lr" in refused("train_reward", "movies", "x", *words, "--run.resume", "--lr", "0.5")
+
+
+def test_saved_models_where_the_user_stands_comes_first(world, project):
+    here = project.parent / "here"
+    (here / "saved_models").mkdir()
+    run_here("train_reward", "movies", "x", *words_elsewhere(world))  # the model is the project's all the same
+    assert (here / "saved_models/x/reward_model").is_dir() and not (project / "saved_models/x").exists()
+
+
+def test_a_new_folder_is_made_where_the_user_stands(world, project):
+    run_here("train_reward", "movies", "x", *words_elsewhere(world), "--run.save_dir", "mine")
+    assert (project.parent / "here/mine/x/reward_model").is_dir()
+
+
+def test_launch_py_from_another_folder(tmp_path, monkeypatch):
+    """The program itself, with the shipped model."""
+    words = ["--prompt", "The film", "--count", "1", "--length", "2", "--device", "cpu", "--precision", "float32"]
+    assert "The film" in launch("sample", "tiny", *words, cwd=tmp_path).stdout
+    monkeypatch.chdir(tmp_path)
+    resolved = json.loads(printed("train_reward", "movies", "x", "--dry_run"))
+    assert resolved["task"]["policy"]["initial_model"] == str(ROOT / "saved_models/tiny")
+    assert resolved["run"]["save_dir"] == str(ROOT / "saved_models")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_is_for_people():

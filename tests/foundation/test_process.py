@@ -1,4 +1,4 @@
-"""What a process asks of its machine before PyTorch is loaded."""
+"""How threads wait and freed memory is kept, set before PyTorch is loaded."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def run(code: str, **environment) -> str:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted on Linux")
 def test_freed_memory_is_used_again():
-    """So it costs no page faults, which it does without `tune_threads_and_memory` and where the user has settings of their own."""
+    """So it costs no page faults, which it does without `tune_threads_and_memory` and where the user has settings."""
     # the fewest where there should be none: a machine that is short of memory moves pages about, which counts as well
     assert int(run(FAULTS.format(settle="process.tune_threads_and_memory()"))) < 20
     assert int(run(FAULTS.format(settle=""))) > 1000
@@ -58,7 +58,10 @@ def test_freed_memory_is_used_again():
 
 
 def test_what_the_user_has_set_stays():
-    code = "from lm_human_preferences.foundation import process; process.tune_threads_and_memory(); import os; print(*map(os.environ.get, process.WAITING))"
+    code = (
+        "from lm_human_preferences.foundation import process; process.tune_threads_and_memory(); "
+        "import os; print(*map(os.environ.get, process.WAITING))"
+    )
     assert (
         run(code) == "passive 10000\n"
         and run(code, OMP_WAIT_POLICY="active") == "active None\n"
