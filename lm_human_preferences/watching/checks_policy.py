@@ -11,39 +11,47 @@ LATE = 0.75  # of the steps: values and valid ends have been learned by then if 
 # --- the numbers that PPO starts from ---
 
 RATIO = AtMost(
-    "deviation of new / old probability, under bfloat16",
+    "deviation of new / old probability before the first update, under bfloat16",
     warning=0.01,
     severe=0.1,
     why="the project's bound; PPO's clip range is only 20 times as wide, and a severe one is half of it before "
     "anything was learned",
 )
-RATIO_FLOAT32 = AtMost("the same in float32", warning=0.001, severe=0.1, why="rounding gives 1e-6 to 1e-5")
+RATIO_SAMPLING = AtMost(
+    "deviation of recomputed / sampled probability, under bfloat16",
+    warning=0.05,
+    severe=0.2,
+    why="rounding makes 0.004 to 0.005 in the shipped model of 4 blocks, more in deeper ones, and the update does not "
+    "see it; a wrong cache, temperature or padding makes more",
+)
+RATIO_FLOAT32 = AtMost("either of them in float32", warning=0.001, severe=0.1, why="rounding gives 1e-6 to 1e-5")
 
 
 @check(
     "train_policy",
-    looks_at="`ppo/ratio/std_before`, and `ppo/ratio/std_sampling` where the old log-probabilities are recomputed. "
-    "The precision is the resolved one; runs of earlier versions know what was requested alone",
-    limits=(RATIO, RATIO_FLOAT32),
+    looks_at="`ppo/ratio/std_before`; where the old log-probabilities are recomputed it is 0 by construction, and "
+    "`ppo/ratio/std_sampling` is looked at. The precision is the resolved one; runs of earlier versions know what was "
+    "requested alone",
+    limits=(RATIO, RATIO_SAMPLING, RATIO_FLOAT32),
     why="sampling and training disagree about the same policy, so every update starts from a wrong ratio",
     change="`--ppo.old_logprobs recomputed`, `--run.precision float32`; if it stays, it is a bug",
 )
 def ratio(h: History) -> Judgement | None:
-    seen = {
-        name: value
-        for name in ("ppo/ratio/std_before", "ppo/ratio/std_sampling")
-        if (value := h.number(name)) is not None
-    }
-    if not seen:
+    before, sampling = h.number("ppo/ratio/std_before"), h.number("ppo/ratio/std_sampling")
+    if sampling is not None:
+        deviation, which, limit = sampling, "recomputed / sampled probability", RATIO_SAMPLING
+        change = f"{h.flag('run.precision')} to float32"
+    elif before is not None:
+        deviation, which, limit = before, "new / old probability before the first update of the step", RATIO
+        change = f"{h.flag('ppo.old_logprobs')} to recomputed, or {h.flag('run.precision')} to float32"
+    else:
         return None
-    name = max(seen, key=lambda name: seen[name])
-    limit = RATIO_FLOAT32 if h.precision == "float32" else RATIO
-    when = "before the first update of the step" if name.endswith("before") else "between sampling and training pass"
+    if h.precision == "float32":
+        limit = RATIO_FLOAT32
     return Judgement(
-        limit.level(seen[name]),
-        f"new / old probability deviates by {seen[name]:.2g} from 1 {when}, limit {limit.warning:g}",
-        f"{h.flag('ppo.old_logprobs')} to recomputed, or {h.flag('run.precision')} to float32; if it stays, sampling "
-        "and analysis differ (temperature, cache, padding), which is a bug",
+        limit.level(deviation),
+        f"{which} deviates by {deviation:.2g} from 1, limit {limit.warning:g}",
+        f"{change}; if it stays, sampling and analysis differ (temperature, cache, padding), which is a bug",
     )
 
 

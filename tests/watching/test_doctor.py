@@ -389,9 +389,13 @@ def test_the_ratios_limit_is_that_of_the_precision_that_was_resolved(requested, 
 
 def test_the_ratio_is_seen_where_old_log_probabilities_are_recomputed():
     """There the deviation before the first update is 0 by construction."""
-    numbers = {"ppo/ratio/std_before": 0.0, "ppo/ratio/std_sampling": 0.02}
-    assert ratio_is_found(numbers, "auto", {"precision": "bfloat16"})
-    assert not ratio_is_found(numbers | {"ppo/ratio/std_sampling": 0.004}, "auto", {"precision": "bfloat16"})
+
+    def found_at(deviation, precision):
+        numbers = {"ppo/ratio/std_before": 0.0, "ppo/ratio/std_sampling": deviation}
+        return ratio_is_found(numbers, "auto", {"precision": precision})
+
+    assert found_at(0.06, "bfloat16") and not found_at(0.005, "bfloat16")  # 0.005 is what rounding makes
+    assert found_at(0.005, "float32") and not found_at(1e-5, "float32")
 
 
 def test_while_a_run_goes_on_the_precision_is_read_from_its_config(tmp_path):
