@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -55,7 +56,10 @@ def run_installed(installed: Path, cwd: Path, code: str) -> str:
     PYTHONPATH and the user's packages.
     """
     code = f"import sys; sys.path.insert(0, {str(installed)!r})\n{code}"
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=cwd, capture_output=True, text=True, timeout=300)
+    environment = {name: value for name, value in os.environ.items() if name != "LMHP_HOME"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -80,6 +84,19 @@ def test_every_module_imports_from_the_wheel(installed, tmp_path):
     files = json.loads(printed)
     assert len(files) == len(modules) and all(Path(file).is_relative_to(installed) for file in files)
     assert list(tmp_path.iterdir()) == []  # nothing happens at import
+
+
+def test_an_installed_library_keeps_data_where_its_user_stands(installed, tmp_path):
+    """Among the packages `datasets` is Hugging Face's."""
+    printed = run_installed(
+        installed,
+        tmp_path,
+        "from lm_human_preferences.data.queries import dataset_folder\n"
+        "from lm_human_preferences.foundation.root import project_root\n"
+        "print(project_root())\nprint(dataset_folder('movies').absolute())",
+    )
+    root, movies = printed.splitlines()
+    assert Path(root) == tmp_path.resolve() and Path(movies) == tmp_path.resolve() / "datasets/movies"
 
 
 def test_the_version_is_the_same_everywhere():
