@@ -9,4 +9,4 @@ keeps it):
 The first lines of a room's `__init__.py` say what lives there and where to begin.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -28,8 +28,8 @@ from lm_human_preferences.reports.report_samples import (
 )
 from lm_human_preferences.reports.result_tables import EVALUATION_ROWS, quality_rows, written
 from lm_human_preferences.runs.tracking import read_jsonl
-from lm_human_preferences.watching.checks import STAGES
 from lm_human_preferences.watching.doctor import Diagnosis, examine
+from lm_human_preferences.watching.history import STAGES
 
 _TITLES = {
     "score": "score (mean of the reward model)",

@@ -1,6 +1,6 @@
-"""What is wrong with a run: the checks of checks.py asked row by row, while it goes on and afterwards.
+"""What is wrong with a run: the checks of its stage, made row by row, while it goes on and afterwards.
 
-While a run goes on its `Watch` asks the checks at each row of metrics and reports each kind of trouble once, and once
+While a run goes on, its `Watch` makes the checks at each row of metrics and reports each kind of trouble once, and once
 more when it becomes severe. `python launch.py doctor EXPERIMENT` lets the same checks see the rows of metrics.jsonl
 again, then looks at samples and result. Everything reported is a function of the rows, so a resumed run neither repeats
 nor loses it.
@@ -19,7 +19,9 @@ from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json
 from lm_human_preferences.runs.folder import Run
 from lm_human_preferences.runs.tracking import JsonLines, NullTracker, Tracker, read_jsonl
-from lm_human_preferences.watching.checks import CHECKS, FINE, SEVERE, STAGES, History
+from lm_human_preferences.watching.check import FINE, SEVERE
+from lm_human_preferences.watching.checks import checks_of
+from lm_human_preferences.watching.history import STAGES, History
 
 
 class Finding(NamedTuple):
@@ -36,8 +38,8 @@ class Finding(NamedTuple):
         """The finding for people; `earlier`: the step at which it was first seen, less severe."""
         first = "" if earlier is None else f" (first seen at step {earlier})"
         return (
-            f"{'SEVERE' if self.severe else 'WARNING'} {self.check}, step {self.step}{first}\n  saw     {self.saw}\n  why     {self.why}\n"
-            f"  change  {self.change}"
+            f"{'SEVERE' if self.severe else 'WARNING'} {self.check}, step {self.step}{first}\n"
+            f"  saw     {self.saw}\n  why     {self.why}\n  change  {self.change}"
         )
 
 
@@ -48,38 +50,28 @@ class Examination:
     """
 
     history: History
-    reported: dict[str, int] = field(
-        default_factory=dict
-    )  # check -> highest level so far; FINE: it looked and found nothing
+    # check -> highest level so far; FINE: it looked and found nothing
+    reported: dict[str, int] = field(default_factory=dict)
 
     def see(self, row: dict[str, Any]) -> list[Finding]:
         """What is new with this row of metrics."""
         self.history.add(row)
-        return self._ask(afterwards=False)
+        return self._make_checks(afterwards=False)
 
-    def look_back(self, samples: list[dict], result: dict[str, Any]) -> list[Finding]:
+    def look_back(self, samples: list[dict[str, Any]], result: dict[str, Any]) -> list[Finding]:
         """What samples and result show besides."""
         self.history.samples, self.history.result = samples, result
-        return self._ask(afterwards=True)
+        return self._make_checks(afterwards=True)
 
-    def _ask(self, afterwards: bool) -> list[Finding]:
+    def _make_checks(self, afterwards: bool) -> list[Finding]:
         findings = []
-        for check in CHECKS:
-            if check.afterwards != afterwards or self.history.stage not in check.stages:
+        for check in checks_of(self.history.stage):
+            judgement = check(self.history) if check.afterwards == afterwards else None
+            if judgement is None or judgement.level <= self.reported.setdefault(check.name, FINE):
                 continue
-            judgement = check.judge(self.history)
-            if judgement is not None and judgement.level > self.reported.setdefault(check.name, FINE):
-                self.reported[check.name] = judgement.level
-                findings.append(
-                    Finding(
-                        check.name,
-                        judgement.level == SEVERE,
-                        self.history.step,
-                        judgement.saw,
-                        check.why,
-                        judgement.change,
-                    )
-                )
+            self.reported[check.name] = judgement.level
+            level, saw, change = judgement
+            findings.append(Finding(check.name, level == SEVERE, self.history.step, saw, check.why, change))
         return findings
 
 
@@ -93,10 +85,13 @@ class Watch:
 
     @classmethod
     def open(cls, folder: Path, stage: str, parameters: dict[str, Any], resume_at: int | None) -> "Watch":
-        """resume_at: None starts anew; k has seen the rows of the steps before k, whose warnings stay in the file and
-        are not repeated.
+        """For a run whose folder and `config.json` exist.
+
+        resume_at: None starts anew; k has seen the rows of the steps before k, whose warnings stay in the file and are
+        not repeated.
         """
-        examination, metrics = Examination(History(stage, parameters)), Path(folder) / "metrics.jsonl"
+        examination = Examination(History(stage, parameters, _computed(Path(folder) / "config.json")))
+        metrics = Path(folder) / "metrics.jsonl"
         for row in read_jsonl(metrics) if resume_at is not None and metrics.exists() else ():
             if row.get("step", 0) < resume_at:
                 examination.see(row)
@@ -108,7 +103,7 @@ class Watch:
         for finding in findings:
             tqdm.write(finding.block(), file=sys.stderr)
 
-    def samples(self, step: int, rows: list[dict]) -> None:
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Samples are looked at afterwards."""
 
     def flush(self) -> None:
@@ -133,6 +128,13 @@ def open_watched(run: Run, params: Any, stage: str, experiment: str, first: int)
     )
 
 
+def _computed(config: Path) -> dict[str, Any]:
+    """What `config.json` says that a run computes with; nothing where it does not say, as in earlier versions."""
+    stored = read_json(config) if config.exists() else {}
+    computed = stored.get("computed") if isinstance(stored, dict) else None
+    return computed if isinstance(computed, dict) else {}
+
+
 class Diagnosis(NamedTuple):
     """What the doctor says about a run."""
 
@@ -148,7 +150,7 @@ class Diagnosis(NamedTuple):
 
 
 def examine(folder: Path) -> Diagnosis:
-    """Every check on the run in `folder`, finished or not. UserError if it is no run or nothing was logged yet."""
+    """Every check on the run in `folder`, finished or not. UserError if it holds no run or nothing was logged yet."""
     folder, metrics = Path(folder), Path(folder) / "metrics.jsonl"
     config, rows = read_json(folder / "config.json"), read_jsonl(metrics) if metrics.exists() else []
     if not isinstance(config, dict) or config.get("stage") not in STAGES:
@@ -157,23 +159,25 @@ def examine(folder: Path) -> Diagnosis:
         raise UserError(f"{folder} has no metrics yet; train first, then ask the doctor")
     samples = read_jsonl(folder / "samples.jsonl") if (folder / "samples.jsonl").exists() else []
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
-    return diagnose(
-        config["stage"], config.get("parameters") or {}, rows, samples, result if isinstance(result, dict) else {}
-    )
+    history = History(config["stage"], config.get("parameters") or {}, _computed(folder / "config.json"))
+    return diagnose(history, rows, samples, result if isinstance(result, dict) else {})
 
 
 def diagnose(
-    stage: str, parameters: dict[str, Any], rows: Iterable[dict], samples: list[dict], result: dict[str, Any]
+    history: History, rows: Iterable[dict[str, Any]], samples: list[dict[str, Any]], result: dict[str, Any]
 ) -> Diagnosis:
-    """Every check of the stage on rows of metrics.jsonl, samples and result, as their files hold them."""
-    examination, findings, count = Examination(History(stage, parameters)), [], 0
+    """Every check of the stage on rows of metrics.jsonl, samples and result, as their files hold them.
+
+    history: of no row yet.
+    """
+    examination, findings, count = Examination(history), [], 0
     for row in rows:
         findings += examination.see(row)
         count += 1
     findings += examination.look_back(samples, result)
-    names = [check.name for check in CHECKS if stage in check.stages]
+    names = [check.name for check in checks_of(history.stage)]
     return Diagnosis(
-        stage,
+        history.stage,
         count,
         findings,
         [name for name in names if examination.reported.get(name) == FINE],

@@ -1,6 +1,7 @@
-"""What README.md and docs/ say holds: their commands parse, the files and tests that they name exist."""
+"""What README.md, CONTRIBUTING.md and docs/ say holds: commands parse, links lead somewhere, what is named exists."""
 
 import argparse
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from lm_human_preferences.commands import command_line
+from lm_human_preferences.data.label_files import load_labels
+from lm_human_preferences.data.labels import label_type
+from lm_human_preferences.language.encoding import gpt2_encoding
 
 from load_scripts import load_script
 from params import EXPERIMENTS
 from small import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "saved_models/tiny/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "saved_models/tiny/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINES = sorted(
     {
         line.strip().partition("#")[0].strip()
@@ -58,10 +62,71 @@ def test_the_readme_shows_a_command_of_each_stage():
     assert all(any(f"launch.py {stage} " in command for command in COMMANDS) for stage in command_line.STAGES)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_readmes_way_from_a_spreadsheet_makes_labels(tmp_path, monkeypatch):
+    """The program on the page, on a table as spreadsheets save it: byte order mark, quotes, line break in a cell."""
+    program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "my_choices.csv").write_text(
+        "\ufeffprompt,answer_1,answer_2,answer_3,answer_4,best\n"
+        'The film is,dull.,a delight.,"long, very long.",fine.,2\n'
+        '"A story\nabout",love.,war., peace. ,dogs.,4\n',
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second time the folder is there
+        exec(program, {})
+    encoding, task = gpt2_encoding(), EXPERIMENTS["train_reward"]["movies"]().task
+    labels = load_labels("my_choices.jsonl", label_type("best_of_4"), task, encoding)
+    assert labels.target.tolist() == [1, 3]
+    assert encoding.decode(labels.queries[1].tolist()) == "A story\nabout"
+    first = encoding.decode(labels.responses[0, 2].tolist())
+    assert first.removesuffix("<|endoftext|>") == " long, very long."
+    prompts = [json.loads(line)["text"] for line in (tmp_path / "my_prompts/prompts.jsonl").read_text().splitlines()]
+    assert prompts == ["The film is", "A story\nabout"]
+
+
+def anchors(page: Path) -> set[str]:
+    """Where links into a page may lead: its headings, as the web shows them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@each_page
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text()) + re.findall(r'src="([^"]+)"', page.read_text())
-    assert [link for link in links if not link.startswith("http") and not (page.parent / link).exists()] == []
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text()) + re.findall(r'src="([^"]+)"', page.read_text())
+    wrong = []
+    for link in links:
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        if not link.startswith("http") and (not target.exists() or anchor and anchor not in anchors(target)):
+            wrong.append(link)
+    assert wrong == []
+
+
+@each_page
+def test_prose_has_lines_of_at_most_120_characters(page):
+    """Tables, commands and links that fill a line cannot be wrapped."""
+    prose = [
+        line
+        for line in page.read_text().splitlines()
+        if not line.startswith(("|", "    ", "<img")) and not re.fullmatch(r"\W*\[[^]]+\]\([^)]+\)[,.;]?", line)
+    ]
+    assert [line for line in prose if len(line) > 120] == []
+
+
+def test_the_log_has_entries_newest_first_and_all_of_them_in_its_index():
+    text = (ROOT / "docs/log.md").read_text()
+    index, _, _ = text.partition("\n## 20")
+    entries = re.split(r"^## (?=20)", text, flags=re.MULTILINE)[1:]
+    dates = [re.match(r"(\d{4}-\d\d-\d\d): \S", entry)[1] for entry in entries]
+    assert dates == sorted(dates, reverse=True)
+    parts = ["Question", "Tried", "Seen", "Concluded"]
+    assert [entry for entry in entries if re.findall(r"^\*\*(\w+)\.\*\* ", entry, re.MULTILINE) != parts] == []
+    assert sorted(re.findall(r"\]\(#(20[^)]+)\)", index)) == sorted(
+        anchor for anchor in anchors(ROOT / "docs/log.md") if anchor.startswith("20")
+    )
 
 
 def test_tests_and_functions_named_in_the_details_exist():

@@ -193,7 +193,7 @@ def test_the_papers_settings_where_they_differ():
         return EXPERIMENTS["train_policy"][name]().rewards
 
     assert [kl(f"{name}_paper").kl_coef for name in ("cnndm", "tldr")] == [0.1, 0.03]
-    assert [kl(f"{name}_paper").adaptive_kl.target for name in ("sentiment", "descriptiveness")] == [6.0, 10.0]
+    assert [kl(f"{name}_paper").adaptive_kl.target for name in ("sentiment", "descriptiveness")] == [10.0, 6.0]
 
 
 def test_supervised_and_rl_starts_from_the_baseline():
