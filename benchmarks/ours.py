@@ -117,7 +117,7 @@ def _rollout(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
 
     def work():
         with torch.no_grad(), precision.autocast():
-            for q, u in zip(queries.split(trainer.training.micro_batches.rollout), uniforms.split(trainer.sizes.rollout), strict=True):
+            for q, u in zip(queries.split(trainer.training.micro_batches.rollout), uniforms.split(trainer.training.micro_batches.rollout), strict=True):
                 trainer.policy.respond(q, u)
 
     return Subject(
@@ -172,9 +172,8 @@ def _update(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     clock.watch(trainer.policy, "respond", "rollout")
     clock.watch(trainer.reference, "analyze", "reference")
     clock.watch(trainer, "scorer", "reward")
-    clock.watch(
-        trainer, "update", "backward"
-    )  # what is left of the epochs when forward passes and optimizer have taken their own
+    # what is left of the minibatches when forward passes and optimizer have taken their own
+    clock.watch(trainer, "train_minibatch", "backward")
     clock.watch(trainer.policy, "analyze", "forward")
     clock.watch(trainer.optimizer, "step", "optimizer")
 

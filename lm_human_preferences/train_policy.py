@@ -244,9 +244,11 @@ class PPOTrainer:
                 f"{experiment}: {self.total_steps:,} steps of {p.ppo.batch_size} episodes, KL coefficient "
                 f"{self.kl_controller.value}{steered}, {self.training.in_words()}"
             )
-            tracker = open_watched(run, p, "train_policy", experiment, first)
             remedy = f"--ppo.lr than {p.ppo.lr}"
-            with Loop(run, tracker, self.training, self.total_steps, experiment, first, self.state, remedy) as loop:
+            with (
+                open_watched(run, p, "train_policy", experiment, first) as tracker,
+                Loop(run, tracker, self.training, self.total_steps, experiment, first, self.state, remedy) as loop,
+            ):
                 for step in loop:
                     metrics, rollout = self.step(step)
                     speed = p.ppo.batch_size * p.task.response_length / loop.seconds

@@ -230,12 +230,11 @@ class SFTTrainer:
                 f"{experiment}: {counts['blocks']:,} parameters and {counts['embeddings']:,} in embeddings, "
                 f"{len(train):,} rows of {train.block} tokens, {self.total:,} steps, {self.training.in_words()}"
             )
-            tracker, remedy = (
-                open_watched(run, p, "train_sft", experiment, first),
-                f"--optimizer.lr than {p.optimizer.lr}",
-            )
-            watched = ("train/loss", "valid/loss")
-            with Loop(run, tracker, self.training, self.total, experiment, first, self.state, remedy, watched) as loop:
+            remedy, watched = f"--optimizer.lr than {p.optimizer.lr}", ("train/loss", "valid/loss")
+            with (
+                open_watched(run, p, "train_sft", experiment, first) as tracker,
+                Loop(run, tracker, self.training, self.total, experiment, first, self.state, remedy, watched) as loop,
+            ):
                 for step in loop:
                     metrics = self.step(step)
                     metrics["tokens_per_second"] = p.optimizer.batch_size * train.block / loop.seconds

@@ -45,7 +45,6 @@ class Loop:
         self._stack = ExitStack()
 
     def __enter__(self) -> "Loop":
-        self.tracker = self._stack.enter_context(self.tracker)
         self.stop = self._stack.enter_context(StopRequest(self.run.world))
         self.bar = self._stack.enter_context(
             tqdm(total=self.total, initial=self.first, desc=self.title, unit="step", disable=not self.run.world.is_main)

@@ -135,7 +135,7 @@ def test_figures(world):
         total_kl = nll = entropy = 0.0
         for row in rows:
             answer = row["policies"][name]
-            query = documents[row["document"]][:QUERY].astype(np.int64).tolist()
+            query = documents[row["document"]][:-1][:QUERY].astype(np.int64).tolist()  # without the mark at its end
             query = torch.tensor([query + [PAD] * (QUERY - len(query))])
             assert row["query"] == encoding.decode([token for token in query[0].tolist() if token != 26])
             text = encoding.encode(
@@ -423,7 +423,7 @@ def test_a_policy_learns_from_a_judge(world, source):
     name = next(iter(source)).rpartition("__")[2]
     if name == "trained_model":
         pytest.importorskip("transformers")
-        from test_judges import save_classifier
+        from classifiers import save_classifier
 
         save_classifier(world / "classifier", ["quality"])
     run_here(
@@ -454,7 +454,7 @@ def test_a_policy_learns_from_a_judge(world, source):
     [
         (dict(rewards__function="vowel_scores:vowels", rewards__trained_model="reward"), "exclude each other"),
         (dict(rewards__function="vowel_scores:nothing"), "has no function nothing"),
-        (dict(rewards__function="vowels"), "no module:function"),
+        (dict(rewards__function="vowels"), "not module:function"),
         (dict(rewards__trained_model="hf:nowhere/at/all"), "cannot be loaded as a sequence classifier"),
     ],
 )
