@@ -4,9 +4,9 @@ Fire finds the command and hands over its words and flags; the parameters' types
 is one line that says how to mend it. `COMMANDS` at the end is the list; the functions before it are in its order.
 """
 
-import copy
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,8 @@ from lm_human_preferences import train_policy, train_reward, train_sft
 from lm_human_preferences.commands import evaluate, inspect_labels, perplexity, plan, reward_quality, sample, sweep
 from lm_human_preferences.commands.command import HELP, Command, Experiments, find_command, find_entry, words_and_flags
 from lm_human_preferences.commands.help import changes, command_help, general_help, task_in_full, task_table
-from lm_human_preferences.commands.inputs import check_present, find_run
+from lm_human_preferences.commands.inputs import check_present, find_run, missing
+from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.compute.torchrun import is_first_to_say
 from lm_human_preferences.foundation.configuration import apply_overrides, find_paths, flatten, param, parse, to_dict
 from lm_human_preferences.foundation.errors import UserError
@@ -81,6 +82,8 @@ def train(stage: str, module: ModuleType, words: Words, flags: Flags, experiment
     settled = settle_and_check(module, located)
     if dry_run:
         print(json.dumps(to_dict(settled), indent=2, ensure_ascii=False))
+        for lack in missing(settled):
+            print(f"not here yet: {lack}", file=sys.stderr)
         return
     check_present(settled, task)
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # a restarted rank goes on with its run, as only all of them can tell
@@ -92,10 +95,10 @@ def train(stage: str, module: ModuleType, words: Words, flags: Flags, experiment
 
 
 def settle_and_check(module: ModuleType, params: Any) -> Any:
-    """A stage's parameters as a run would use them. UserError for those that cannot work."""
-    settle = getattr(module, "settle", copy.deepcopy)
-    settled = settle(params)
+    """A stage's parameters as a run would use them. UserError for those that cannot work on this machine."""
+    settled = module.settle(params)
     module.check(settled)
+    choose_precision(settled.run.device, settled.run.precision)
     return settled
 
 

@@ -23,6 +23,7 @@ from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import from_dict, to_dict
 from lm_human_preferences.foundation.errors import Interrupted, Terminated, UserError
 from lm_human_preferences.foundation.files import (
+    disk_errors,
     make_folder,
     read_json,
     read_json_object,
@@ -37,8 +38,6 @@ from lm_human_preferences.runs.inputs import input_digests
 from lm_human_preferences.runs.params import RunParams
 
 LOCK = ".lock"  # in a run's folder while a process works on it
-
-
 _LONGEST_NAME = 200  # bytes; file systems take 255, and `.NAME.replaced.partial` and `NAME_reward` must be names too
 
 
@@ -104,7 +103,8 @@ class Run:
             else:
                 self.check_free()
                 if self.folder.exists():
-                    remove_folder(self.folder)
+                    with disk_errors(self.folder):
+                        remove_folder(self.folder)
                 make_folder(self.folder)
                 self._lock_folder()
                 write_json(existing, description)
@@ -156,7 +156,9 @@ class Run:
     def check_free(self) -> None:
         """UserError if something stands where a new run is to be made and it may not be replaced."""
         check_is_folder(self.folder)
-        if self.params.resume or not self.folder.exists() or not any(self.folder.iterdir()):
+        if self.params.resume or not self.folder.exists():
+            return
+        if all(path.name == LOCK for path in self.folder.iterdir()):  # an empty folder that `_lock_folder` has locked
             return
         if not self.params.overwrite:
             raise UserError(

@@ -157,7 +157,7 @@ def test_a_reward_model_that_does_not_fit(world, change, says):
 @pytest.mark.parametrize(
     "damage, says",
     [
-        (lambda path: path.write_text("not JSON"), "is no JSON"),
+        (lambda path: path.write_text("not JSON"), "is not JSON"),
         (lambda path: path.write_text("{}"), "label 0: the key 'query' is missing"),
         (lambda path: _edit(path, lambda rows: rows[3].pop("sample2")), "label 3: the key 'sample2' is missing"),
         (
@@ -420,7 +420,7 @@ def test_a_command_given_from_another_folder(world, project, capsys):
         capsys.readouterr()
         with contextlib.suppress(SystemExit):  # after so few steps it may find something
             run_here("doctor", name)
-        assert "x (train_reward, 5 rows of metrics)" in capsys.readouterr().out
+        assert "x (train_reward, " in capsys.readouterr().out
     os.chdir(project)
     run_here("train_reward", "movies", "x", *words, "--run.resume")  # the same run, by other paths
     assert "was started with lr" in refused("train_reward", "movies", "x", *words, "--run.resume", "--lr", "0.5")

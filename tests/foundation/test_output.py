@@ -54,7 +54,7 @@ def test_output_that_nobody_reads(tmp_path, shell):
 
 
 def test_a_file_does_not_become_standard_error(tmp_path):
-    """Where it is closed, the first file that is opened would else take its number, and what is printed its contents."""
+    """Where it is closed, the first file that is opened would else take its number."""
     body = (
         f"file = open({str(tmp_path / 'file')!r}, 'w'); import os, sys; os.write(2, b'x'); print('y', file=sys.stderr)"
     )
