@@ -10,6 +10,7 @@ from classifiers import WORDS, save_classifier, save_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
+
 def refused(spec) -> str:
     with pytest.raises(UserError) as caught:
         load_judge(f"hf:{spec}")

@@ -163,7 +163,9 @@ def test_memory_probes_run_and_change_nothing(goldens):
     )
     for trainer, model in ((ppo, ppo.policy), (reward, reward.model)):
         before, position = [p.detach().clone() for p in model.parameters()], trainer.queries.position
-        sizes = try_micro_batches(MicroBatches(4, 4, 4), RunParams(), trainer.memory_probes(), trainer.optimizer, World())
+        sizes = try_micro_batches(
+            MicroBatches(4, 4, 4), RunParams(), trainer.memory_probes(), trainer.optimizer, World()
+        )
         assert sizes == MicroBatches(4, 4, 4) and trainer.queries.position == position
         assert all(torch.equal(p, old) and p.grad is None for p, old in zip(model.parameters(), before, strict=True))
         assert all(state["step"] == 0 for state in trainer.optimizer.state.values())

@@ -202,7 +202,7 @@ BROKEN = [
     (
         "no penalty",
         "train_policy",
-        dict(rewards__kl_coef=0, ppo__lr=0.01),
+        dict(rewards__kl_coef=0, ppo__lr=0.01, ppo__total_episodes=32 * 32),
         {"kl_exploding", "entropy", "distinct", "samples_repeat", "pairs"},
         {"kl_exploding", "entropy", "pairs"},
     ),
