@@ -425,7 +425,7 @@ def test_the_doctors_findings_are_on_the_page(tmp_path):
 
 def test_rows_of_a_table_are_aligned():
     rows = [["", "a", "long head"], ["name", "1.25", "2"], ["n", "", ""]]
-    assert aligned(rows) == ["           a   long head", "  name   1.25           2", "  n"]
+    assert aligned(rows) == ["            a   long head", "  name   1.25           2", "  n"]
     assert aligned(rows, left=3, indent="", gap="  ") == ["      a     long head", "name  1.25  2", "n"]
 
 
