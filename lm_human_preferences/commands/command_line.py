@@ -132,7 +132,7 @@ def run_sweep(words: Words, flags: Flags, experiments: Experiments) -> None:
     coefficients = sweep.parse_coefficients(flags.pop("rewards.kl_coef", ""))
     params = sweep.SweepParams.of(find_entry("train_policy", task, experiments)())
     params = find_paths(apply_overrides(params, flags))
-    check_present(params, task)
+    check_present(settle_and_check(sweep, params), task)
     sweep.sweep(params, coefficients, task, experiment)
 
 

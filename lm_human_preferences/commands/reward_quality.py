@@ -27,11 +27,11 @@ from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.judging.calibration import Estimate
 from lm_human_preferences.judging.ratings import rated_rows
 from lm_human_preferences.language.encoding import Encoding, get_encoding
-from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.learning.reward_model import RewardModel, rewards_of
 from lm_human_preferences.reports.quality_report import quality_table, write_quality_figures
 from lm_human_preferences.runs.description import describe_run
 from lm_human_preferences.runs.folder import free_result_folder
-from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams, check, rewards_of
+from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams, check
 
 TABLES = "sentences.jsonl"  # of a data set: every sentence with every person's rating
 

@@ -34,6 +34,7 @@ from lm_human_preferences.judging.bootstrap import Bootstrap, Interval
 from lm_human_preferences.judging.evaluation import sample_and_score, uniforms_of
 from lm_human_preferences.judging.frontier import best_of_n_kl, best_of_n_weights, betas_for, means, optimal_policy
 from lm_human_preferences.judging.judges import SPECS, Judge
+from lm_human_preferences.judging.rewards import load_rewards
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -42,7 +43,7 @@ from lm_human_preferences.reports import sweep_report
 from lm_human_preferences.reports.samples import samples_of_sweep, samples_text
 from lm_human_preferences.runs.description import check_same_configuration, describe_run
 from lm_human_preferences.runs.folder import go_on_after_restart
-from lm_human_preferences.runs.params import start_computing
+from lm_human_preferences.runs.params import computing
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 
 COEFFICIENTS_HELP = "prices of a nat of KL, with commas between them: a policy is trained for each and every seed"
@@ -113,11 +114,10 @@ def sweep(params: SweepParams, coefficients: list[float], task: str, experiment:
     """Train what is not trained yet, measure everything and draw it; returns the sweep's folder. UserError before any
     training if it cannot work.
     """
-    params.run.resume = False  # a sweep always goes on where it stopped, without being told
-    check_sweep(params)
-    members = members_of(params, coefficients)
-    folder, precision = Path(params.run.save_dir) / experiment, start_computing(params.run)
-    with distributed.world(precision.device.type, params.run.timeout) as world:
+    params = settle(params)
+    check(params)
+    members, folder = members_of(params, coefficients), Path(params.run.save_dir) / experiment
+    with computing(params.run) as (precision, world):
         go_on_after_restart(params.run, folder, world)
         description = describe_run("sweep", task, experiment, to_dict(params)) | {"launch": list(world.launch)}
         description["parameters"]["rewards"]["kl_coef"] = coefficients
@@ -127,6 +127,7 @@ def sweep(params: SweepParams, coefficients: list[float], task: str, experiment:
             open_folder(folder, description, params)
         world.barrier()
         params.run = dataclasses.replace(params.run, save_dir=str(folder), overwrite=False, resume=True)
+        measuring.params = params = settle(params)  # reward training too goes into the sweep's folder
         train_policy.train_reward_model_first(params, precision, world, task, experiment)
         failed = train_policies(params, members, task, precision, world)
         trained = [member for member in members if member.name not in failed]
@@ -171,8 +172,15 @@ def parse_coefficients(text: str) -> list[float]:
     return coefficients
 
 
-def check_sweep(params: SweepParams) -> None:
-    """UserError for parameters that cannot work."""
+def settle(params: SweepParams) -> SweepParams:
+    """What a sweep will use: a copy, settled as policy training's."""
+    settled = train_policy.settle(params)
+    assert isinstance(settled, SweepParams)
+    return settled
+
+
+def check(params: SweepParams) -> None:
+    """UserError for settled parameters that cannot work."""
     if params.seeds < 1 or params.samples < 1 or params.shown < 0:
         raise UserError("--seeds and --samples must be at least 1, --shown not negative")
     if params.responses < 2:
@@ -185,7 +193,8 @@ def check_sweep(params: SweepParams) -> None:
         raise UserError(
             "a sweep is over fixed coefficients, which a controller would leave: give --rewards.adaptive_kl off"
         )
-    train_policy.check(params)
+    # a sweep always goes on where it stopped, so that --run.overwrite may stand beside --run.resume
+    train_policy.check(dataclasses.replace(params, run=dataclasses.replace(params.run, resume=False)))
     if not params.judges and not (folder := dataset_split(params.task, params.split)[0] / "sentences.jsonl").is_file():
         raise UserError(
             f"{folder} does not exist, so no human ratings can judge; name a judge that has no part in training with "
@@ -294,7 +303,7 @@ class Measuring:
         config = reference.transformer.config
         encoding = get_encoding(config.encoding)
         if params.rewards.train_new_model is None:
-            train_policy.load_rewards(params.rewards, config, task, torch.device("cpu"))
+            load_rewards(params.rewards.trained_model, params.rewards.function, config, task, torch.device("cpu"))
         held_out = held_out_queries(task, encoding, params.samples, params.split, params.run.seed)
         judges, people = load_judges(
             params.judges or f"ratings:{dataset_split(task, params.split)[0]}", precision.device
@@ -309,7 +318,8 @@ class Measuring:
     def of_policies(self, folder: Path, trained: list[Member]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """What `result.json` holds, and a line a query with every policy's response."""
         p, N = self.params, self.params.responses
-        proxy = train_policy.load_rewards(p.rewards, self.reference.transformer.config, p.task, self.precision.device)
+        source, config = p.rewards, self.reference.transformer.config
+        proxy = load_rewards(source.trained_model, source.function, config, p.task, self.precision.device)
         proxy = proxy.to(self.precision.device).requires_grad_(False) if isinstance(proxy, RewardModel) else proxy
         rewards = [proxy, *(judge.on_tokens(self.encoding) for judge in self.judges)]
         uniforms, sides = uniforms_of(p.task, p.samples, p.run.seed), {}
