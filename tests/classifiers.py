@@ -1,16 +1,14 @@
-"""Very small classifiers in Hugging Face's format, with tokenizers of a few words."""
+"""Small random classifiers of Hugging Face's, for tests of judges."""
 
 import pytest
 import torch
-
-transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
 
 WORDS = ["[PAD]", "[UNK]", "good", "bad", "film", "the"]
 
 
 def save_tokenizer(folder, words=tuple(WORDS), **settings) -> None:
     """A tokenizer of whole words; without a limit to a text's length if `settings` give none."""
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
     )
@@ -22,6 +20,7 @@ def save_tokenizer(folder, words=tuple(WORDS), **settings) -> None:
 
 def save_classifier(folder, labels: list[str], **settings):
     """A tiny random classifier with a tokenizer of WORDS; `labels` [] saves a language model instead."""
+    transformers = pytest.importorskip("transformers")
     save_tokenizer(folder)
     config = transformers.BertConfig(
         vocab_size=len(WORDS),

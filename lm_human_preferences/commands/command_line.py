@@ -110,7 +110,7 @@ def run_sample(words: Words, flags: Flags, experiments: Experiments) -> None:
 
 def run_perplexity(words: Words, flags: Flags, experiments: Experiments) -> None:
     params = find_paths(apply_overrides(perplexity.PerplexityParams(), flags))
-    print("\n".join(perplexity.measure(words[0], words[1:], params)))
+    print("\n".join(perplexity.perplexity_lines(words[0], words[1:], params)))
 
 
 def run_evaluate(words: Words, flags: Flags, experiments: Experiments) -> None:
@@ -126,7 +126,7 @@ def run_evaluate(words: Words, flags: Flags, experiments: Experiments) -> None:
 def run_reward_quality(words: Words, flags: Flags, experiments: Experiments) -> None:
     params = find_paths(apply_overrides(reward_quality.RewardQualityParams(), flags))
     settings = find_entry("train_reward", params.task, experiments)() if params.task else None
-    reward_quality.measure(words[0], params, find_paths(settings) if settings else None)
+    reward_quality.reward_quality(words[0], params, find_paths(settings) if settings else None)
 
 
 def run_sweep(words: Words, flags: Flags, experiments: Experiments) -> None:
@@ -135,7 +135,7 @@ def run_sweep(words: Words, flags: Flags, experiments: Experiments) -> None:
     coefficients = sweep.parse_coefficients(flags.pop("rewards.kl_coef", ""))
     params = sweep.SweepParams.of(find_entry("train_policy", task, experiments)())
     params = find_paths(apply_overrides(params, flags))
-    check_present(params, task)
+    check_present(settle_and_check(sweep, params), task)
     sweep.sweep(params, coefficients, task, experiment)
 
 

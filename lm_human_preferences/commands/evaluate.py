@@ -10,14 +10,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from lm_human_preferences.compute import distributed
-from lm_human_preferences.compute.distributed import generator_for
-from lm_human_preferences.compute.precision import choose_precision
+from lm_human_preferences.compute.distributed import World, generator_for
+from lm_human_preferences.compute.precision import Precision, choose_precision
 from lm_human_preferences.data.label_files import load_texts
 from lm_human_preferences.data.queries import TokenFile, dataset_split, query_stream
 from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, readable
@@ -25,7 +25,7 @@ from lm_human_preferences.foundation.configuration import named_paths, param, to
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_file, atomic_folder, write_json
 from lm_human_preferences.judging import text_metrics
-from lm_human_preferences.judging.bootstrap import Bootstrap
+from lm_human_preferences.judging.bootstrap import Bootstrap, Interval
 from lm_human_preferences.judging.evaluation import (
     Responses,
     given_logprobs,
@@ -36,8 +36,11 @@ from lm_human_preferences.judging.evaluation import (
 )
 from lm_human_preferences.judging.judges import SPECS, Judge, PeoplesChoices, load_judge, sheet_row
 from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.language.gpt2 import GPT2Config
+from lm_human_preferences.language.model_folders import load_config
 from lm_human_preferences.learning.policy import Policy
-from lm_human_preferences.reports.result_tables import evaluation_table
+from lm_human_preferences.reports.evaluation_report import evaluation_table
+from lm_human_preferences.reports.samples import samples_of_evaluation, samples_text
 from lm_human_preferences.runs.description import describe_run
 from lm_human_preferences.runs.folder import free_result_folder, model_and_task
 
@@ -95,6 +98,65 @@ class HeldOut(NamedTuple):
     references: list[str] | None
 
 
+@dataclass
+class Comparison:
+    """Everything that is loaded before the first policy answers, so that what is wrong with it shows at once."""
+
+    params: EvaluateParams
+    precision: Precision
+    world: World
+    judges: list[Judge]
+    people: list[PeoplesChoices]
+    policies: dict[str, Policy]
+    reference: Policy
+    encoding: Encoding
+    held_out: HeldOut
+    texts: tuple[torch.Tensor, torch.Tensor] | None  # queries and responses whose perplexity is measured
+
+    @classmethod
+    def load(
+        cls, paths: dict[str, str], folder: Path, params: EvaluateParams, precision: Precision, world: World
+    ) -> "Comparison":
+        """UserError if something cannot be had or does not fit."""
+        judges, people = load_judges(params.judges, precision.device)
+        check_sheets(params, folder, people, len(paths))
+        policies, reference, encoding = load_policies(paths, params)
+        held_out = held_out_queries(params.task, encoding, params.samples, params.split, params.seed)
+        texts = load_texts(params.texts, params.task, encoding) if params.texts else None
+        for policy in (reference, *policies.values()):
+            policy.to(precision.device)
+        return cls(params, precision, world, judges, people, policies, reference, encoding, held_out, texts)
+
+    def answers_of(self, policy: Policy) -> Answers:
+        """The policy's responses to the queries with all that is measured of them; all ranks together."""
+        params, queries = self.params, self.held_out.tokens
+        responses = sample_and_score(
+            policy,
+            self.reference,
+            [judge.on_tokens(self.encoding) for judge in self.judges],
+            params.task,
+            queries,
+            uniforms_of(params.task, params.samples, params.seed),
+            self.precision,
+            params.micro_batch,
+            self.world,
+        )
+        plain_logprobs = self.logprobs_of(self.reference, queries, responses.tokens)
+        return collect_answers(responses, plain_logprobs, self.judges, self.held_out, self.encoding)
+
+    def text_perplexity_of(self, policy: Policy) -> Interval:
+        """The policy's perplexity of the given texts; all ranks together."""
+        assert self.texts is not None
+        logprobs = self.logprobs_of(policy, *self.texts).double().sum(1).numpy()
+        tokens = (self.texts[1] != self.encoding.padding_token).sum(1).numpy()
+        return Bootstrap(len(tokens), self.params.seed).ratio(-logprobs, tokens, np.exp)
+
+    def logprobs_of(self, policy: Policy, queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities at temperature 1, float32 [n, R], of responses int64 [n, R] to queries int64 [n, Q]."""
+        padding, size = self.encoding.padding_token, self.params.micro_batch
+        return given_logprobs(policy, queries, responses, padding, self.precision, size, self.world)
+
+
 def evaluate(params: EvaluateParams, task: str) -> Path:
     """Compare, print the table and write the folder of the results, which is returned. UserError before anything is
     written if it cannot work.
@@ -102,79 +164,36 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
     if params.samples < 1 or params.micro_batch < 1 or params.shown < 0:
         raise UserError("--samples and --micro_batch must be at least 1, --shown not negative")
     distributed.check_wait(params.timeout, "--timeout")
-    paths, precision = named_paths(params.policies, "--policies"), choose_precision(params.device, params.precision)
-    if not paths:
+    precision = choose_precision(params.device, params.precision)
+    name = f"evaluate_{task}" if params.experiment is None else params.experiment
+    if not (paths := named_paths(params.policies, "--policies")):
         raise UserError("nothing to evaluate: give --policies NAME=PATH,NAME=PATH")
-    folder = free_result_folder(
-        params.save_dir,
-        f"evaluate_{task}" if params.experiment is None else params.experiment,
-        "evaluate",
-        params.overwrite,
-    )
+    folder = free_result_folder(params.save_dir, name, "evaluate", params.overwrite)
     with distributed.world(precision.device.type, params.timeout, "--timeout") as world:
-        judges, people = load_judges(params.judges, precision.device)
-        check_sheets(params, folder, people, len(paths))
-        policies, reference, encoding = load_policies(paths, params)
-        held_out = held_out_queries(params.task, encoding, params.samples, params.split, params.seed)
-        texts = load_texts(params.texts, params.task, encoding) if params.texts else None
+        comparison = Comparison.load(paths, folder, params, precision, world)
         if world.is_main:
-            print(
-                f"evaluate {task}: {', '.join(policies)} on {params.samples:,} queries of {params.split}, {precision.describe()}"
-            )
-        uniforms, rewards = (
-            uniforms_of(params.task, params.samples, params.seed),
-            [judge.on_tokens(encoding) for judge in judges],
-        )
-        answers, text_logprobs = {}, {}
-        for name, policy in policies.items():
-            measured = sample_and_score(
-                policy.to(precision.device),
-                reference.to(precision.device),
-                rewards,
-                params.task,
-                held_out.tokens,
-                uniforms,
-                precision,
-                params.micro_batch,
-                world,
-            )
-            plain = given_logprobs(
-                reference,
-                held_out.tokens,
-                measured.tokens,
-                encoding.padding_token,
-                precision,
-                params.micro_batch,
-                world,
-            )
-            if texts:
-                text_logprobs[name] = given_logprobs(
-                    policy, *texts, encoding.padding_token, precision, params.micro_batch, world
-                )
-            answers[name] = collect_answers(measured, plain, judges, held_out, encoding)
-        if not world.is_main:
-            return folder
-        result = {
-            "task": task,
-            "split": params.split,
-            "queries": params.samples,
-            "seed": params.seed,
-            "reference": reference_of(params, policies),
+            names = ", ".join(comparison.policies)
+            queries = f"{params.samples:,} queries of {params.split}"
+            print(f"evaluate {task}: {names} on {queries}, {precision.describe()}")
+        answers = {name: comparison.answers_of(policy) for name, policy in comparison.policies.items()}
+        text_perplexities = {
+            name: comparison.text_perplexity_of(policy)
+            for name, policy in comparison.policies.items()
+            if comparison.texts is not None
         }
-        result |= compare(answers, held_out, people, encoding, params.seed)
-        for name, logprobs in text_logprobs.items():
-            count = (texts[1] != encoding.padding_token).sum(1).numpy()
-            result["policies"][name]["text_perplexity"] = Bootstrap(len(count), params.seed).ratio(
-                -logprobs.double().sum(1).numpy(), count, np.exp
-            )
-        write_results(
-            folder, describe_run("evaluate", task, folder.name, to_dict(params)), result, answers, held_out, encoding
-        )
-        if params.people_sheet:
-            write_sheet(Path(params.people_sheet), answers, held_out, params.seed)
-        print(evaluation_table(result))
-        show(answers, held_out, params.shown)
-        print(f"\nresults in {folder}" + (f"; sheet to fill in: {params.people_sheet}" if params.people_sheet else ""))
+        if world.is_main:
+            result = {
+                "task": task,
+                "split": params.split,
+                "queries": params.samples,
+                "seed": params.seed,
+                "reference": reference_of(params, paths),
+                **figures_of(answers, comparison.held_out, comparison.people, comparison.encoding, params.seed),
+            }
+            for name, perplexity in text_perplexities.items():
+                result["policies"][name]["text_perplexity"] = perplexity
+            description = describe_run("evaluate", task, folder.name, to_dict(params))
+            report_evaluation(folder, description, result, answers, comparison)
         return folder
 
 
@@ -221,22 +240,30 @@ def load_policies(paths: dict[str, str], params: EvaluateParams) -> tuple[dict[s
     the task or the others.
     """
     reference = reference_of(params, paths)
-    policies, encoding = {}, None
+    policies: dict[str, Policy] = {}
+    theirs: GPT2Config | None = None
     for name, path in ({reference: reference} | paths).items():  # the reference first: the others must fit it
-        policy = Policy.load(
-            model_and_task(path, params.save_dir)[0], QueryFormatter([], []), params.task.policy.temperature
-        )
-        config = policy.transformer.config
-        encoding = encoding or get_encoding(config.encoding)
-        if (config.encoding, config.n_vocab) != (encoding.name, encoding.n_vocab):
+        folder = model_and_task(path, params.save_dir)[0]
+        own = load_config(folder)
+        theirs = theirs or own
+        if (own.encoding, own.n_vocab) != (theirs.encoding, theirs.n_vocab):
             raise UserError(
-                f"{name} ({path}) has the encoding {config.encoding} with {config.n_vocab} tokens, the reference {reference} has "
-                f"{encoding.name} with {encoding.n_vocab}; only policies of one encoding can answer the same queries"
+                f"{name} ({path}) has the encoding {own.encoding} with {own.n_vocab} tokens, the reference {reference} "
+                f"has {theirs.encoding} with {theirs.n_vocab}; only policies of one encoding can answer the same "
+                "queries"
             )
-        check_task(params.task, encoding, config.n_ctx)
-        policy.formatter = QueryFormatter.of(params.task, encoding)
-        policies[name] = policy.requires_grad_(False)
+        policies[name] = load_policy(folder, params.task)
+    encoding = get_encoding(policies[reference].transformer.config.encoding)
     return {name: policies[name] for name in paths}, policies[reference], encoding
+
+
+def load_policy(folder: Path, task: TaskParams) -> Policy:
+    """The policy in a model folder, ready to answer the task's queries. UserError if it cannot do it."""
+    policy = Policy.load(folder, QueryFormatter([], []), task.policy.temperature)
+    encoding = get_encoding(policy.transformer.config.encoding)
+    check_task(task, encoding, policy.transformer.config.n_ctx)
+    policy.formatter = QueryFormatter.of(task, encoding)
+    return policy.requires_grad_(False)
 
 
 def held_out_queries(task: TaskParams, encoding: Encoding, samples: int, split: str, seed: int) -> HeldOut:
@@ -248,7 +275,7 @@ def held_out_queries(task: TaskParams, encoding: Encoding, samples: int, split: 
     folder, name = dataset_split(task, split)
     if (found := len(set(documents))) < samples:
         raise UserError(
-            f"--samples {samples}: {folder / name}.bin has only {found} documents with a query; ask for as many at most"
+            f"--samples {samples}: {folder / name}.bin has only {found} documents with a query; take at most {found}"
         )
     references = None
     if (folder / f"references_{name}.bin").exists():
@@ -256,8 +283,8 @@ def held_out_queries(task: TaskParams, encoding: Encoding, samples: int, split: 
         file.check_vocabulary(encoding.n_vocab)
         if len(file) != len(stream.documents):
             raise UserError(
-                f"{folder}/references_{name}.bin has {len(file)} documents, {name}.bin has {len(stream.documents)}: "
-                "prepare the data set again"
+                f"{folder}/references_{name}.bin has {len(file)} documents, "
+                f"{name}.bin has {len(stream.documents)}: prepare the data set again"
             )
         references = [readable(encoding, torch.from_numpy(file[i].astype(np.int64))) for i in documents]
     return HeldOut(tokens, [readable(encoding, row) for row in tokens], documents, references)
@@ -283,14 +310,14 @@ def collect_answers(
     )
 
 
-def compare(
+def figures_of(
     answers: dict[str, Answers], held_out: HeldOut, people: list[PeoplesChoices], encoding: Encoding, seed: int
-) -> dict:
+) -> dict[str, Any]:
     """`policies`: figures of each; `wins`: of each pair under each judge; `baselines`: lead-3, where there are
     references.
     """
     bootstrap = Bootstrap(len(held_out.texts), seed)
-    result = {
+    result: dict[str, Any] = {
         "policies": {name: policy_figures(side, held_out, bootstrap, encoding) for name, side in answers.items()},
         "wins": win_rates(answers, held_out, people, bootstrap),
     }
@@ -300,7 +327,7 @@ def compare(
     return result
 
 
-def policy_figures(side: Answers, held_out: HeldOut, bootstrap: Bootstrap, encoding: Encoding) -> dict:
+def policy_figures(side: Answers, held_out: HeldOut, bootstrap: Bootstrap, encoding: Encoding) -> dict[str, Any]:
     """Every figure of one policy with its interval."""
     m, lengths = side.measured, side.lengths
     seen = torch.arange(m.kl.shape[1]) < torch.from_numpy(lengths)[:, None]  # bool [n, R]: places up to the truncation
@@ -309,7 +336,7 @@ def policy_figures(side: Answers, held_out: HeldOut, bootstrap: Bootstrap, encod
         return torch.where(seen, values.double(), 0.0).sum(1).numpy()
 
     rows = unpadded(m.tokens, encoding.padding_token)
-    figures = {
+    figures: dict[str, Any] = {
         "scores": {judge: bootstrap.mean(scores) for judge, scores in side.scores.items()},
         "kl": bootstrap.mean(m.kl.double().sum(1).numpy()),
         "kl_per_token": bootstrap.ratio(summed(m.kl), lengths),
@@ -326,15 +353,15 @@ def policy_figures(side: Answers, held_out: HeldOut, bootstrap: Bootstrap, encod
     return figures
 
 
-def copying_figures(queries: list[str], responses: list[str], bootstrap: Bootstrap) -> dict:
+def copying_figures(queries: list[str], responses: list[str], bootstrap: Bootstrap) -> dict[str, Any]:
     """What responses copy from their queries, and from where: shares over all sentences, n-grams, responses."""
     pairs = list(zip(queries, responses, strict=True))
-    counts = {"copied_sentences": [text_metrics.copied_sentences(*pair) for pair in pairs]}
+    counts: dict[str, list[Any]] = {"copied_sentences": [text_metrics.copied_sentences(*pair) for pair in pairs]}
     counts |= {
         f"copied_{n}_grams": [text_metrics.copied_ngrams(*pair, n) for pair in pairs]
         for n in text_metrics.COPIED_NGRAMS
     }
-    figures = {name: bootstrap.ratio(*np.array(rows).T) for name, rows in counts.items()}
+    figures: dict[str, Any] = {name: bootstrap.ratio(*np.array(rows).T) for name, rows in counts.items()}
     figures["copied_responses"] = bootstrap.mean(np.array([float(text_metrics.is_copied(*pair)) for pair in pairs]))
     figures["copied_lead_3"] = bootstrap.mean(
         np.array([float(text_metrics.is_copied(text_metrics.lead(query), text)) for query, text in pairs])
@@ -350,12 +377,13 @@ def copying_figures(queries: list[str], responses: list[str], bootstrap: Bootstr
 
 def win_rates(
     answers: dict[str, Answers], held_out: HeldOut, people: list[PeoplesChoices], bootstrap: Bootstrap
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """For each judge and pair the share of queries on which the first policy's response is the better one, ties split.
 
     Raises UserError for people's choices of which none is about these responses.
     """
-    pairs, rows = _pairs(answers), []
+    pairs = _pairs(answers)
+    rows: list[dict[str, Any]] = []
 
     def add(judge: str, pair: tuple[str, str], wins: np.ndarray) -> None:
         rows.append(
@@ -372,17 +400,17 @@ def win_rates(
         for a, b in pairs:
             one, other = answers[a].scores[judge], answers[b].scores[judge]
             add(judge, (a, b), (one > other) + 0.5 * (one == other))
-    for judge in people:
+    for asked in people:
         shares = {
-            pair: judge.wins(held_out.texts, pair, (answers[pair[0]].texts, answers[pair[1]].texts)) for pair in pairs
+            pair: asked.wins(held_out.texts, pair, (answers[pair[0]].texts, answers[pair[1]].texts)) for pair in pairs
         }
         if all(np.isnan(wins).all() for wins in shares.values()):
             raise UserError(
-                f"{judge.path} has no choice about these responses: evaluate the same policies, under the same names, "
+                f"{asked.path} has no choice about these responses: evaluate the same policies, under the same names, "
                 "with the --seed, --samples and --split that the sheet was written with"
             )
         for pair, wins in shares.items():
-            add(judge.name, pair, wins)
+            add(asked.name, pair, wins)
     return rows
 
 
@@ -394,15 +422,26 @@ def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
 # --- what is written ---
 
 
-def write_results(
-    folder: Path, description: dict, result: dict, answers: dict[str, Answers], held_out: HeldOut, encoding: Encoding
+def report_evaluation(
+    folder: Path, description: dict[str, Any], result: dict[str, Any], answers: dict[str, Answers], loaded: Comparison
 ) -> None:
-    """config.json, result.json and evaluation.jsonl (a line a query) in `folder`, which is replaced as a whole."""
-    lines = []
+    """Write the folder of the results and the sheet for people, print the table and the first samples."""
+    params, rows = loaded.params, evaluation_rows(answers, loaded.held_out, loaded.encoding)
+    write_evaluation(folder, description, result, rows)
+    if params.people_sheet:
+        write_sheet(Path(params.people_sheet), answers, loaded.held_out, params.seed)
+    print(evaluation_table(result))
+    print(samples_text(samples_of_evaluation(rows[: params.shown])))
+    print(f"\nresults in {folder}" + (f"; sheet to fill in: {params.people_sheet}" if params.people_sheet else ""))
+
+
+def evaluation_rows(answers: dict[str, Answers], held_out: HeldOut, encoding: Encoding) -> list[dict[str, Any]]:
+    """The rows of evaluation.jsonl: a query, with every policy's response and what was measured of it."""
+    rows = []
     for i, query in enumerate(held_out.texts):
-        row = {"query": query, "document": held_out.documents[i]} | (
-            {"reference": held_out.references[i]} if held_out.references else {}
-        )
+        row: dict[str, Any] = {"query": query, "document": held_out.documents[i]}
+        if held_out.references:
+            row["reference"] = held_out.references[i]
         row["policies"] = {
             name: {
                 "response": side.texts[i],
@@ -415,11 +454,19 @@ def write_results(
             }
             for name, side in answers.items()
         }
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        rows.append(row)
+    return rows
+
+
+def write_evaluation(
+    folder: Path, description: dict[str, Any], result: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    """config.json, result.json and evaluation.jsonl in `folder`, which is replaced as a whole."""
     with atomic_folder(folder) as temporary:
         write_json(temporary / "config.json", description)
         write_json(temporary / "result.json", result)
-        (temporary / "evaluation.jsonl").write_text("".join(lines), encoding="utf-8")
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (temporary / "evaluation.jsonl").write_text(lines, encoding="utf-8")
 
 
 def write_sheet(path: Path, answers: dict[str, Answers], held_out: HeldOut, seed: int) -> None:
@@ -436,13 +483,3 @@ def write_sheet(path: Path, answers: dict[str, Answers], held_out: HeldOut, seed
         return
     with atomic_file(path) as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def show(answers: dict[str, Answers], held_out: HeldOut, count: int) -> None:
-    """The first queries of the list, unselected, with every policy's response."""
-    width = max(len(name) for name in answers)
-    for i, query in enumerate(held_out.texts[:count]):
-        print(f"\n  {query if len(query) <= 300 else '... ' + query[-300:]} ...")
-        for name, side in answers.items():
-            scores = "".join(f" {scores[i]:+.2f}" for scores in side.scores.values())
-            print(f"    {name:{width}} [{scores.strip()}] {' '.join(side.texts[i].split())}")

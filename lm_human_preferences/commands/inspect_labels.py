@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.encoding import ENCODINGS, Encoding, get_encoding
 
-SURPRISING = 4.0  # standard errors: of a dozen shares none strays so far by chance
+SURPRISING = 4.0  # standard errors: of a dozen shares none strays this far by chance
 
 
 @dataclass
@@ -103,7 +104,7 @@ def position_shares(best: torch.Tensor, n: int) -> tuple[list[float], float]:
 def _choices(batch: LabelBatch, lengths: torch.Tensor) -> list[str]:
     n = batch.responses.shape[1]
     shares, error = position_shares(batch.target, n)
-    lines = [f"best at position {n_}: {share:.1%}{_warning(share, 1 / n, error)}" for n_, share in enumerate(shares)]
+    lines = [f"best at position {at}: {share:.1%}{_warning(share, 1 / n, error)}" for at, share in enumerate(shares)]
     lines[0] += f"   (alike they would be {1 / n:.1%}, give or take {error:.1%})"
     best = lengths.gather(1, batch.target[:, None])[:, 0]
     different = lengths.min(1).values < lengths.max(1).values
@@ -112,8 +113,9 @@ def _choices(batch: LabelBatch, lengths: torch.Tensor) -> list[str]:
         shortest = (best == lengths.min(1).values)[different].double().mean()
         others = (lengths.sum(1) - best).double() / (n - 1)
         lines.append(
-            f"best: {float(best.double().mean()):.1f} tokens long, the others {float(others.mean()):.1f}; it is a longest one in {float(longest):.1%}, "
-            f"a shortest one in {float(shortest):.1%} of the labels whose lengths differ"
+            f"best: {float(best.double().mean()):.1f} tokens long, the others {float(others.mean()):.1f}; it is a "
+            f"longest one in {float(longest):.1%}, a shortest one in {float(shortest):.1%} of the labels whose lengths "
+            "differ"
         )
     return lines
 
@@ -128,7 +130,10 @@ def _warning(share: float, expected: float, error: float) -> str:
 
 def _numbers(batch: LabelBatch, lengths: torch.Tensor, kind: LabelType) -> list[str]:
     values = batch.target.double()
-    line = f"{kind.answer}: mean {float(values.mean()):.3f}, deviation {float(values.std(correction=0)):.3f}, {float(values.min()):g} to {float(values.max()):g}"
+    line = (
+        f"{kind.answer}: mean {float(values.mean()):.3f}, deviation {float(values.std(correction=0)):.3f}, "
+        f"{float(values.min()):g} to {float(values.max()):g}"
+    )
     size = lengths[:, -1].double() - (lengths[:, 0].double() if kind.answer == "difference" else 0)
     if len(values) > 1 and values.std() > 0 and size.std() > 0:
         what = "the difference of lengths" if kind.answer == "difference" else "length"
@@ -151,7 +156,7 @@ def convert(source: str, output: str, params: LabelToolParams) -> str:
         return f"{output}: {count:,} labels as lists of {batch.queries.shape[1]} + {batch.responses.shape[2]} tokens"
     kept = 0
 
-    def texts() -> Iterator[dict]:
+    def texts() -> Iterator[dict[str, Any]]:
         nonlocal kept
         for i in range(len(batch)):
             label = readable_label(batch, i, kind, encoding)
@@ -166,7 +171,7 @@ def convert(source: str, output: str, params: LabelToolParams) -> str:
     )
 
 
-def _encodes_back(label: dict, batch: LabelBatch, index: int, encoding: Encoding) -> bool:
+def _encodes_back(label: dict[str, Any], batch: LabelBatch, index: int, encoding: Encoding) -> bool:
     for text, tokens in zip(
         [label["query"], *label["responses"]], [batch.queries[index], *batch.responses[index]], strict=True
     ):

@@ -31,7 +31,7 @@ class PerplexityParams:
     precision: str = param("auto", "auto, float32 or bfloat16")
 
 
-def measure(model: str, datasets: tuple[str, ...], params: PerplexityParams) -> list[str]:
+def perplexity_lines(model: str, datasets: tuple[str, ...], params: PerplexityParams) -> list[str]:
     """A line for each data set: its perplexity, exp of the mean negative log-likelihood of a token, and over how many
     rows.
 
@@ -54,8 +54,6 @@ def measure(model: str, datasets: tuple[str, ...], params: PerplexityParams) -> 
     lines = []
     for name, rows in sets.items():
         nats = validate(loss, rows, params.limit, precision, params.micro_batch, describe=name)
-        lines.append(
-            f"{name}, {params.split}: perplexity {math.exp(nats):.1f} ({nats:.4f} nats a token; {min(params.limit or len(rows), len(rows)):,} rows of "
-            f"{rows.block} tokens)"
-        )
+        read = f"{min(params.limit or len(rows), len(rows)):,} rows of {rows.block} tokens"
+        lines.append(f"{name}, {params.split}: perplexity {math.exp(nats):.1f} ({nats:.4f} nats per token; {read})")
     return lines

@@ -39,7 +39,7 @@ class PlanParams:
     precision: str = param("auto", "auto (bfloat16 on cuda; on a CPU where it is fast), float32 or bfloat16")
 
 
-# --- what is asked ---
+# --- which stages, of which model, where ---
 
 
 def _model(name: str) -> tuple[str, GPT2Config] | None:
@@ -51,8 +51,8 @@ def _model(name: str) -> tuple[str, GPT2Config] | None:
 
 
 def _models(params: PlanParams, entries: dict[str, Any]) -> dict[str, tuple[str, GPT2Config]]:
-    """Each stage's model: the one asked for, else the one that the stage starts from, else the one of the next stage.
-    UserError if it is unknown.
+    """Each stage's model: the one that --model names, else the one that the stage starts from, else the one of the next
+    stage. UserError if it is unknown.
     """
     if params.model is not None:
         if (found := _model(params.model)) is None:
@@ -92,7 +92,7 @@ def _stage_memory(stage: str, entry: Any, config: GPT2Config, precision: Precisi
     return policy_training_memory(entry, config, precision, ranks, outside)
 
 
-# --- what is answered ---
+# --- the plan ---
 
 
 def plan(params: PlanParams, entries: dict[str, Any], task: str) -> str:
@@ -107,8 +107,8 @@ def plan(params: PlanParams, entries: dict[str, Any], task: str) -> str:
     budget = int(params.memory * GIB) if params.memory is not None else free_memory(precision.device)
     one, many = {"cuda": ("GPU", "GPUs"), "cpu": ("process", "processes")}[precision.device.type]
     lines = [
-        f"{task} on {params.devices} {one if params.devices == 1 else many} with {budget / GIB:.1f} GiB each, {SHARE:.0%} of it planned with; "
-        f"{precision.describe()}"
+        f"{task} on {params.devices} {one if params.devices == 1 else many} with {budget / GIB:.1f} GiB each, "
+        f"{SHARE:.0%} of it planned with; {precision.describe()}"
     ]
     models = _models(params, entries)
     for stage, entry in entries.items():
@@ -139,9 +139,8 @@ def _table(memory: StageMemory, run: Any, budget: int, device: str) -> list[str]
         ("training", training, sizes.training),
     ):
         if which is not None:
-            lines.append(
-                f"  {name:16} + {which.bytes(rows) / GIB:7.2f} GiB   {_words(which, rows)}{', activations recomputed' if which is memory.recomputing else ''}"
-            )
+            recomputed = ", activations recomputed" if which is memory.recomputing else ""
+            lines.append(f"  {name:16} + {which.bytes(rows) / GIB:7.2f} GiB   {_words(which, rows)}{recomputed}")
     peak = sizes.peak(memory)
     verdict = "fits" if peak <= SHARE * budget else "just fits" if peak <= budget else "does not fit"
     return [*lines, f"  at most            {peak / GIB:7.2f} GiB   {verdict}"]

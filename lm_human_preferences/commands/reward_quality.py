@@ -9,7 +9,7 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,12 +27,11 @@ from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.judging.calibration import Estimate
 from lm_human_preferences.judging.ratings import rated_rows
 from lm_human_preferences.language.encoding import Encoding, get_encoding
-from lm_human_preferences.learning.reward_model import RewardModel
-from lm_human_preferences.reports.result_figures import write_quality_figures
-from lm_human_preferences.reports.result_tables import quality_table
+from lm_human_preferences.learning.reward_model import RewardModel, rewards_of
+from lm_human_preferences.reports.quality_report import quality_table, write_quality_figures
 from lm_human_preferences.runs.description import describe_run
 from lm_human_preferences.runs.folder import free_result_folder
-from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams, check, rewards_of
+from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams, check
 
 TABLES = "sentences.jsonl"  # of a data set: every sentence with every person's rating
 
@@ -89,20 +88,20 @@ class CurveRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Choices:
-    """Held-out choices with everything that is asked about them; n choices among N responses."""
+    """Held-out choices with everything that is known about them; n choices among N responses."""
 
     batch: LabelBatch
-    texts: list[dict]  # query, responses, best
+    texts: list[dict[str, Any]]  # query, responses, best
     lengths: np.ndarray  # int64 [n, N], tokens of each response
     source: str
-    sentences: list[list[dict]] | None  # [n][N] rows of sentences.jsonl; None where the data set has none
+    sentences: list[list[dict[str, Any]]] | None  # [n][N] rows of sentences.jsonl; None where the data set has none
 
     @property
     def best(self) -> np.ndarray:
         return self.batch.target.numpy()
 
 
-def measure(experiment: str, params: RewardQualityParams, settings: RewardTrainingParams | None) -> Path:
+def reward_quality(experiment: str, params: RewardQualityParams, settings: RewardTrainingParams | None) -> Path:
     """Measure, train what the curve lacks, print the table, write the folder of the results, which is returned.
 
     settings: of --task. UserError before anything is written if it cannot work.
@@ -113,19 +112,14 @@ def measure(experiment: str, params: RewardQualityParams, settings: RewardTraini
     if params.threads:
         torch.set_num_threads(params.threads)
     subject = find_subject(experiment, params, settings)
-    folder = free_result_folder(
-        params.save_dir,
-        f"quality_{subject.name}" if params.experiment is None else params.experiment,
-        "reward_quality",
-        params.overwrite,
-    )
+    name = f"quality_{subject.name}" if params.experiment is None else params.experiment
+    folder = free_result_folder(params.save_dir, name, "reward_quality", params.overwrite)
     model = RewardModel.load(subject.folder)
     encoding = get_encoding(model.transformer.config.encoding)
     choices = held_out_choices(subject, params, encoding)
     curve = plan_curve(subject, params)
-    print(
-        f"reward_quality {subject.name}: {len(choices.best):,} held-out choices of {choices.source}, {precision.describe()}"
-    )
+    count = f"{len(choices.best):,} held-out choices"
+    print(f"reward_quality {subject.name}: {count} of {choices.source}, {precision.describe()}")
     rewards = score(model, choices, precision, params.micro_batch)
     result = {
         "task": subject.task,
@@ -133,26 +127,18 @@ def measure(experiment: str, params: RewardQualityParams, settings: RewardTraini
         "labels": choices.source,
         "choices": len(choices.best),
         "seed": params.seed,
+        **quality(rewards, choices, params),
     }
-    result |= quality(rewards, choices, params)
     if curve:
         points = [curve_point(run, subject.task, choices, encoding, precision, params) for run in curve]
         if subject.trained:
-            points.append(
-                {
-                    "model": None,
-                    "labels": subject.settings.labels.num_train,
-                    "run": subject.name,
-                    **point(rewards, choices.best),
-                }
-            )
+            points.append(point_of_curve(None, subject.settings.labels.num_train, subject.name, rewards, choices))
         result["curve"] = sorted(points, key=lambda row: (row["model"] or "", row["labels"]))
-    write_results(
+    write_quality(
         folder, describe_run("reward_quality", subject.task, folder.name, to_dict(params)), result, rewards, choices
     )
-    print(
-        f"{quality_table(result)}\n\nresults and figures in {folder}; python launch.py report {folder.name} makes a page of them"
-    )
+    print(quality_table(result))
+    print(f"\nresults and figures in {folder}; python launch.py report {folder.name} makes a page of them")
     return folder
 
 
@@ -180,12 +166,12 @@ def find_subject(experiment: str, params: RewardQualityParams, settings: RewardT
             name = folder.resolve().parent.name if folder.resolve().name == "reward_model" else folder.resolve().name
             return Subject(name, str(params.task), folder, settings, trained=False)
         if config is not None:
-            raise UserError(f"{folder} is no run of train_reward and no reward-model folder")
+            raise UserError(f"{folder} is neither a run of train_reward nor a reward-model folder")
     raise UserError(f"there is no run or reward-model folder {experiment!r} in {params.save_dir}")
 
 
 def held_out_choices(subject: Subject, params: RewardQualityParams, encoding: Encoding) -> Choices:
-    """The choices to measure on. UserError for labels that are no choices, or if nothing was held out."""
+    """The choices to measure on. UserError for labels that are not choices, or if nothing was held out."""
     labels, kind, task = subject.settings.labels, label_type(subject.settings.labels.type), subject.settings.task
     if not kind.is_choice:
         raise UserError(f"reward_quality needs choices, best_of_N; the labels of {subject.name} are {kind.name}")
@@ -209,7 +195,7 @@ def held_out_choices(subject: Subject, params: RewardQualityParams, encoding: En
     )
 
 
-def rated_responses(source: str, skip: int, batch: LabelBatch, given: str | None) -> list[list[dict]] | None:
+def rated_responses(source: str, skip: int, batch: LabelBatch, given: str | None) -> list[list[dict[str, Any]]] | None:
     """Each response's row of sentences.jsonl, found by the `ids` of the readable label file beside the token lists.
     None if there are none.
 
@@ -236,7 +222,8 @@ def rated_responses(source: str, skip: int, batch: LabelBatch, given: str | None
         pass
     if given:
         raise UserError(
-            f"{readable} and {folder / TABLES} do not rate the choices of {source}: expected the same labels with ids, each rated"
+            f"{readable} and {folder / TABLES} do not rate the choices of {source}: expected the same labels with ids, "
+            "each rated"
         )
     return None
 
@@ -255,7 +242,7 @@ def point(rewards: np.ndarray, best: np.ndarray) -> dict[str, Estimate]:
     }
 
 
-def quality(rewards: np.ndarray, choices: Choices, params: RewardQualityParams) -> dict:
+def quality(rewards: np.ndarray, choices: Choices, params: RewardQualityParams) -> dict[str, Any]:
     """Everything about one reward model: accuracy, calibration, length, people."""
     n, n_responses = rewards.shape
     bootstrap = Bootstrap(n, params.seed)
@@ -266,13 +253,13 @@ def quality(rewards: np.ndarray, choices: Choices, params: RewardQualityParams) 
     found["calibration"] = calibration_of(rewards, choices.best, temperature, params.bins, bootstrap)
     found["length"] = length_of(rewards, choices, params.equal_length, bootstrap)
     if choices.sentences:
-        found["people"] = people_of(rewards, choices, params.seed)
+        found["people"] = people_of(rewards, choices.sentences, params.seed)
     return found
 
 
 def calibration_of(
     rewards: np.ndarray, best: np.ndarray, temperature: Estimate, bins: int, bootstrap: Bootstrap
-) -> dict:
+) -> dict[str, Any]:
     """How far the choice probabilities hold, as they are and at the temperature that would calibrate them."""
     logs, right = calibration.log_probabilities(rewards), rewards.argmax(1) == best
     confidence = np.exp(logs.max(1))
@@ -290,33 +277,70 @@ def calibration_of(
     return found
 
 
-def length_of(rewards: np.ndarray, choices: Choices, equal: float, bootstrap: Bootstrap) -> dict:
-    """How far score and people's choice go with the number of tokens."""
-    lengths, best, n = choices.lengths.astype(np.float64), choices.best, len(rewards)
-    unit, picked = np.repeat(np.arange(n), rewards.shape[1]), rewards.argmax(1)
-    within = [part - part.mean(1, keepdims=True) for part in (rewards, lengths)]
-    longest, alike = calibration.top_shares(lengths), lengths.max(1) <= equal * lengths.min(1)
-    other = np.arange(rewards.shape[1]) != best[:, None]  # bool [n, N]
-    of_best, reward_of_best = lengths[np.arange(n), best, None], rewards[np.arange(n), best, None]
-    close = other & (np.maximum(lengths, of_best) <= equal * np.minimum(lengths, of_best))
-    wins = (reward_of_best > rewards) + 0.5 * (reward_of_best == rewards)
+def length_of(rewards: np.ndarray, choices: Choices, equal: float, bootstrap: Bootstrap) -> dict[str, Any]:
+    """How far score and people's choice go with the number of tokens. Responses whose lengths differ by a factor of at
+    most `equal` count as equally long.
+    """
+    lengths, best = choices.lengths.astype(np.float64), choices.best
     return {
-        "correlation": calibration.correlation(rewards.ravel(), lengths.ravel(), unit, bootstrap),
-        "correlation_within": calibration.correlation(within[0].ravel(), within[1].ravel(), unit, bootstrap),
-        "people_longest": calibration.mean(longest[np.arange(n), best]),
-        "model_longest": calibration.mean(longest[np.arange(n), picked]),
+        **length_correlations(rewards, lengths, bootstrap),
+        **longest_preferred(rewards, lengths, best),
         "equal_length": equal,
-        "equal_choices": int(alike.sum()),
-        "equal_accuracy": calibration.mean((picked == best)[alike]),
-        "pairs": int(other.sum()),
-        "pairs_accuracy": calibration.ratio((wins * other).sum(1), other.sum(1), bootstrap),
-        "equal_pairs": int(close.sum()),
-        "equal_pairs_accuracy": calibration.ratio((wins * close).sum(1), close.sum(1), bootstrap),
+        **accuracy_of_equal_length(rewards, lengths, best, equal),
+        **accuracy_of_pairs(rewards, lengths, best, equal, bootstrap),
         "by_length": by_length(rewards.ravel(), lengths.ravel()),
     }
 
 
-def by_length(rewards: np.ndarray, lengths: np.ndarray, groups: int = 8) -> list[dict]:
+def length_correlations(rewards: np.ndarray, lengths: np.ndarray, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """Of reward and length over all responses, and of what both are above their mean within a choice."""
+    n, n_responses = rewards.shape
+    choice = np.repeat(np.arange(n), n_responses)  # of each response
+    above = [values - values.mean(1, keepdims=True) for values in (rewards, lengths)]
+    return {
+        "correlation": calibration.correlation(rewards.ravel(), lengths.ravel(), choice, bootstrap),
+        "correlation_within": calibration.correlation(above[0].ravel(), above[1].ravel(), choice, bootstrap),
+    }
+
+
+def longest_preferred(rewards: np.ndarray, lengths: np.ndarray, best: np.ndarray) -> dict[str, Estimate]:
+    """How often people and the model choose the longest response, several longest ones sharing it."""
+    share, row = calibration.top_shares(lengths), np.arange(len(best))
+    return {
+        "people_longest": calibration.mean(share[row, best]),
+        "model_longest": calibration.mean(share[row, rewards.argmax(1)]),
+    }
+
+
+def accuracy_of_equal_length(
+    rewards: np.ndarray, lengths: np.ndarray, best: np.ndarray, equal: float
+) -> dict[str, Any]:
+    """Over the choices all of whose responses are equally long."""
+    alike = lengths.max(1) <= equal * lengths.min(1)
+    right = rewards.argmax(1) == best
+    return {"equal_choices": int(alike.sum()), "equal_accuracy": calibration.mean(right[alike])}
+
+
+def accuracy_of_pairs(
+    rewards: np.ndarray, lengths: np.ndarray, best: np.ndarray, equal: float, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Over the pairs of the best response and another: how often the best has the higher reward, ties half; of all
+    pairs, and of those equally long.
+    """
+    row = np.arange(len(best))
+    other = np.arange(rewards.shape[1]) != best[:, None]  # bool [n, N]
+    length, reward = lengths[row, best, None], rewards[row, best, None]  # of the best, [n, 1]
+    wins = (reward > rewards) + 0.5 * (reward == rewards)
+    close = other & (np.maximum(lengths, length) <= equal * np.minimum(lengths, length))
+    return {
+        "pairs": int(other.sum()),
+        "pairs_accuracy": calibration.ratio((wins * other).sum(1), other.sum(1), bootstrap),
+        "equal_pairs": int(close.sum()),
+        "equal_pairs_accuracy": calibration.ratio((wins * close).sum(1), close.sum(1), bootstrap),
+    }
+
+
+def by_length(rewards: np.ndarray, lengths: np.ndarray, groups: int = 8) -> list[dict[str, Any]]:
     """Mean reward of groups of about equally many responses [m] of similar length, for the figure."""
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, groups + 1)[1:-1]))
     place, rows = np.searchsorted(edges, lengths, side="left"), []
@@ -332,40 +356,70 @@ def by_length(rewards: np.ndarray, lengths: np.ndarray, groups: int = 8) -> list
     return rows
 
 
-def people_of(rewards: np.ndarray, choices: Choices, seed: int) -> dict:
+def people_of(rewards: np.ndarray, sentences: list[list[dict[str, Any]]], seed: int) -> dict[str, Any]:
     """Against single persons' ratings and their means: correlations over sentences, agreement over choices."""
-    flat, ids = [row for four in choices.sentences for row in four], {}
-    for row in flat:
-        ids.setdefault(row["id"], (len(ids), row["ratings"]))
-    place, ratings = np.array([ids[row["id"]][0] for row in flat]), [given for _, given in ids.values()]
-    score = np.bincount(place, rewards.ravel()) / np.bincount(place)  # a sentence in several choices counts once
-    means, sentence = np.array([np.mean(given) for given in ratings]), np.arange(len(ratings))
-    bootstrap, each = Bootstrap(len(ratings), seed), np.repeat(sentence, [len(given) for given in ratings])
-    single = np.concatenate([np.asarray(given, dtype=np.float64) for given in ratings])
-    several = np.array([len(given) > 1 for given in ratings])[each]
-    others = np.concatenate([(np.sum(given) - np.asarray(given)) / max(1, len(given) - 1) for given in ratings])
-    found = {
+    scores, ratings = rated_sentences(rewards, sentences)
+    bootstrap = Bootstrap(len(ratings), seed)
+    return {
         "sentences": len(ratings),
-        "ratings": len(single),
+        "ratings": sum(len(given) for given in ratings),
         "reliability": calibration.rating_reliability(ratings),
-        "mean_correlation": calibration.correlation(score, means, sentence, bootstrap),
-        "mean_rank_correlation": calibration.correlation(
-            calibration.ranks(score), calibration.ranks(means), sentence, bootstrap
-        ),
-        "single_correlation": calibration.correlation(score[each], single, each, bootstrap),
+        **correlations_with_means(scores, ratings, bootstrap),
+        **correlations_with_persons(scores, ratings, bootstrap),
+        **agreement_with_persons(rewards, sentences),
     }
+
+
+def rated_sentences(rewards: np.ndarray, sentences: list[list[dict[str, Any]]]) -> tuple[np.ndarray, list[list[float]]]:
+    """The model's reward float64 [s] and all ratings of each of the s different sentences; one that stands in several
+    choices counts once, with its mean reward.
+    """
+    rows = [row for choice in sentences for row in choice]
+    ratings = {row["id"]: row["ratings"] for row in rows}
+    place = {number: i for i, number in enumerate(ratings)}
+    places = np.array([place[row["id"]] for row in rows])
+    return np.bincount(places, rewards.ravel()) / np.bincount(places), list(ratings.values())
+
+
+def correlations_with_means(
+    scores: np.ndarray, ratings: list[list[float]], bootstrap: Bootstrap
+) -> dict[str, Estimate]:
+    """Of the model's scores [s] with the mean ratings."""
+    means, sentence = np.array([np.mean(given) for given in ratings]), np.arange(len(ratings))
+    ranks = calibration.ranks(scores), calibration.ranks(means)
+    return {
+        "mean_correlation": calibration.correlation(scores, means, sentence, bootstrap),
+        "mean_rank_correlation": calibration.correlation(*ranks, sentence, bootstrap),
+    }
+
+
+def correlations_with_persons(
+    scores: np.ndarray, ratings: list[list[float]], bootstrap: Bootstrap
+) -> dict[str, Estimate]:
+    """Of single ratings with the model's scores [s], and with the mean of the sentence's other ratings."""
+    counts = [len(given) for given in ratings]
+    sentence = np.repeat(np.arange(len(ratings)), counts)  # of each single rating
+    single = np.concatenate([np.asarray(given, dtype=np.float64) for given in ratings])
+    others = np.concatenate([(np.sum(given) - np.asarray(given)) / max(1, len(given) - 1) for given in ratings])
+    several = np.array([count > 1 for count in counts])[sentence]  # there are others
+    found = {"single_correlation": calibration.correlation(scores[sentence], single, sentence, bootstrap)}
     if several.any():
         found["single_with_others_correlation"] = calibration.correlation(
-            single[several], others[several], each[several], bootstrap
+            single[several], others[several], sentence[several], bootstrap
         )
-    agreement = [
-        calibration.rater_agreement([row["ratings"] for row in four], int(pick))
-        for four, pick in zip(choices.sentences, rewards.argmax(1), strict=True)
-    ]
-    for name in ("model", "people", "rest"):
-        values = np.array([row[name] for row in agreement if name in row])
-        found[f"agreement_{name}"] = calibration.mean(values)
     return found
+
+
+def agreement_with_persons(rewards: np.ndarray, sentences: list[list[dict[str, Any]]]) -> dict[str, Estimate]:
+    """How often the model, another person and the mean of the others choose the response that one person would."""
+    agreement = [
+        calibration.rater_agreement([row["ratings"] for row in choice], int(pick))
+        for choice, pick in zip(sentences, rewards.argmax(1), strict=True)
+    ]
+    return {
+        f"agreement_{name}": calibration.mean(np.array([row[name] for row in agreement if name in row]))
+        for name in ("model", "people", "rest")
+    }
 
 
 # --- the learning curve ---
@@ -402,7 +456,8 @@ def plan_curve(subject: Subject, params: RewardQualityParams) -> list[CurveRun]:
                 continue  # the subject itself
             if not subject.settings.labels.valid_source and labels > subject.settings.labels.num_train:
                 raise UserError(
-                    f"--curve {labels}: after the first {subject.settings.labels.num_train} labels those begin that are held out"
+                    f"--curve {labels}: after the first {subject.settings.labels.num_train} labels those begin that "
+                    "are held out"
                 )
             if labels < 1 or labels % settings.batch_size:
                 raise UserError(
@@ -427,14 +482,15 @@ def _begun(folder: Path, settings: RewardTrainingParams) -> bool:
     same = all(parameters.get(name) == wanted[name] for name in wanted if name not in ("run", "tracking"))
     if stored.get("stage") != "train_reward" or not same or parameters.get("run", {}).get("seed") != settings.run.seed:
         raise UserError(
-            f"{folder} exists and is no such run of this curve (other settings); move it away or measure in another --save_dir"
+            f"{folder} exists and is not such a run of this curve (its settings differ); move it away or measure in "
+            "another --save_dir"
         )
     return True
 
 
 def curve_point(
     run: CurveRun, task: str, choices: Choices, encoding: Encoding, precision: Precision, params: RewardQualityParams
-) -> dict:
+) -> dict[str, Any]:
     """The run's reward model, trained now unless it is there, on the same held-out choices. UserError if it has another
     encoding.
     """
@@ -446,18 +502,20 @@ def curve_point(
         raise UserError(
             f"{run.model} has the encoding {model.transformer.config.encoding}, these choices have {encoding.name}"
         )
-    return {
-        "model": run.model,
-        "labels": run.labels,
-        "run": run.name,
-        **point(score(model, choices, precision, params.micro_batch), choices.best),
-    }
+    rewards = score(model, choices, precision, params.micro_batch)
+    return point_of_curve(run.model, run.labels, run.name, rewards, choices)
+
+
+def point_of_curve(model: str | None, labels: int, run: str, rewards: np.ndarray, choices: Choices) -> dict[str, Any]:
+    return {"model": model, "labels": labels, "run": run, **point(rewards, choices.best)}
 
 
 # --- what is written ---
 
 
-def write_results(folder: Path, description: dict, result: dict, rewards: np.ndarray, choices: Choices) -> None:
+def write_quality(
+    folder: Path, description: dict[str, Any], result: dict[str, Any], rewards: np.ndarray, choices: Choices
+) -> None:
     """config.json, result.json, choices.jsonl (a line a choice) and the figures in `folder`, which is replaced as a
     whole.
     """

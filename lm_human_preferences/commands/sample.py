@@ -12,8 +12,8 @@ from lm_human_preferences.data.queries import query_stream
 from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, readable, truncate_responses
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.judging.judges import PeoplesChoices, load_judge
-from lm_human_preferences.language.encoding import get_encoding
+from lm_human_preferences.judging.judges import Judge, PeoplesChoices, load_judge
+from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.runs.folder import model_and_task
 
@@ -30,7 +30,7 @@ class SampleParams:
     count: int = param(8, "continuations to write")
     length: int | None = param(None, "tokens in a continuation; none takes the task's response length, or 40")
     temperature: float | None = param(None, "sampling temperature; none takes the task's, or 1")
-    top_k: int = param(0, "draw among so many most probable tokens; 0 among all")
+    top_k: int = param(0, "draw among this many most probable tokens; 0 among all")
     top_p: float = param(1.0, "draw among the most probable tokens whose probabilities sum to at most this")
     split: str = param("valid", "split of the task's queries")
     seed: int = param(0, "seed of queries and tokens")
@@ -45,28 +45,18 @@ def write_samples(experiment: str, params: SampleParams, given_task: TaskParams 
 
     `given_task` is the one that `params.task` names.
     """
-    if params.count < 1 or (params.length is not None and params.length < 1):
-        raise UserError("--count and --length must be at least 1")
-    if params.temperature is not None and params.temperature <= 0 or not 0 < params.top_p <= 1 or params.top_k < 0:
-        raise UserError("--temperature must be positive, --top_p in (0, 1], --top_k not negative")
+    check_sampling(params)
     folder, task = model_and_task(experiment, params.save_dir)
     task = given_task or task
     precision = choose_precision(params.device, params.precision)
-    judge = load_judge(params.judge, precision.device) if params.judge else None
-    if isinstance(judge, PeoplesChoices):
-        raise UserError(
-            f"--judge {params.judge}: people choose between two policies (launch.py evaluate); they score no single text"
-        )
+    judge = text_judge(params.judge, precision.device) if params.judge else None
     policy = Policy.load(folder, QueryFormatter([], []), 1.0)
     config = policy.transformer.config
     encoding = get_encoding(config.encoding)
     length = params.length or (task.response_length if task else 40)
     policy.temperature = params.temperature or (task.policy.temperature if task else 1.0)
     if params.prompt is not None:
-        tokens = encoding.encode(params.prompt)
-        if not tokens:
-            raise UserError("--prompt is empty; leave it out to take held-out queries")
-        queries = torch.tensor(tokens).expand(params.count, -1)
+        queries = prompt_rows(params.prompt, params.count, encoding)
     elif task is None:
         raise UserError(f"{folder} belongs to no task; name one with --task, or give a text with --prompt")
     else:
@@ -75,19 +65,47 @@ def write_samples(experiment: str, params: SampleParams, given_task: TaskParams 
         queries = query_stream(task, encoding, params.seed, "evaluation", params.split).batch(params.count)
     if policy.formatter(queries).shape[1] + length > config.n_ctx:
         raise UserError(f"prompt and --length {length} exceed the model's context of {config.n_ctx}")
-    uniforms = torch.rand(params.count, length, generator=generator_for(params.seed, "sample"))
+    queries = queries.to(precision.device)
+    uniforms = torch.rand(params.count, length, generator=generator_for(params.seed, "sample")).to(precision.device)
     policy.to(precision.device)
     with precision.autocast():
-        drawn = policy.respond(
-            queries.to(precision.device), uniforms.to(precision.device), params.top_k, params.top_p
-        ).tokens.cpu()
+        drawn = policy.respond(queries, uniforms, params.top_k, params.top_p).tokens
     end = task.truncate_token if task and task.truncate_token is not None else encoding.end_of_text
     drawn = truncate_responses(drawn, end, task.truncate_after if task else 0, encoding.padding_token)
-    with torch.no_grad():
-        scores = (
-            judge.on_tokens(encoding)(queries.to(precision.device), drawn.to(precision.device)).tolist()
-            if judge
-            else [None] * params.count
+    scores = scores_of(judge, queries, drawn, encoding) if judge else [None] * params.count
+    for query, response, score in zip(queries.cpu(), drawn.cpu(), scores, strict=True):
+        shown = "" if score is None else f"[{score:+.3f}] "
+        print(f"{shown}{readable(encoding, query)}|{readable(encoding, response)}\n")
+
+
+def check_sampling(params: SampleParams) -> None:
+    """UserError for numbers that cannot work."""
+    if params.count < 1 or (params.length is not None and params.length < 1):
+        raise UserError("--count and --length must be at least 1")
+    if params.temperature is not None and params.temperature <= 0 or not 0 < params.top_p <= 1 or params.top_k < 0:
+        raise UserError("--temperature must be positive, --top_p in (0, 1], --top_k not negative")
+
+
+def text_judge(spec: str, device: torch.device) -> Judge:
+    """UserError if it cannot be had or cannot score a single text."""
+    judge = load_judge(spec, device)
+    if isinstance(judge, PeoplesChoices):
+        raise UserError(
+            f"--judge {spec}: people choose between two policies (launch.py evaluate); they score no single text"
         )
-    for query, response, score in zip(queries, drawn, scores, strict=True):
-        print((f"[{score:+.3f}] " if judge else "") + f"{readable(encoding, query)}|{readable(encoding, response)}\n")
+    return judge
+
+
+def prompt_rows(prompt: str, count: int, encoding: Encoding) -> torch.Tensor:
+    """The prompt's tokens as int64 [count, Q]. UserError if it has none."""
+    tokens = encoding.encode(prompt)
+    if not tokens:
+        raise UserError("--prompt is empty; leave it out to take held-out queries")
+    return torch.tensor(tokens).expand(count, -1)
+
+
+@torch.no_grad()
+def scores_of(judge: Judge, queries: torch.Tensor, responses: torch.Tensor, encoding: Encoding) -> list[float]:
+    """Of responses int64 [n, R] to queries int64 [n, Q]."""
+    scores: list[float] = judge.on_tokens(encoding)(queries, responses).tolist()
+    return scores

@@ -15,18 +15,18 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from lm_human_preferences import train_policy
-from lm_human_preferences.commands.evaluate import HeldOut, held_out_queries, load_judges
+from lm_human_preferences.commands.evaluate import HeldOut, held_out_queries, load_judges, load_policy
 from lm_human_preferences.compute import distributed
 from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import dataset_split
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, penalise, readable
+from lm_human_preferences.data.tasks import penalise, readable
 from lm_human_preferences.foundation.configuration import param, to_dict
 from lm_human_preferences.foundation.errors import Interrupted, UserError
 from lm_human_preferences.foundation.files import atomic_file, make_folder, read_json, write_json
@@ -34,13 +34,16 @@ from lm_human_preferences.judging.bootstrap import Bootstrap, Interval
 from lm_human_preferences.judging.evaluation import sample_and_score, uniforms_of
 from lm_human_preferences.judging.frontier import best_of_n_kl, best_of_n_weights, betas_for, means, optimal_policy
 from lm_human_preferences.judging.judges import SPECS, Judge
+from lm_human_preferences.judging.rewards import load_rewards
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.learning.scoring import Rewards
+from lm_human_preferences.reports import sweep_report
+from lm_human_preferences.reports.samples import samples_of_sweep, samples_text
 from lm_human_preferences.runs.description import check_same_configuration, describe_run
 from lm_human_preferences.runs.folder import go_on_after_restart
-from lm_human_preferences.runs.params import start_computing
+from lm_human_preferences.runs.params import computing
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 
 COEFFICIENTS_HELP = "prices of a nat of KL, with commas between them: a policy is trained for each and every seed"
@@ -71,7 +74,8 @@ class SweepParams(PolicyTrainingParams):
     split: str = param("test", "split of the query data set that they come from")
     responses: int = param(
         64,
-        f"responses of the reference to each, for the best of n = 1, 2, 4, ... up to {LARGEST_N} and for the optimal policies",
+        f"responses of the reference to each, for the best of n = 1, 2, 4, ... up to {LARGEST_N} and for the optimal "
+        "policies",
     )
     min_effective: float = param(
         10.0, "optimal policies whose mean effective sample size, of those responses, is below this are left out"
@@ -110,18 +114,20 @@ def sweep(params: SweepParams, coefficients: list[float], task: str, experiment:
     """Train what is not trained yet, measure everything and draw it; returns the sweep's folder. UserError before any
     training if it cannot work.
     """
-    members = check(params, coefficients)
-    folder, precision = Path(params.run.save_dir) / experiment, start_computing(params.run)
-    with distributed.world(precision.device.type, params.run.timeout) as world:
+    params = settle(params)
+    check(params)
+    members, folder = members_of(params, coefficients), Path(params.run.save_dir) / experiment
+    with computing(params.run) as (precision, world):
         go_on_after_restart(params.run, folder, world)
         description = describe_run("sweep", task, experiment, to_dict(params)) | {"launch": list(world.launch)}
         description["parameters"]["rewards"]["kl_coef"] = coefficients
         check_folder(folder, description, params)
-        measuring = Measuring.prepare(params, precision, world)
+        measuring = Measuring.load(params, precision, world)
         if world.is_main:
             open_folder(folder, description, params)
         world.barrier()
         params.run = dataclasses.replace(params.run, save_dir=str(folder), overwrite=False, resume=True)
+        measuring.params = params = settle(params)  # reward training too goes into the sweep's folder
         train_policy.train_reward_model_first(params, precision, world, task, experiment)
         failed = train_policies(params, members, task, precision, world)
         trained = [member for member in members if member.name not in failed]
@@ -129,13 +135,14 @@ def sweep(params: SweepParams, coefficients: list[float], task: str, experiment:
             raise UserError(
                 f"none of the {len(members)} policies of {folder} could be trained; the lines above say why"
             )
-        result, rows = measuring.measure(folder, trained)
+        result, rows = measuring.of_policies(folder, trained)
         if world.is_main:
             result = {"task": task, "experiment": experiment, **result, "failed": failed}
-            write_results(folder, result, rows)
-            print(table(result))
-            show(rows, params.shown)
-            print(f"\nfigure {folder / 'sweep.svg'}, figures in {folder / 'result.json'}")
+            write_sweep(folder, result, rows)
+            print(sweep_report.sweep_table(result))
+            print(samples_text(samples_of_sweep(rows[: params.shown])))
+            print(f"\nfigure {folder / 'sweep.svg'}, figures in {folder / 'result.json'}; ", end="")
+            print(f"python launch.py report {experiment} makes a page of them")
         return folder
 
 
@@ -154,17 +161,26 @@ def parse_coefficients(text: str) -> list[float]:
             coefficients.append(math.nan)
         if not (math.isfinite(coefficients[-1]) and coefficients[-1] >= 0):
             raise UserError(
-                f"--rewards.kl_coef {text}: {part.strip()!r} is no number of 0 or more; expected numbers with commas between them"
+                f"--rewards.kl_coef {text}: {part.strip()!r} is not a number of 0 or more; expected numbers with "
+                "commas between them"
             )
     if len({f"{c:g}" for c in coefficients}) < len(coefficients):
         raise UserError(
-            f"--rewards.kl_coef {text} has a number twice (six digits count); for several policies of one coefficient give --seeds"
+            f"--rewards.kl_coef {text} has a number twice (six digits count); for several policies of one coefficient "
+            "give --seeds"
         )
     return coefficients
 
 
-def check(params: SweepParams, coefficients: list[float]) -> list[Member]:
-    """The policies to train. UserError for parameters that cannot work."""
+def settle(params: SweepParams) -> SweepParams:
+    """What a sweep will use: a copy, settled as policy training's."""
+    settled = train_policy.settle(params)
+    assert isinstance(settled, SweepParams)
+    return settled
+
+
+def check(params: SweepParams) -> None:
+    """UserError for settled parameters that cannot work."""
     if params.seeds < 1 or params.samples < 1 or params.shown < 0:
         raise UserError("--seeds and --samples must be at least 1, --shown not negative")
     if params.responses < 2:
@@ -177,17 +193,22 @@ def check(params: SweepParams, coefficients: list[float]) -> list[Member]:
         raise UserError(
             "a sweep is over fixed coefficients, which a controller would leave: give --rewards.adaptive_kl off"
         )
-    params.run.resume = False  # a sweep always goes on where it stopped
-    train_policy.check(params)
+    # a sweep always goes on where it stopped, so that --run.overwrite may stand beside --run.resume
+    train_policy.check(dataclasses.replace(params, run=dataclasses.replace(params.run, resume=False)))
     if not params.judges and not (folder := dataset_split(params.task, params.split)[0] / "sentences.jsonl").is_file():
         raise UserError(
-            f"{folder} does not exist, so no human ratings can judge; name a judge that has no part in training with --judges SPEC"
+            f"{folder} does not exist, so no human ratings can judge; name a judge that has no part in training with "
+            "--judges SPEC"
         )
+
+
+def members_of(params: SweepParams, coefficients: list[float]) -> list[Member]:
+    """The policies to train."""
     seeds = range(params.run.seed, params.run.seed + params.seeds)
     return [Member(f"kl_{kl_coef:g}_seed_{seed}", kl_coef, seed) for kl_coef in coefficients for seed in seeds]
 
 
-def check_folder(folder: Path, description: dict, params: SweepParams) -> None:
+def check_folder(folder: Path, description: dict[str, Any], params: SweepParams) -> None:
     """UserError if `folder` holds anything but this sweep, or may not be replaced."""
     make_folder(folder.parent)
     if not folder.exists() or not any(folder.iterdir()):
@@ -204,7 +225,7 @@ def check_folder(folder: Path, description: dict, params: SweepParams) -> None:
         )
 
 
-def open_folder(folder: Path, description: dict, params: SweepParams) -> None:
+def open_folder(folder: Path, description: dict[str, Any], params: SweepParams) -> None:
     """The sweep's folder with its configuration; with `run.overwrite` without anything else."""
     if params.run.overwrite and folder.exists():
         shutil.rmtree(folder)
@@ -275,28 +296,30 @@ class Measuring:
     held_out: HeldOut
 
     @classmethod
-    def prepare(cls, params: SweepParams, precision: Precision, world: World) -> "Measuring":
+    def load(cls, params: SweepParams, precision: Precision, world: World) -> "Measuring":
         """UserError if something cannot be had or does not fit."""
         task = params.task
         reference = load_policy(Path(task.policy.initial_model), task)
         config = reference.transformer.config
         encoding = get_encoding(config.encoding)
         if params.rewards.train_new_model is None:
-            train_policy.load_rewards(params.rewards, config, task, torch.device("cpu"))
+            load_rewards(params.rewards.trained_model, params.rewards.function, config, task, torch.device("cpu"))
         held_out = held_out_queries(task, encoding, params.samples, params.split, params.run.seed)
         judges, people = load_judges(
             params.judges or f"ratings:{dataset_split(task, params.split)[0]}", precision.device
         )
         if people:
             raise UserError(
-                "people cannot judge a sweep: they would have to choose between all its policies; compare two with evaluate"
+                "people cannot judge a sweep: they would have to choose between all its policies; compare two with "
+                "evaluate"
             )
         return cls(params, precision, world, judges, reference, encoding, held_out)
 
-    def measure(self, folder: Path, trained: list[Member]) -> tuple[dict, list[dict]]:
+    def of_policies(self, folder: Path, trained: list[Member]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """What `result.json` holds, and a line a query with every policy's response."""
         p, N = self.params, self.params.responses
-        proxy = train_policy.load_rewards(p.rewards, self.reference.transformer.config, p.task, self.precision.device)
+        source, config = p.rewards, self.reference.transformer.config
+        proxy = load_rewards(source.trained_model, source.function, config, p.task, self.precision.device)
         proxy = proxy.to(self.precision.device).requires_grad_(False) if isinstance(proxy, RewardModel) else proxy
         rewards = [proxy, *(judge.on_tokens(self.encoding) for judge in self.judges)]
         uniforms, sides = uniforms_of(p.task, p.samples, p.run.seed), {}
@@ -319,7 +342,7 @@ class Measuring:
             "reference": p.task.policy.initial_model,
             "proxy": p.rewards.function or p.rewards.trained_model,
             "judges": [judge.name for judge in self.judges],
-            **compare(trained, sides, pool, p.min_effective, Bootstrap(p.samples, p.run.seed)),
+            **figures_of(trained, sides, pool, p.min_effective, Bootstrap(p.samples, p.run.seed)),
         }
         return result, self.lines(sides, samples)
 
@@ -345,11 +368,12 @@ class Measuring:
             [readable(self.encoding, row) for row in found.tokens],
         )
 
-    def lines(self, sides: dict[str, Scores], samples: Scores) -> list[dict]:
+    def lines(self, sides: dict[str, Scores], samples: Scores) -> list[dict[str, Any]]:
         """A line a query: every policy's response, the reference's first one before them."""
-        N, lines = self.params.responses, []
+        N = self.params.responses
+        lines: list[dict[str, Any]] = []
         for i, query in enumerate(self.held_out.texts):
-            row = {"query": query, "document": self.held_out.documents[i], "policies": {}}
+            row: dict[str, Any] = {"query": query, "document": self.held_out.documents[i], "policies": {}}
             for name, side, at in (("reference", samples, i * N), *((name, side, i) for name, side in sides.items())):
                 row["policies"][name] = {
                     "response": side.texts[at],
@@ -361,28 +385,19 @@ class Measuring:
         return lines
 
 
-def load_policy(folder: Path, task: TaskParams) -> Policy:
-    """The policy in a model folder, ready for the task. UserError if it cannot do it."""
-    policy = Policy.load(folder, QueryFormatter([], []), task.policy.temperature)
-    encoding = get_encoding(policy.transformer.config.encoding)
-    check_task(task, encoding, policy.transformer.config.n_ctx)
-    policy.formatter = QueryFormatter.of(task, encoding)
-    return policy.requires_grad_(False)
-
-
-def compare(
+def figures_of(
     trained: list[Member],
     sides: dict[str, Scores],
     pool: dict[str, np.ndarray],
     min_effective: float,
     bootstrap: Bootstrap,
-) -> dict:
+) -> dict[str, Any]:
     """The figures of the policies, of best-of-n and of the optimal policies, with intervals over queries.
 
     sides: of each trained policy; pool: "proxy" and each judge -> float64 [n, N], of the reference's responses.
     """
 
-    def figures(values: dict[str, np.ndarray]) -> dict:
+    def figures(values: dict[str, np.ndarray]) -> dict[str, Any]:
         found = {name: bootstrap.mean(column) for name, column in values.items()}
         return {"proxy": found.pop("proxy"), "gold": found}
 
@@ -423,7 +438,9 @@ def compare(
     }
 
 
-def verdicts(per_query: dict[str, dict[str, np.ndarray]], kl: dict[str, float], bootstrap: Bootstrap) -> list[dict]:
+def verdicts(
+    per_query: dict[str, dict[str, np.ndarray]], kl: dict[str, float], bootstrap: Bootstrap
+) -> list[dict[str, Any]]:
     """For each policy and judge: against the policy nearer the reference (or the reference itself) that the judge likes
     best, query by query.
 
@@ -436,88 +453,25 @@ def verdicts(per_query: dict[str, dict[str, np.ndarray]], kl: dict[str, float], 
         for judge in (judge for judge in per_query[name] if judge != "proxy"):
             best = max(nearer, key=lambda other: per_query[other][judge].mean())
             proxy, gold = (bootstrap.mean(per_query[name][what] - per_query[best][what]) for what in ("proxy", judge))
-            verdict = (
-                None if proxy["low"] <= 0 else "gamed" if gold["high"] < 0 else "no gain" if gold["low"] <= 0 else None
-            )
-            rows.append(
-                {"policy": name, "judge": judge, "against": best, "proxy": proxy, "gold": gold, "verdict": verdict}
-            )
+            row = {"policy": name, "judge": judge, "against": best, "proxy": proxy, "gold": gold}
+            rows.append(row | {"verdict": verdict_of(proxy, gold)})
     return rows
+
+
+def verdict_of(proxy: Interval, gold: Interval) -> str | None:
+    """What two intervals of differences say: of the reward trained against, and of a judge."""
+    if proxy["low"] is None or gold["low"] is None or gold["high"] is None or proxy["low"] <= 0:
+        return None
+    return "gamed" if gold["high"] < 0 else "no gain" if gold["low"] <= 0 else None
 
 
 # --- what is written ---
 
 
-def write_results(folder: Path, result: dict, rows: list[dict]) -> None:
+def write_sweep(folder: Path, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """result.json, evaluation.jsonl (a line a query), sweep.svg and sweep.png."""
-    from lm_human_preferences.reports.result_figures import write_sweep_figure
-
     write_json(folder / "result.json", result)
     with atomic_file(folder / "evaluation.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    write_sweep_figure(result, folder)
-
-
-def _cell(interval: Interval, form: str = "{:+.3f}") -> str:
-    return "{} ({} to {})".format(*(form.format(interval[key] + 0.0) for key in ("mean", "low", "high")))
-
-
-def table(result: dict) -> str:
-    """The results for people: a line a policy, by KL; then who games the reward."""
-    judges = result["judges"]
-    rows: list[tuple[str, str, dict]] = [("reference", "0.00", result["reference_policy"])]
-    rows += [
-        (name, _cell(side["kl"], "{:.2f}"), side)
-        for name, side in sorted(result["policies"].items(), key=lambda item: item[1]["kl"]["mean"])
-    ]
-    rows += [(f"best of {point['n']}", f"{point['kl']:.2f}", point) for point in result["best_of_n"][1:]]
-    rows += [
-        (f"optimal at {point['beta']:.3g}, effective {point['effective']:.0f}", _cell(point["kl"], "{:.2f}"), point)
-        for point in result["optimal"]
-        if point["shown"]
-    ]
-    cells = [["", "KL, nats", "proxy", *(f"gold: {judge}" for judge in judges)]]
-    cells += [
-        [title, kl, _cell(side["proxy"]), *(_cell(side["gold"][judge]) for judge in judges)] for title, kl, side in rows
-    ]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [
-        f"\n{result['queries']:,} held-out queries ({result['split']}), {result['responses']} responses of the reference to each; "
-        "95% intervals over queries"
-    ]
-    lines += [
-        f"  {row[0]:{widths[0]}}"
-        + "".join(f"   {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in cells
-    ]
-    hidden = [point for point in result["optimal"] if not point["shown"]]
-    if hidden:
-        lines.append(
-            f"  {len(hidden)} optimal policies at a beta of {hidden[0]['beta']:.3g} and less rest on too few effective samples: left out"
-        )
-    lines += [f"  {name}: failed: {reason}" for name, reason in result["failed"].items()]
-    return "\n".join([*lines, "", *verdict_lines(result["verdicts"])])
-
-
-def verdict_lines(rows: list[dict]) -> list[str]:
-    """Who games the reward, in words."""
-    words = {"gamed": "GAMES THE REWARD", "no gain": "suspect: more reward, no better"}
-    lines = [
-        f"  {row['policy']}: {words[row['verdict']]}. Against {row['against']}: proxy {_cell(row['proxy'])}, {row['judge']} {_cell(row['gold'])}"
-        for row in rows
-        if row["verdict"]
-    ]
-    return [
-        "is the reward gamed?",
-        *(lines or ["  no policy got more reward than one nearer the reference without more from each gold judge"]),
-    ]
-
-
-def show(rows: list[dict], count: int) -> None:
-    """The first queries of the list, unselected, with every policy's response."""
-    for row in rows[:count]:
-        width = max(len(name) for name in row["policies"])
-        print(f"\n  {row['query'] if len(row['query']) <= 300 else '... ' + row['query'][-300:]} ...")
-        for name, side in row["policies"].items():
-            scores = "".join(f" {score:+.2f}" for score in (side["proxy"], *side["gold"].values()))
-            print(f"    {name:{width}} [{scores.strip()}] {' '.join(side['response'].split())}")
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        temporary.write_text(lines, encoding="utf-8")
+    sweep_report.write_sweep_figure(result, folder)

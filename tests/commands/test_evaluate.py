@@ -25,6 +25,7 @@ from lm_human_preferences.language.model_folders import save_model
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel
 
+from classifiers import save_classifier
 from params import EXPERIMENTS
 from small import CONFIG, PAD, QUERY, RESPONSE, flags, launch, make_world, policy_flags, run_here
 
@@ -223,9 +224,9 @@ def test_a_page_of_it(world):
     text = (world / "runs/page/report/index.html").read_text()
     assert (
         "The first 10 of 12 queries" in text
-        and text.count("class=card data-v") == 10
+        and text.count('class="card" data-v') == 10
         and "vowels, b less a" in text
-        and "<i class=p" in text
+        and '<i class="p' in text
     )
     assert (
         "<script>alert" not in text
@@ -422,9 +423,6 @@ def test_a_policy_learns_from_a_judge(world, source):
     """
     name = next(iter(source)).rpartition("__")[2]
     if name == "trained_model":
-        pytest.importorskip("transformers")
-        from classifiers import save_classifier
-
         save_classifier(world / "classifier", ["quality"])
     run_here(
         "train_policy",

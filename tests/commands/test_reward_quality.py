@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lm_human_preferences.commands import command_line
-from lm_human_preferences.commands.reward_quality import RewardQualityParams, RewardTrainer, measure
+from lm_human_preferences.commands.reward_quality import RewardQualityParams, RewardTrainer, reward_quality
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.foundation.configuration import apply_overrides
 from lm_human_preferences.foundation.errors import UserError
@@ -251,7 +251,7 @@ def test_quality_of_a_run(world, capsys):
     assert "exists already" in refused(*words_for(world))
     launch("reward_quality", *words_for(world, ratings=world / "rated", overwrite="on"))
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "config.json"} == before
-    for name, title in (("quality_reward", "<h2 id=part1>Calibration"), ("reward", "Quality on held-out choices")):
+    for name, title in (("quality_reward", '<h2 id="part1">Calibration'), ("reward", "Quality on held-out choices")):
         run_here("report", name, "--save_dir", world / "runs")
         page = (world / "runs" / name / "report/index.html").read_text()
         assert (
@@ -307,7 +307,7 @@ def test_learning_curve(world, capsys, monkeypatch):
     (world / "runs/reward_labels_24/config.json").write_text(
         json.dumps({"stage": "train_reward", "parameters": config})
     )
-    assert "reward_labels_24 exists and is no such run of this curve" in refused(
+    assert "reward_labels_24 exists and is not such a run of this curve" in refused(
         *words_for(world, curve="24", overwrite="on")
     )
     shutil.rmtree(world / "runs/reward_labels_24")
@@ -380,7 +380,7 @@ def test_what_is_no_reward_model(world):
     assert "its training has not finished" in refused("training", *where)
     (world / "runs/other").mkdir()
     (world / "runs/other/config.json").write_text('{"stage": "train_sft"}')
-    assert "no run of train_reward and no reward-model folder" in refused("other", *where)
+    assert "neither a run of train_reward nor a reward-model folder" in refused("other", *where)
     assert "holds no results of reward_quality" in refused(
         "reward", *flags(save_dir=world / "runs", experiment="other")
     )
@@ -411,7 +411,7 @@ def test_a_model_folder_with_a_task(world):
     params = RewardQualityParams(
         task="movies", labels=str(world / "labels.json"), save_dir=str(world / "runs"), device="cpu", experiment="alone"
     )
-    result = json.loads((measure(str(folder), params, settings) / "result.json").read_text())
+    result = json.loads((reward_quality(str(folder), params, settings) / "result.json").read_text())
     assert result["choices"] == 60 and "people" not in result and "curve" not in result
 
 

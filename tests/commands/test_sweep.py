@@ -2,9 +2,11 @@
 against enumeration.
 """
 
+import html
 import itertools
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -12,13 +14,15 @@ import numpy as np
 import pytest
 
 from lm_human_preferences.commands import command_line
-from lm_human_preferences.commands.sweep import Member, Scores, compare, table, verdict_lines
+from lm_human_preferences.commands.sweep import Member, Scores, figures_of
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.judging.frontier import best_of_n_kl, best_of_n_weights, betas_for, means, optimal_policy
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.reports.report import write_report
+from lm_human_preferences.reports.sweep_report import sweep_table, verdict_lines, write_sweep_figure
 from lm_human_preferences.train_policy import PPOTrainer
 
 from params import EXPERIMENTS
@@ -49,7 +53,7 @@ def in_the_world(world, monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Sweeps without their figure, which takes longer than training them."""
-    monkeypatch.setattr("lm_human_preferences.reports.result_figures.write_sweep_figure", lambda result, folder: None)
+    monkeypatch.setattr("lm_human_preferences.reports.sweep_report.write_sweep_figure", lambda result, folder: None)
 
 
 def words_for(world: Path, experiment: str, **changes) -> list[str]:
@@ -236,9 +240,9 @@ def test_replaced_only_when_asked(world, capsys, undrawn):
             dict(rewards__kl_coef=None),
             "nothing to sweep over: give the coefficients, as in --rewards.kl_coef 0.01,0.03",
         ),
-        (dict(rewards__kl_coef="0.1,x"), "'x' is no number of 0 or more"),
-        (dict(rewards__kl_coef="0.1,-1"), "'-1' is no number of 0 or more"),
-        (dict(rewards__kl_coef="0.1,"), "'' is no number of 0 or more"),
+        (dict(rewards__kl_coef="0.1,x"), "'x' is not a number of 0 or more"),
+        (dict(rewards__kl_coef="0.1,-1"), "'-1' is not a number of 0 or more"),
+        (dict(rewards__kl_coef="0.1,"), "'' is not a number of 0 or more"),
         (dict(rewards__kl_coef="0.1,1e-1"), "has a number twice"),
         (dict(seeds=0), "--seeds and --samples must be at least 1"),
         (dict(responses=1), "no choice among fewer than 2"),
@@ -392,7 +396,7 @@ def made_up(n: int = 60, N: int = 8) -> dict:
         "responses": N,
         "judges": ["a", "b"],
         "failed": {},
-        **compare(trained, sides, pool, 3, Bootstrap(n, 1)),
+        **figures_of(trained, sides, pool, 3, Bootstrap(n, 1)),
     }
 
 
@@ -405,25 +409,65 @@ def test_who_games_the_reward():
         and found[("mad", "b")][0] == "gamed"
     )
     assert found[("far", "b")][0] in ("no gain", None) and found[("mad", "a")] == (None, "near")
-    text = table(result)
+    text = sweep_table(result)
     assert "far: GAMES THE REWARD. Against near: proxy +" in text and text.index("  near ") < text.index(
         "  far "
     ) < text.index("  mad ")
     assert (
-        "no policy got more reward" in verdict_lines([row for row in result["verdicts"] if row["verdict"] is None])[1]
+        "no policy got more reward" in verdict_lines([row for row in result["verdicts"] if row["verdict"] is None])[0]
     )
 
 
 def test_the_figure_is_a_function_of_the_result(tmp_path):
-    from lm_human_preferences.reports.result_figures import write_sweep_figure
-
     result = made_up()
     first, second = (
-        write_sweep_figure(result, tmp_path / "one"),
-        write_sweep_figure(json.loads(json.dumps(result)), tmp_path / "two"),
+        write_sweep_figure(result, tmp_path / "one")[0].path,
+        write_sweep_figure(json.loads(json.dumps(result)), tmp_path / "two")[0].path,
     )
     assert first.name == "sweep.png"
     for a, b in ((first, second), (first.with_suffix(".svg"), second.with_suffix(".svg"))):
         assert a.read_bytes() == b.read_bytes() and a.stat().st_size > 20_000
-    none_shown = result | {"optimal": [point | {"shown": False} for point in result["optimal"]]}
-    assert write_sweep_figure(none_shown, tmp_path / "three").exists()
+
+
+EVIL = "<script>alert(1)</script>"
+
+
+def write_made_up(folder: Path, result: dict) -> Path:
+    """A sweep's folder with that result, three queries, and a text that would like to be code."""
+    folder.mkdir()
+    config = {"stage": "sweep", "task": "movies", "experiment": folder.name, "parameters": {"seeds": 1}}
+    result = result | {"task": "movies", "experiment": folder.name, "reference": "model", "proxy": "reward"}
+    side = {"response": EVIL, "proxy": 1.5, "kl": 2.0, "gold": {"a": 0.25, "b": -1.0}}
+    policies = dict.fromkeys(("reference", *result["policies"]), side)
+    rows = [{"query": f"query {i}", "document": i, "policies": policies} for i in range(3)]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_sweep_has_a_page(tmp_path):
+    """Verdicts, the figure, the table with failures and what was left out, samples of all policies."""
+    result = made_up()
+    result |= {
+        "failed": {"kl_9_seed_1": f"died of {EVIL}"},
+        "optimal": [point | {"shown": False} for point in result["optimal"]],
+    }
+    page = write_report(write_made_up(tmp_path / "my_sweep", result), samples=2)
+    text = page.read_text()
+    assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "sweep.png", "sweep.svg"]
+    titles = re.findall(r"<h2[^>]*>([^<]+)", text)
+    assert titles == ["Is the reward gamed?", "Figure", "Scores and KL", "Samples", "Configuration"]
+    assert "far: GAMES THE REWARD <small>against near, by a</small>" in text and text.count("GAMES THE REWARD") >= 2
+    for name in ("reference", "near", "far", "mad", "best of 8"):
+        assert f"<tr><th>{name}</th>" in text
+    assert f"kl_9_seed_1: failed: died of {html.escape(EVIL)}" in text and EVIL not in text
+    assert "optimal policies at a beta of" in text and "optimal at" not in text
+    assert "The first 2 of 3 queries" in text and text.count(f"<p>{html.escape(EVIL)}</p>") == 2 * 4
+    assert "a, near less reference" in text and "python launch.py report my_sweep/near" in text
+    honest = result | {"verdicts": [row | {"verdict": None} for row in result["verdicts"]]}
+    text = write_report(write_made_up(tmp_path / "honest", honest)).read_text()
+    assert "No policy got more reward than one nearer the reference" in text and "GAMES" not in text
+    (tmp_path / "honest/result.json").unlink()
+    with pytest.raises(UserError, match="has no result.json: run sweep again"):
+        write_report(tmp_path / "honest")

@@ -1,4 +1,6 @@
-"""Figures and page of a run: what is drawn, what the page shows, that it needs no other file and runs nothing."""
+"""Figures and pages of runs and results: what is drawn, what a page shows, that it needs no other file and runs nothing
+but its own script.
+"""
 
 import base64
 import hashlib
@@ -15,10 +17,14 @@ import pytest
 
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.reports import page
-from lm_human_preferences.reports.figures import read_run, smooth, write_figures
+from lm_human_preferences.reports.figures import write_figures
+from lm_human_preferences.reports.logged_run import read_run
 from lm_human_preferences.reports.report import write_report
-from lm_human_preferences.reports.report_samples import Sample, Side, coloured, sample_cards
+from lm_human_preferences.reports.run_figures import drawings_of, smooth
+from lm_human_preferences.reports.samples import Piece, Sample, Side, pieces, sample_cards
+from lm_human_preferences.reports.tables import aligned
 
+SCRIPT = (page.TEMPLATES / "page.js").read_text()
 EVIL = "<script>alert('x')</script> & \"quoted\" \x00"
 POLICY = (
     "objective/kl",
@@ -107,13 +113,24 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module")
-def policy_page(tmp_path_factory):
-    return Page(write_report(policy_run(tmp_path_factory.mktemp("report") / "run")))
+def policy_report(tmp_path_factory):
+    """The report's folder."""
+    return write_report(policy_run(tmp_path_factory.mktemp("report") / "run")).parent
 
 
-def test_figures_of_a_policy_run(tmp_path):
-    figures = write_figures(policy_run(tmp_path / "run"), tmp_path / "out")
-    assert list(figures) == [
+@pytest.fixture(scope="module")
+def policy_page(policy_report):
+    return Page(policy_report / "index.html")
+
+
+def names_of(run) -> list[str]:
+    """Of the figures that a run has."""
+    return [drawing.name for drawing in drawings_of(read_run(run))]
+
+
+def test_figures_of_a_policy_run(policy_report):
+    names = names_of(policy_report.parent)
+    assert names == [
         "score",
         "kl",
         "entropy",
@@ -125,10 +142,11 @@ def test_figures_of_a_policy_run(tmp_path):
         "pace",
         "other_cache",
     ]
-    for path in figures.values():
+    paths = [policy_report / f"{name}.png" for name in names]
+    for path in paths:
         width, height = png_size(path.read_bytes())
         assert 900 <= width <= 1100 and 500 <= height <= 1100 and 8_000 < path.stat().st_size < 400_000
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{name}.png" for name in figures)
+    assert sorted(policy_report.iterdir()) == sorted([*paths, policy_report / "index.html"])
 
 
 def test_the_page_needs_no_other_file_and_runs_nothing_but_its_own_script(policy_page):
@@ -140,9 +158,9 @@ def test_the_page_needs_no_other_file_and_runs_nothing_but_its_own_script(policy
     assert len(links) == 11 and all(link.startswith("data:") for link in links)
     assert (
         policy_page.text.count("<script>") == 1 == policy_page.tags.count("script")
-        and f"<script>{page._SCRIPT}</script>" in policy_page.text
+        and f"<script>{SCRIPT}</script>" in policy_page.text
     )
-    digest = base64.b64encode(hashlib.sha256(page._SCRIPT.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     assert (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
         in policy_page.text
@@ -157,7 +175,7 @@ def test_the_page_needs_no_other_file_and_runs_nothing_but_its_own_script(policy
 
 def test_everything_is_escaped(policy_page):
     assert "<script>a" not in policy_page.text and "alert('x')" not in policy_page.text and "\0" not in policy_page.text
-    assert policy_page.text.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;quoted&quot;") >= 7
+    assert policy_page.text.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;quoted&#34;") >= 7
 
 
 def test_what_the_page_shows(policy_page):
@@ -192,7 +210,7 @@ def test_an_unfinished_run_has_a_page(tmp_path):
     assert "1 steps" in Page(write_report(tmp_path / "one")).shown
 
 
-def test_a_reward_run_is_compared_with_its_points_of_reference(tmp_path):
+def test_a_reward_run_is_compared_with_its_reference_points(tmp_path):
     rows = [
         {
             "step": step,
@@ -244,17 +262,20 @@ def test_an_sft_run_and_a_stage_that_is_unknown(tmp_path):
     rows[-1] |= {"valid/loss": 7.0, "valid/perplexity": math.exp(7)}
     run = make_run(tmp_path / "run", "train_sft", rows, {"valid_perplexity": 1096.6})
     assert "validation perplexity 1,096.600" in Page(write_report(run)).shown
-    assert list(write_figures(run, tmp_path / "out")) == ["loss", "pace"]  # one perplexity is no curve
+    assert names_of(run) == ["loss", "pace"]  # one perplexity is not a curve
     run = make_run(
         tmp_path / "new",
         "train_else",
         [{"step": step, **{f"a/{i}": 1.0 for i in range(4)}, "b": 2.0} for step in range(3)],
     )
-    assert list(write_figures(run, tmp_path / "out2")) == ["other_a_1", "other_a_2", "other_other"]
+    assert names_of(run) == ["other_a_1", "other_a_2", "other_other"]
+    drawn = write_figures(drawings_of(read_run(run)), tmp_path / "out")
+    assert [picture.path for picture in drawn] == sorted((tmp_path / "out").iterdir())
 
 
 def test_a_second_report_replaces_the_first(tmp_path):
-    run = policy_run(tmp_path / "run", steps=6, result=False)
+    rows = [{"step": step, "objective/score": 0.1 * step, "objective/kl": 0.0} for step in range(6)]
+    run = make_run(tmp_path / "run", "train_policy", rows)
     first = write_report(run)
     (run / "report/stale.png").write_bytes(b"")
     before = {path.name: path.read_bytes() for path in (run / "report").iterdir() if path.name != "stale.png"}
@@ -270,9 +291,10 @@ def test_colour_under_the_words():
     """Each token's KL under its own characters, small ones plain; the bytes of one character spread over tokens count
     together.
     """
-    assert (
-        coloured(" a <b>é.", [0.05, -0.4, 0.2, 3.0, 0.0, -1.5], [2, 6, 6, 7, 8, 8])
-        == "a<i class=n2 title='-0.40'> &lt;b&gt;</i><i class=p4 title='+3.20'>é</i>.<i class=n3 title='-1.50'>∎</i>"
+    cut = pieces(" a <b>é.", [0.05, -0.4, 0.2, 3.0, 0.0, -1.5], [2, 6, 6, 7, 8, 8])
+    assert cut[:2] == [Piece("a", 0.05, ""), Piece(" <b>", -0.4, "n2")]
+    assert page.part("response", cut).strip() == (
+        'a<i class="n2" title="-0.40"> &lt;b&gt;</i><i class="p4" title="+3.20">é</i>.<i class="n3" title="-1.50">∎</i>'
     )
     for token_kl, ends in (
         ([], []),
@@ -281,7 +303,7 @@ def test_colour_under_the_words():
         ([1.0], [99]),
         ([1.0], [-1]),
     ):  # lists that do not fit the text
-        assert coloured(" <i>", token_kl, ends) == "&lt;i&gt;"
+        assert page.part("response", pieces(" <i>", token_kl, ends)).strip() == "&lt;i&gt;"
 
 
 def compared(count: int) -> list[Sample]:
@@ -300,8 +322,8 @@ def compared(count: int) -> list[Sample]:
 
 
 def test_cards_carry_what_they_are_sorted_by():
-    first, tools, colours, printed, cards = sample_cards(compared(4), 9)
-    assert re.findall(r"<option value=-?\d+>([^<]+)", tools) == [
+    cards = sample_cards(compared(4), 9)
+    assert re.findall(r'<option value="-?\d+">([^<]+)', cards) == [
         "order of the list",
         "judge, after",
         "judge, after less before",
@@ -309,18 +331,30 @@ def test_cards_carry_what_they_are_sorted_by():
         "judge, before",
         "KL, before",
     ]
-    assert re.findall(r"data-v='([^']+)'", cards)[1:3] == ["[-1.0,-1.0,0.5,0.0,0.0]", "[null,null,1.0,0.0,0.0]"]
-    assert (
-        "The first 4 of 9 queries" in first and "nats" in colours and not printed and sample_cards(compared(20), 20)[3]
-    )
+    assert re.findall(r'data-v="([^"]+)"', cards)[1:3] == ["[-1.0,-1.0,0.5,0.0,0.0]", "[null,null,1.0,0.0,0.0]"]
+    assert "The first 4 of 9 queries" in cards and "note legend" in cards and "are printed" not in cards
+    assert f"the first {page.PRINTED} are printed" in sample_cards(compared(20), 20)
+    assert f":nth-child(n + {page.PRINTED + 1} of :not([hidden]))" in (page.TEMPLATES / "page.css").read_text()
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 ACTIONS = """
-const seen=[],look=()=>seen.push([...box.children].filter(card=>!card.hidden).map(card=>card.querySelector('p').textContent.slice(6)).join(' '));
-const set=(input,value)=>{input[input.type==='checkbox'?'checked':'value']=value;input.dispatchEvent(new Event('input'))};
-look();set(by,'0');look();set(up,true);look();set(by,'2');look();set(up,false);look();set(find,'WORD3');look();set(by,'-1');set(find,'');look();
-document.title=seen.join(' | ')+' | '+count.textContent+' | '+(document.documentElement.scrollWidth<=innerWidth);
+const seen = [];
+const number = (card) => card.querySelector("p").textContent.slice(6);
+const look = () => seen.push([...box.children].filter((card) => !card.hidden).map(number).join(" "));
+const set = (input, value) => {
+  input[input.type === "checkbox" ? "checked" : "value"] = value;
+  input.dispatchEvent(new Event("input"));
+};
+look();
+set(by, "0"); look();
+set(up, true); look();
+set(by, "2"); look();
+set(up, false); look();
+set(find, "WORD3"); look();
+set(by, "-1"); set(find, ""); look();
+seen.push(count.textContent, document.documentElement.scrollWidth <= innerWidth);
+document.title = seen.join(" | ");
 """
 
 
@@ -340,9 +374,8 @@ def test_sorting_and_filtering_in_a_browser(tmp_path, width):
             ],
         )
     ]
-    page.write_page(
-        tmp_path / "page.html", "a run", [], ["<h2>Samples</h2>", *sample_cards(compared(4) + evil, 5)], script=True
-    )
+    samples = page.Section("Samples", sample_cards(compared(4) + evil, 5))
+    page.write_page(tmp_path / "page.html", "a run", [], [samples], script=True)
     digest = base64.b64encode(hashlib.sha256(ACTIONS.encode()).digest()).decode()
     text = (tmp_path / "page.html").read_text().replace("script-src ", f"script-src 'sha256-{digest}' ")
     text = text.replace("</body>", f"<script>{ACTIONS}</script></body>")
@@ -383,10 +416,17 @@ def test_the_doctors_findings_are_on_the_page(tmp_path):
     rows = [
         {"step": step, "objective/kl": 100.0, "objective/score": 0.1, "ppo/ratio/std_before": 0.2} for step in range(30)
     ]
-    shown = Page(
+    page = Page(
         write_report(make_run(tmp_path / "run", "train_policy", rows, parameters={"task": {"response_length": 10}}))
-    ).shown
-    assert "Severe: ratio step 0" in shown and "Severe: kl_exploding" in shown and "no numbers for" in shown
+    )
+    assert "Severe: ratio step 0" in page.shown and "Severe: kl_exploding" in page.shown
+    assert "no numbers for" in page.shown and "<code>--run.precision</code>" in page.text
+
+
+def test_rows_of_a_table_are_aligned():
+    rows = [["", "a", "long head"], ["name", "1.25", "2"], ["n", "", ""]]
+    assert aligned(rows) == ["            a   long head", "  name   1.25           2", "  n"]
+    assert aligned(rows, left=3, indent="", gap="  ") == ["      a     long head", "name  1.25  2", "n"]
 
 
 def test_smoothing_keeps_level_and_length():
