@@ -47,10 +47,10 @@ def write_source(folder: Path, count: int = 240) -> Path:
     return folder
 
 
-def run_script(*arguments, name: str = "movies", **environment) -> subprocess.CompletedProcess:
+def run_script(*arguments, **environment) -> subprocess.CompletedProcess:
     """The script in its own process, as a user runs it."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "datasets" / f"{name}.py"), *map(str, arguments)],
+        [sys.executable, str(ROOT / "datasets" / "movies.py"), *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
