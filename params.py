@@ -8,6 +8,7 @@ RL": the same, from the supervised baseline onward. `movies` is ours: it needs n
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from lm_human_preferences.data.labels import LabelParams
 from lm_human_preferences.data.tasks import PolicyParams, TaskParams
@@ -171,7 +172,7 @@ def books_policy_paper(name: str, target: float) -> PolicyTrainingParams:
     """The paper's: 774M, two million episodes in batches of 1,024 (section 2.2)."""
     params = books_policy(name)
     params.task, params.rewards.train_new_model = books_task(GPT2_LARGE), books_reward_paper(name)
-    params.rewards.adaptive_kl.target = target
+    params.rewards.adaptive_kl = AdaptiveKLParams(target=target)
     params.ppo.total_episodes, params.ppo.batch_size, params.ppo.lr = 2_000_000, 1024, 1.41e-5
     return params
 
@@ -269,12 +270,12 @@ def summary_sft(name: str, model: str = GPT2) -> SFTParams:
     )
 
 
-# The paper's KL targets of continuations, in nats (section 3.1.2), and KL coefficients of summaries (section 3.2). Which
-# of the two coefficients belongs to which data set is our reading (docs/reproduce.md).
+# The paper's KL targets of continuations, in nats (section 3.1.2), and KL coefficients of summaries (section 3.2).
+# Which of the two coefficients belongs to which data set is our reading (docs/reproduce.md).
 PAPER_TARGETS = {"sentiment": 10.0, "descriptiveness": 6.0}
 PAPER_KL_COEFS = {"cnndm": 0.1, "tldr": 0.03}
 
-EXPERIMENTS: dict[str, dict[str, Callable]] = {
+EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
     "train_sft": {
         "movies": movies_sft,
         "corpus": corpus_sft,

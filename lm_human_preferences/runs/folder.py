@@ -251,7 +251,7 @@ def go_on_after_restart(params: RunParams, folder: Path, world: World) -> None:
 def _launch_of(folder: Path) -> list[str]:
     """Which `torchrun` processes opened the run in `folder`; none if nobody can tell."""
     try:
-        return read_json(folder / "config.json")["launch"]
+        return [str(identity) for identity in read_json_object(folder / "config.json")["launch"]]
     except (UserError, KeyError, TypeError):
         return []
 
@@ -259,7 +259,7 @@ def _launch_of(folder: Path) -> list[str]:
 def _stored(config: Path) -> dict[str, Any]:
     """A run's `config.json`. UserError if it is damaged."""
     try:
-        stored = read_json(config)
+        stored = read_json_object(config)
         leaves(stored["parameters"])
         return stored
     except (UserError, KeyError, TypeError, AttributeError):
