@@ -163,7 +163,7 @@ def to_dict(params: Any) -> dict[str, Any]:
     return dataclasses.asdict(params)
 
 
-def from_dict(kind: type, values: dict[str, Any]) -> Any:
+def from_dict(kind: type, values: Any) -> Any:
     """The inverse of `to_dict`. Missing keys take their defaults. UserError for unknown ones, and for values of another
     type.
     """

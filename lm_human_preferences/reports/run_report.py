@@ -11,8 +11,8 @@ from lm_human_preferences.reports.run_figures import charts_of, compared_accurac
 from lm_human_preferences.reports.samples import LEVELS, pieces, sample_cards, samples_of_run
 from lm_human_preferences.reports.tables import Cell
 from lm_human_preferences.runs.tracking import read_jsonl
-from lm_human_preferences.watching.checks import STAGES
 from lm_human_preferences.watching.doctor import examine
+from lm_human_preferences.watching.history import STAGES
 
 _TITLES = {
     "score": "score (mean of the reward model)",
