@@ -8,6 +8,7 @@ from typing import Any
 from lm_human_preferences.commands.command import Command, Experiments, nearest
 from lm_human_preferences.foundation.configuration import flatten
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.reports.tables import aligned
 
 Rows = dict[str, tuple[Any, str]]  # a parameter's dotted name -> its value and what it is
 
@@ -92,10 +93,7 @@ def task_table(experiments: Experiments) -> str:
             r = experiments["train_reward"][task]()
             row[8:10] = [f"{r.labels.num_train:,} by {r.batch_size}", f"{r.lr:g}"]
         rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(aligned(rows, left=len(rows[0]), indent="", gap="  "))
 
 
 def task_in_full(task: str, experiments: Experiments) -> str:

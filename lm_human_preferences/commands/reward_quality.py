@@ -156,7 +156,7 @@ def find_subject(experiment: str, params: RewardQualityParams, settings: RewardT
                 raise UserError(f"{folder} is a run with settings of its own; leave --task out")
             if not (folder / "reward_model").is_dir():
                 raise UserError(f"{folder} has no reward_model/ yet; its training has not finished")
-            settings = from_dict(RewardTrainingParams, config["parameters"])
+            settings = from_dict(RewardTrainingParams, config.get("parameters"))
             return Subject(
                 folder.resolve().name, str(config.get("task")), folder / "reward_model", settings, trained=True
             )

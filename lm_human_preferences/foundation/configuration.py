@@ -163,8 +163,12 @@ def to_dict(params: Any) -> dict[str, Any]:
     return dataclasses.asdict(params)
 
 
-def from_dict(kind: type, values: dict[str, Any]) -> Any:
-    """The inverse of `to_dict`. Unknown keys are refused, missing ones take their defaults."""
+def from_dict(kind: type, values: Any) -> Any:
+    """The inverse of `to_dict`. Missing keys take their defaults. UserError for unknown ones, and for values of another
+    type.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"stored configuration: {values!r} is not a group of {kind.__name__}")
     hints = _types(kind)
     unknown = set(values) - set(hints)
     if unknown:
@@ -174,8 +178,19 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
     arguments = {}
     for name, value in values.items():
         group = _dataclass_in(hints[name])
-        arguments[name] = from_dict(group, value) if group and isinstance(value, dict) else value
+        if group and (value is not None or hints[name] is group):
+            arguments[name] = from_dict(group, value)
+        elif not _is_of(value, hints[name]):
+            raise UserError(f"stored configuration: {name} is {value!r}, which {kind.__name__} does not take")
+        else:
+            arguments[name] = value
     return kind(**arguments)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of a declared type; a whole number is a float too, true and false are not."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return type(value) in options or (type(value) is int and float in options)
 
 
 def flatten(params: Any, prefix: str = "") -> dict[str, tuple[Any, str]]:

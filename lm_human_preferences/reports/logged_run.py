@@ -60,4 +60,5 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def stage_of(folder: Path) -> str | None:
     """What config.json says that `folder` holds; None if it does not say it."""
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    return config.get("stage") if isinstance(config, dict) else None
+    stage = config.get("stage") if isinstance(config, dict) else None
+    return stage if isinstance(stage, str) else None

@@ -63,7 +63,8 @@ def origin(config: dict[str, Any]) -> Section:
     if command and command[0].endswith(".py"):
         command.insert(0, "python")
     versions = {**(config.get("versions") or {}), "commit": config.get("commit") or "not from a git checkout"}
-    tables = {"Parameters": _groups(config.get("parameters") or {}), "Versions": _groups(versions)}
+    parameters = config.get("parameters")
+    tables = {"Parameters": _groups(parameters if isinstance(parameters, dict) else {}), "Versions": _groups(versions)}
     return Section("Configuration", part("origin", shlex.join(command), tables))
 
 

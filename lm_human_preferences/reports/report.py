@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.files import atomic_folder
+from lm_human_preferences.foundation.files import atomic_folder, read_json_object
 from lm_human_preferences.reports.evaluation_report import write_evaluation_page
 from lm_human_preferences.reports.logged_run import read_run, stage_of
 from lm_human_preferences.reports.quality_report import write_quality_page
@@ -27,6 +27,14 @@ class ReportParams:
     save_dir: str = param("saved_models", "folder that holds the run folders", "path")
 
 
+# what a page needs of a result.json
+_FOUND = {
+    "evaluate": ("task", "policies", "wins", "queries", "split", "reference"),
+    "reward_quality": ("task", "choices", "accuracy", "accuracy_overlapping", "calibration", "length"),
+    "sweep": ("task", "policies", "verdicts", "best_of_n", "optimal", "judges", "failed", "proxy"),
+}
+
+
 def write_report(folder: Path, samples: int = 200) -> Path:
     """Draw the figures of the run or result in `folder` and write its page into `<folder>/report/`, which is replaced
     as a whole.
@@ -38,9 +46,9 @@ def write_report(folder: Path, samples: int = 200) -> Path:
     if samples < 0:
         raise UserError(f"--samples {samples}: must not be negative")
     stage = stage_of(folder)
-    is_result = stage in ("evaluate", "reward_quality", "sweep")
-    if is_result and not (folder / "result.json").exists():
-        raise UserError(f"{folder} has no result.json: run {stage} again")
+    is_result = stage in _FOUND
+    if is_result:
+        _check_result(folder, str(stage))
     run = None if is_result else read_run(folder)
     with atomic_folder(folder / "report") as out:
         if run is not None:
@@ -52,3 +60,12 @@ def write_report(folder: Path, samples: int = 200) -> Path:
         else:
             write_sweep_page(folder, out, samples)
     return folder / "report" / "index.html"
+
+
+def _check_result(folder: Path, stage: str) -> None:
+    """UserError without a result.json of that command's."""
+    if not (folder / "result.json").exists():
+        raise UserError(f"{folder} has no result.json: run {stage} again")
+    result = read_json_object(folder / "result.json")
+    if lacking := [name for name in _FOUND[stage] if name not in result]:
+        raise UserError(f"{folder / 'result.json'} has no {lacking[0]!r}: run {stage} again, with this version")

@@ -289,12 +289,27 @@ def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | N
         if (folder / "model.safetensors").exists():
             return folder, None
         if (folder / "config.json").exists():
-            parameters = read_json_object(folder / "config.json").get("parameters")
+            config = read_json_object(folder / "config.json")
+            parameters = config.get("parameters")
             task = parameters.get("task") if isinstance(parameters, dict) else None
             for name in ("policy", "lm"):
                 if (folder / name).is_dir():
                     return folder / name, from_dict(TaskParams, task) if task else None
-            raise UserError(
-                f"{folder} has no policy/ or lm/ folder yet; its training has not finished, or it made a reward model"
-            )
+            raise UserError(_why_no_language_model(folder, config.get("stage")))
     raise UserError(f"there is no run or model folder {experiment!r} in {save_dir}")
+
+
+def _why_no_language_model(folder: Path, stage: Any) -> str:
+    """Why the folder of a run or of results holds no language model, and what to name instead."""
+    if stage == "train_reward":
+        return (
+            f"{folder} trains a reward model, which writes no text: name a run of train_policy or train_sft, or measure "
+            "it with reward_quality"
+        )
+    if stage == "sweep":
+        policies = sorted(path.parent.name for path in folder.glob("*/policy"))
+        example = f", such as {folder.name}/{policies[0]}" if policies else " when they are trained"
+        return f"{folder} is a sweep of several policies: name one of them{example}"
+    if stage in ("evaluate", "reward_quality"):
+        return f"{folder} holds results of {stage}, not a model"
+    return f"{folder} has no policy/ or lm/ folder yet: its training has not finished"
