@@ -116,8 +116,9 @@ def _rollout(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     contexts, R = _lengths(trainer.policy.formatter(queries), config.padding_token), uniforms.shape[1]
 
     def work():
+        rows = trainer.training.micro_batches.rollout
         with torch.no_grad(), precision.autocast():
-            for q, u in zip(queries.split(trainer.training.micro_batches.rollout), uniforms.split(trainer.training.micro_batches.rollout), strict=True):
+            for q, u in zip(queries.split(rows), uniforms.split(rows), strict=True):
                 trainer.policy.respond(q, u)
 
     return Subject(

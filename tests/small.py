@@ -16,6 +16,7 @@ from lm_human_preferences.data.queries import write_meta, write_token_file
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.model_folders import save_model
 
+import warm
 from params import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +58,10 @@ def make_world(folder: Path, n_labels: int = 40, seed: int = 0) -> Path:
                 "worker": "ignored",
             }
         )
-    write = lambda name, value: (folder / name).write_text(json.dumps(value))
+
+    def write(name: str, value: object) -> None:
+        (folder / name).write_text(json.dumps(value))
+
     write("labels.json", choices)
     write(
         "ratings.json",
@@ -76,7 +80,10 @@ def make_world(folder: Path, n_labels: int = 40, seed: int = 0) -> Path:
         ],
     )
     letters = "abcdefghijklmnopqrstuvwxyz."
-    text = lambda tokens: "".join(letters[t] for t in tokens if t != PAD)
+
+    def text(tokens: list[int]) -> str:
+        return "".join(letters[t] for t in tokens if t != PAD)
+
     (folder / "labels.jsonl").write_text(
         "".join(
             json.dumps(
@@ -164,17 +171,30 @@ def sft_flags(world: Path) -> list[str]:
     )
 
 
+def _environment() -> dict[str, str]:
+    """Of the processes that tests start: this one's, but for what differs from test to test."""
+    mine = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {name: value for name, value in mine.items() if name != warm.PER_TEST}
+
+
+_WARM = warm.Warm(_environment())
+
+
 def launch(*words, cwd: Path = ROOT, check: bool = True, **environment) -> subprocess.CompletedProcess:
-    """Run the command line as a user does. With `check` a failure shows its output."""
-    result = subprocess.run(
-        [*LAUNCH, *map(str, words)],
-        cwd=cwd,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment,
-    )
+    """Run the command line as a user does, in a process of its own. With `check` a failure shows its output."""
+    environment, words = _environment() | environment, list(map(str, words))
+    if environment == _WARM.environment and sys.platform == "linux":
+        result = _WARM.run(words, cwd, timeout=300)
+    else:
+        result = subprocess.run(
+            [*LAUNCH, *words],
+            cwd=cwd,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=300,
+            env=environment,
+        )
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
 

@@ -6,7 +6,8 @@ import torch
 
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.judging.judges import FunctionJudge, load_function, load_judge
+from lm_human_preferences.judging.hf_classifier import HFClassifier
+from lm_human_preferences.judging.judges import FunctionJudge, SentenceJudge, load_function
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -16,15 +17,16 @@ from lm_human_preferences.learning.scoring import Rewards
 def load_rewards(
     trained_model: str | None, function: str | None, policy: GPT2Config, task: TaskParams, device: torch.device
 ) -> Rewards:
-    """The rewards that `--rewards.trained_model` or `--rewards.function` names. UserError if they cannot be had or do not
-    fit the policy.
+    """The rewards that `--rewards.trained_model` or `--rewards.function` names. UserError if they cannot be had or do
+    not fit the policy.
     """
     if function is not None:
         return FunctionJudge(function, load_function(function)).on_tokens(get_encoding(policy.encoding))
     if trained_model is None:
         raise UserError("no reward model: give a folder with --rewards.trained_model PATH")
     if trained_model.startswith("hf:"):
-        return load_judge(trained_model, device).on_tokens(get_encoding(policy.encoding))
+        classifier = HFClassifier(trained_model.removeprefix("hf:"), device)
+        return SentenceJudge(trained_model, classifier.rate).on_tokens(get_encoding(policy.encoding))
     reward_model = RewardModel.load(Path(trained_model))
     check_reward_model(reward_model.transformer.config, policy, task)
     return reward_model
@@ -39,6 +41,6 @@ def check_reward_model(reward: GPT2Config, policy: GPT2Config, task: TaskParams)
         )
     if task.query_length + task.response_length > reward.n_ctx:
         raise UserError(
-            f"query ({task.query_length}) and response ({task.response_length}) are longer than the reward model's context of "
-            f"{reward.n_ctx}; shorten --task.query_length or --task.response_length"
+            f"query ({task.query_length}) and response ({task.response_length}) are longer than the reward model's "
+            f"context of {reward.n_ctx}; shorten --task.query_length or --task.response_length"
         )
