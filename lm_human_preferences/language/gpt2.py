@@ -37,7 +37,7 @@ class GPT2Config:
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is no multiple of n_head {self.n_head}")
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         if 0 <= self.padding_token < self.n_vocab:
             raise ValueError(f"padding_token {self.padding_token} lies inside the vocabulary")
 
