@@ -76,7 +76,7 @@ def decode(
     top_p: float,
     value_head: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> Sample:
-    """`sample` from the state of each context's last token, hidden [B, C], onward. Nothing here waits for the device."""
+    """`sample` from the state of each context's last token, hidden [B, C], on. Nothing here waits for the device."""
     B, R = uniforms.shape
     tokens, logprobs = torch.empty(B, R, dtype=torch.int64, device=uniforms.device), uniforms.new_empty(B, R)
     values = uniforms.new_empty(B, R) if value_head else None
