@@ -145,7 +145,7 @@ def test_incremental(goldens, policy, case, chunks):
 @pytest.mark.parametrize("case", ["a", "b"])
 @pytest.mark.parametrize("chunks", [[16], [10, 2, 4]])
 def test_keys_and_values_in_the_cache(goldens, policy, case, chunks):
-    """Those of real tokens; the original's at padded places are never used, and here have no column or an unreal one."""
+    """Those of real tokens; the original's at padded places are never used, here they have none or an unreal one."""
     f = goldens("forward")
     tokens, present = tensor(f[f"{case}/tokens"]), f[f"{case}/present"]  # present [B, L, 2, H, T, D]
     cache = policy.transformer.new_cache(4, 16)
