@@ -274,7 +274,7 @@ def model_folder(source: str, save_dir: str, results: tuple[str, ...]) -> str:
     be named without its `save_dir`. What is neither stays as it is, so that loading it says what is wrong.
     """
     for folder in (Path(source), Path(save_dir) / source):
-        if (folder / "model.safetensors").exists():
+        if is_model_folder(folder):
             return str(folder)
         for result in results:
             if (folder / result / "config.json").is_file():
