@@ -1,15 +1,19 @@
 """A pretrained GPT-2, or a run of the original, as a model folder in saved_models/.
 
-    python saved_models/prepare_pytorch_checkpoint.py 124M                       OpenAI's TensorFlow release (355M, 774M, 1558M)
-    python saved_models/prepare_pytorch_checkpoint.py 124M --from hf             the same weights from Hugging Face (gpt2, gpt2-medium, ...)
-    python saved_models/prepare_pytorch_checkpoint.py NAME --input FOLDER        a TensorFlow checkpoint on disk
+OpenAI's TensorFlow release (124M, 355M, 774M, 1558M), the same weights from Hugging Face (gpt2, gpt2-medium, ...), a
+TensorFlow checkpoint on disk, Hugging Face's folder on disk, a reward model of the original:
+
+    python saved_models/prepare_pytorch_checkpoint.py 124M
+    python saved_models/prepare_pytorch_checkpoint.py 124M --from hf
+    python saved_models/prepare_pytorch_checkpoint.py NAME --input FOLDER
     python saved_models/prepare_pytorch_checkpoint.py NAME --from hf --input FOLDER
     python saved_models/prepare_pytorch_checkpoint.py NAME --input FOLDER --scope reward_model
 
 The result, saved_models/NAME, opens in `transformers` unchanged. TensorFlow checkpoints need the package tensorflow. A
 run that the original trained has several models in one checkpoint; --scope chooses: policy (default), ref_policy or
-reward_model. Their heads, and the reward's gain and bias, come along; Adam's state does not. A second run does nothing
-where the model is there already.
+reward_model. Their heads, and the reward's gain and bias, come along; Adam's state does not. Of Hugging Face's folders
+model.safetensors is read, its shards, or where there is nothing else pytorch_model.bin, by a reader that makes tensors
+and executes nothing. A second run does nothing where the model is there already.
 """
 
 import argparse
@@ -67,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help=f"{', '.join(NAMES_THERE)}; with --input any name for the new model folder")
     parser.add_argument(
-        "--from", dest="source", choices=("openai", "hf"), default="openai", help="TensorFlow release, or Hugging Face"
+        "--from", dest="source", choices=("openai", "hf"), default="openai", help="TensorFlow files, or Hugging Face's"
     )
     parser.add_argument("--input", type=Path, help="read this folder (or TensorFlow checkpoint) instead of downloading")
     parser.add_argument("--output", type=Path, help="model folder to write instead of saved_models/NAME")
@@ -114,7 +118,8 @@ def main() -> None:
     if not arguments.keep_download:
         shutil.rmtree(downloads, ignore_errors=True)
     print(
-        f"{output}: {count_parameters(config)['total']:,} parameters, {config.n_layer} blocks of width {config.n_embd}, context {config.n_ctx}"
+        f"{output}: {count_parameters(config)['total']:,} parameters, {config.n_layer} blocks of width "
+        f"{config.n_embd}, context {config.n_ctx}"
     )
 
 

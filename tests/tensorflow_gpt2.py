@@ -94,7 +94,9 @@ def forward(
     variables: dict[str, np.ndarray], sizes: dict[str, int], tokens: np.ndarray, scope: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hidden states after ln_f [B, T, C] and logits [B, T, V] of tokens [B, T] without padding, in float32."""
-    get = lambda name: tf.constant(variables[f"{scope}/model/{name}" if scope else f"model/{name}"])
+
+    def get(name):
+        return tf.constant(variables[f"{scope}/model/{name}" if scope else f"model/{name}"])
 
     def norm(x, where):
         mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)

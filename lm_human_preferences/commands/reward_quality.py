@@ -27,6 +27,7 @@ from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.judging.calibration import Estimate
 from lm_human_preferences.judging.ratings import rated_rows
 from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.language.model_folders import is_model_folder
 from lm_human_preferences.learning.reward_model import RewardModel, rewards_of
 from lm_human_preferences.reports.quality_report import quality_table, write_quality_figures
 from lm_human_preferences.runs.description import describe_run
@@ -160,7 +161,7 @@ def find_subject(experiment: str, params: RewardQualityParams, settings: RewardT
             return Subject(
                 folder.resolve().name, str(config.get("task")), folder / "reward_model", settings, trained=True
             )
-        if (folder / "model.safetensors").is_file():
+        if is_model_folder(folder):
             if settings is None:
                 raise UserError(f"{folder} is a model folder: say with --task TASK whose labels to measure it on")
             name = folder.resolve().parent.name if folder.resolve().name == "reward_model" else folder.resolve().name

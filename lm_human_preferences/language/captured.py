@@ -1,20 +1,22 @@
 """Work of fixed shapes that a GPU takes over from Python all at once, as a captured CUDA graph.
 
 A decoding step of GPT-2 124M is some two hundred kernels of a few microseconds; handing them over one by one takes
-longer than running them. A graph remembers the kernels with the addresses they read and write, and every number that
-Python put into them. So what changes from one batch to the next must lie in tensors that stay where they are, and what
-else the kernels depend on makes another graph.
+longer than running them. A graph remembers kernels, the addresses that they read and write, and every number that
+Python computed on the way. So whatever changes from batch to batch must lie in tensors that keep their memory, and
+whatever else Python decides by (lengths, the temperature) is part of the graph's key: another value, another graph.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from lm_human_preferences.foundation.errors import UserError
 
-Capture = Callable[
-    [Callable[[], tuple]], tuple[Callable[[], None], tuple]
-]  # work -> what runs it again, and the tensors it then writes
+Outputs = tuple[torch.Tensor | None, ...]
+Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]
+"""Of some work: what runs it again, and the tensors that this writes each time."""
+T = TypeVar("T")
 
 
 class Captured:
@@ -24,32 +26,33 @@ class Captured:
     """
 
     def __init__(self, capture: Capture, limit: int = 16):
-        """limit: graphs to keep; work of a further kind is done without one."""
+        """limit: graphs to keep; work with a further key is done without one."""
         self._capture, self.limit = capture, limit
-        self._graphs: dict[Hashable, tuple[tuple[torch.Tensor, ...], Callable[[], None], tuple]] = {}
-        self._memory: tuple[Hashable, object] | None = None
+        self._graphs: dict[Hashable, tuple[tuple[torch.Tensor, ...], Callable[[], None], Outputs]] = {}
+        self._memory: tuple[Hashable, Any] | None = None
 
-    def memory(self, kind: Hashable, make: Callable[[], object]) -> object:
-        """Tensors that stay where they are for as long as their `kind` is asked for; another kind frees them and
+    def memory(self, kind: Hashable, make: Callable[[], T]) -> T:
+        """What `make` made when this `kind` was first requested, in the same memory as then. Another kind frees it and
         forgets all graphs.
         """
         if self._memory is None or self._memory[0] != kind:
             self._graphs.clear()
-            self._memory = None  # before the new ones are made
+            self._memory = None  # freed before the new memory is allocated
             self._memory = (kind, make())
-        return self._memory[1]
+        made: T = self._memory[1]
+        return made
 
     def run(
         self,
         key: Hashable,
-        work: Callable[..., tuple],
+        work: Callable[..., Outputs],
         inputs: Sequence[torch.Tensor],
         kept: Sequence[torch.Tensor] = (),
-    ) -> tuple:
+    ) -> Outputs:
         """work(*inputs), a tuple of tensors or None, from its graph. Inputs are copied to the graph's own.
 
-        key: all that the work depends on and that is no tensor of fixed address; kept: such tensors that it changes and
-        that the making of the graph must therefore leave as they are.
+        key: all that the work depends on besides inputs and tensors that keep their memory. kept: those of these
+        tensors that the work changes; making the graph runs the work once, so they are put back afterwards.
         """
         if key not in self._graphs:
             if len(self._graphs) == self.limit:
@@ -69,22 +72,21 @@ class Captured:
 class CUDAGraphs:
     """Makes CUDA graphs that share one pool of memory, as they never run side by side."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, work: Callable[[], tuple]) -> tuple[Callable[[], None], tuple]:
-        """The work runs once beside the current stream, so that libraries have made what they need, and is captured
-        then, which runs nothing.
+    def __call__(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        """The work runs once on a side stream, so that libraries allocate what they need, and is then captured, which
+        runs nothing.
         """
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # PyTorch's class has no annotations
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self.pool, capture_error_mode="thread_local"
-        ):  # NCCL's threads ask the device things meanwhile
+        # thread_local: NCCL's watchdog threads may query the device meanwhile, which else ends the capture
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             outputs = work()
         return graph.replay, outputs
 
@@ -93,12 +95,12 @@ def decoding_graphs(device_type: str, sharding: str) -> Captured:
     """For rollouts of a policy whose weights stay where they are. UserError where there are no such graphs."""
     if device_type != "cuda":
         raise UserError(
-            f"--run.captured_decoding on: a CUDA graph needs a CUDA device, this run computes on {device_type}; leave it "
-            "off"
+            "--run.captured_decoding on: a CUDA graph needs a CUDA device, "
+            f"this run computes on {device_type}; leave it off"
         )
     if sharding != "ddp":
         raise UserError(
-            f"--run.captured_decoding on: with --run.sharding {sharding} the weights lie elsewhere at each rollout; leave "
-            "one of them off"
+            f"--run.captured_decoding on: with --run.sharding {sharding} the weights lie elsewhere at each rollout; "
+            "leave one of them off"
         )
     return Captured(CUDAGraphs())

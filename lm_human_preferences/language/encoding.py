@@ -7,20 +7,44 @@ downloaded. Original: language/encodings.py.
 import functools
 import importlib.util
 import json
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import tiktoken
 
+from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language import white_space
 
-END_OF_TEXT = 50256
+END_OF_TEXT, END_OF_TEXT_SYMBOL = 50256, "<|endoftext|>"
 
 # How GPT-2 cuts text before it merges bytes. Contractions match in lower case only, as in the original.
 _WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
-class Encoding:
+class Encoding(ABC):
+    """Text <-> token ids. Ids are 0 to n_vocab - 1; `padding_token` is none of them."""
+
+    name: str
+    n_vocab: int
+    padding_token: int
+    end_of_text: int
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`; no text becomes padding or, in GPT-2's encoding, the end of a text."""
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str], threads: int = 2) -> list[list[int]]:
+        """The ids of each text, made by this many threads."""
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens` without padding."""
+
+
+class GPT2Encoding(Encoding):
     """Text <-> token ids with GPT-2's 50,257 tokens.
 
     `padding_token` (50259 = 50257 + 2, as in the original) is outside the vocabulary: models recognise it by its id and
@@ -59,12 +83,13 @@ class Encoding:
         for token in real:
             if not 0 <= token < self.n_vocab:
                 raise KeyError(
-                    f"{token} is no token of {self.name}: ids are 0 to {self.n_vocab - 1}, padding is {self.padding_token}"
+                    f"{token} is not a token of {self.name}: ids are 0 to {self.n_vocab - 1}, "
+                    f"padding is {self.padding_token}"
                 )
         return self._bpe.decode(real)
 
 
-class LetterEncoding:
+class LetterEncoding(Encoding):
     """The original's `test` encoding: 26 lower-case letters and '.', anything else becomes '.'; padding is 27."""
 
     name = "letters"
@@ -77,7 +102,7 @@ class LetterEncoding:
     def encode(self, text: str) -> list[int]:
         return [self._alphabet.index(c) if c in self._alphabet else 26 for c in text]
 
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], threads: int = 2) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -104,23 +129,58 @@ def vocabulary_folder() -> Path:
 
 
 @functools.cache
-def gpt2_encoding() -> Encoding:
+def gpt2_encoding() -> GPT2Encoding:
     """GPT-2's encoding, built once per process from the vocabulary files on disk."""
     to_byte = _byte_of_symbol()
     with open(vocabulary_folder() / "encoder.json", encoding="utf-8") as file:
         ids = json.load(file)
-    end_of_text = ids.pop("<|endoftext|>")
+    end_of_text = ids.pop(END_OF_TEXT_SYMBOL)
     ranks = {bytes(to_byte[c] for c in symbols): token for symbols, token in ids.items()}
-    return Encoding(
+    return GPT2Encoding(
         tiktoken.Encoding(
-            "gpt2-offline", pat_str=_WORD_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": end_of_text}
+            "gpt2-offline",
+            pat_str=_WORD_PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens={END_OF_TEXT_SYMBOL: end_of_text},
         )
     )
 
 
-ENCODINGS = {"gpt2": gpt2_encoding, "letters": LetterEncoding}
+class KnownEncoding(NamedTuple):
+    """What can be said of an encoding without building it."""
+
+    make: Callable[[], Encoding]
+    n_vocab: int
+    padding_token: int
 
 
-def get_encoding(name: str = "gpt2") -> Encoding | LetterEncoding:
+ENCODINGS = {
+    "gpt2": KnownEncoding(gpt2_encoding, 50257, 50259),
+    "letters": KnownEncoding(LetterEncoding, LetterEncoding.n_vocab, LetterEncoding.padding_token),
+}
+
+
+def get_encoding(name: str = "gpt2") -> Encoding:
     """The encoding a model folder names, one of ENCODINGS."""
-    return ENCODINGS[name]()
+    return ENCODINGS[name].make()
+
+
+def encoding_for(source: Path, n_vocab: int, name: object = None) -> str:
+    """The name of the encoding of a model with `n_vocab` tokens: `name`, or where the model does not say the one that
+    has this many.
+
+    source: the file that says so, for messages. UserError if there is no such encoding, or it has other tokens: the
+    model's numbers would stand for other words.
+    """
+    names = list(ENCODINGS)
+    if name is None:
+        name = next((known for known, encoding in ENCODINGS.items() if encoding.n_vocab == n_vocab), "gpt2")
+    if name not in names:
+        raise UserError(f"{source}: encoding {name!r} is unknown; it must be {' or '.join(names)}")
+    known = str(name)
+    if ENCODINGS[known].n_vocab != n_vocab:
+        raise UserError(
+            f"{source}: the vocabulary has {n_vocab} tokens, but the encoding {known} has {ENCODINGS[known].n_vocab}; "
+            "models with tokens added or taken away cannot be used: take the model as it was before"
+        )
+    return known

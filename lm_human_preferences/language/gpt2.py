@@ -5,8 +5,8 @@ Shapes in this package: B batch, T positions, Q query, R response, V vocabulary,
 Padding is recognised by its token id. The original (language/model.py) masks padded keys, counts positions over real
 tokens only, and gives a padded place the output of the last real token before it. Here only real tokens go through the
 model, side by side in one list (packing.py); for attention each row's move to the left of a rectangle, where plain
-causal attention runs over them, and the outputs are found for the places that were asked for. That is the same function
-of the tokens, exact and without a mask.
+causal attention runs over them, and the outputs are found for the places that are read. That is the same function of
+the tokens, exact and without a mask. `plain.py` is that function without any of this.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,15 @@ from torch.utils.checkpoint import checkpoint
 
 from lm_human_preferences.compute.precision import vocabulary_projection
 from lm_human_preferences.language.dropout import RowDropout
-from lm_human_preferences.language.packing import Layout, Packing, all_differ, causal, lay_out, lay_out_choices, take
+from lm_human_preferences.language.packing import (
+    Layout,
+    Packing,
+    all_differ,
+    causal,
+    gather_rows,
+    lay_out,
+    lay_out_choices,
+)
 
 
 @dataclass(frozen=True)
@@ -35,16 +43,15 @@ class GPT2Config:
     padding_token: int = 50259
     encoding: str = "gpt2"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is no multiple of n_head {self.n_head}")
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         if 0 <= self.padding_token < self.n_vocab:
             raise ValueError(f"padding_token {self.padding_token} lies inside the vocabulary")
 
 
-Attend = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor
-]  # queries, keys, values [B, H, n, D], layer -> [B, H, n, D]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""Queries, keys, values [B, H, n, D] and the number of the block -> [B, H, n, D]."""
 
 SHAPES = {
     "tiny": dict(n_ctx=128, n_embd=256, n_head=4, n_layer=4),  # saved_models/tiny
@@ -68,7 +75,7 @@ class Projection(nn.Module):
 
     def forward(self, x: torch.Tensor, outputs: slice | None = None) -> torch.Tensor:
         """x [N, in] -> [N, out], or some of the outputs. All of them read the parameter itself, of which autocast can
-        keep a copy; not so of a view.
+        keep a copy; of a view it cannot.
         """
         if outputs is None:
             return torch.addmm(self.bias, x, self.weight)
@@ -120,6 +127,23 @@ class Cached:
         )
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What all blocks of a pass share: how its list of tokens lies in rows, what sees what, and dropout if there is
+    any.
+    """
+
+    packing: Packing
+    attend: Attend
+    dropout: RowDropout | None = None
+
+    def drop(self, x: torch.Tensor, site: int) -> torch.Tensor:
+        """x [N, C] after the dropout at a site of the model; x itself without dropout."""
+        if self.dropout is None:
+            return x
+        return self.packing.to_list(self.dropout(self.packing.to_rectangle(x), site))
+
+
 class Attention(nn.Module):
     """Masked multi-head self-attention (original: language/model.py attn)."""
 
@@ -129,22 +153,28 @@ class Attention(nn.Module):
         self.c_attn = Projection(config.n_embd, 3 * config.n_embd, std=config.n_embd**-0.5)
         self.c_proj = Projection(config.n_embd, config.n_embd, std=(config.n_embd * config.n_layer) ** -0.5)
 
-    def forward(
-        self, x: torch.Tensor, layer: int, packing: Packing, attend: Attend, kept: torch.Tensor | None
-    ) -> torch.Tensor:
-        """x [N, C] -> [N, C], or [M, C] for the tokens `kept` alone: of the others only keys and values are made."""
-        C = x.shape[1]
-        if kept is None:
-            q, k, v = (self._heads(part) for part in packing.spread(self.c_attn(x)).split(C, dim=2))
-        else:
-            q = self._heads(packing.spread(self.c_attn(take(x, kept), slice(C)), kept))
-            k, v = (self._heads(part) for part in packing.spread(self.c_attn(x, slice(C, None))).split(C, dim=2))
-        y = attend(q, k, v, layer)  # [B, H, n, D]
-        return self.c_proj(packing.collect(y.transpose(1, 2).flatten(2), kept))
+    def forward(self, x: torch.Tensor, layer: int, rows: Rows) -> torch.Tensor:
+        """x [N, C] -> [N, C]."""
+        q, k, v = self._heads(rows.packing.to_rectangle(self.c_attn(x)), 3)
+        return self._project(rows.attend(q, k, v, layer), rows.packing)
 
-    def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, n, C] -> [B, H, n, D]."""
-        return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)
+    def last(self, x: torch.Tensor, layer: int, rows: Rows, kept: torch.Tensor) -> torch.Tensor:
+        """x [N, C] -> [M, C], what `forward` gives for the tokens `kept` int64 [M]: of the others only keys and values
+        are made.
+        """
+        C, packing = x.shape[1], rows.packing.of(kept)
+        (q,) = self._heads(packing.to_rectangle(self.c_attn(gather_rows(x, kept), slice(C))), 1)
+        k, v = self._heads(rows.packing.to_rectangle(self.c_attn(x, slice(C, None))), 2)
+        return self._project(rows.attend(q, k, v, layer), packing)
+
+    def _heads(self, x: torch.Tensor, parts: int) -> list[torch.Tensor]:
+        """[B, n, parts * C] -> of each part [B, H, n, D]."""
+        return [part.view(*part.shape[:2], self.n_head, -1).transpose(1, 2) for part in x.chunk(parts, dim=2)]
+
+    def _project(self, y: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """[B, H, n, D] -> the list's tokens [N, C] or [M, C]."""
+        projected: torch.Tensor = self.c_proj(packing.to_list(y.transpose(1, 2).flatten(2)))
+        return projected
 
 
 class MLP(nn.Module):
@@ -156,7 +186,8 @@ class MLP(nn.Module):
         self.c_proj = Projection(4 * config.n_embd, config.n_embd, std=(4 * config.n_embd * config.n_layer) ** -0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return x
 
 
 class Block(nn.Module):
@@ -170,33 +201,29 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.recompute = False  # activations in the backward pass instead of keeping them
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        layer: int,
-        packing: Packing,
-        attend: Attend,
-        dropout: RowDropout | None = None,
-        kept: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """x [N, C], a list of tokens that `packing` lays out -> [N, C], or [M, C] for the distinct tokens `kept` int64
-        [M] alone (without dropout).
+    def forward(self, x: torch.Tensor, layer: int, rows: Rows, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """x [N, C], a list of tokens -> [N, C]; with `kept` what `last` gives.
 
-        A pass calls each block once, with all its tokens: with sharded parameters (parallel.py) a second call in one
-        pass loses gradients.
+        A pass calls each block once, with all its tokens, and calls the module itself: with sharded parameters
+        (parallel.py) a second call in one pass loses gradients, and a method called past the module finds no weights.
         """
-        arguments = (x, layer, packing, attend, dropout, kept)
+        work, arguments = (self._all, (x, layer, rows)) if kept is None else (self.last, (x, layer, rows, kept))
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._layer, *arguments, use_reentrant=False, preserve_rng_state=False)
-        return self._layer(*arguments)
+            x = checkpoint(work, *arguments, use_reentrant=False, preserve_rng_state=False)
+            return x
+        return work(*arguments)
 
-    def _layer(
-        self, x, layer: int, packing: Packing, attend: Attend, dropout: RowDropout | None, kept: torch.Tensor | None
-    ) -> torch.Tensor:
-        drop = lambda y, site: packing.collect(dropout(packing.spread(y), site)) if dropout else y
-        attended = self.attn(self.ln_1(x), layer, packing, attend, kept)
-        x = (x if kept is None else take(x, kept)) + drop(attended, 2 * layer + 1)
-        return x + drop(self.mlp(self.ln_2(x)), 2 * layer + 2)
+    def _all(self, x: torch.Tensor, layer: int, rows: Rows) -> torch.Tensor:
+        x = x + rows.drop(self.attn(self.ln_1(x), layer, rows), 2 * layer + 1)
+        return x + rows.drop(self.mlp(self.ln_2(x)), 2 * layer + 2)
+
+    def last(self, x: torch.Tensor, layer: int, rows: Rows, kept: torch.Tensor) -> torch.Tensor:
+        """The last block of a pass without dropout, of which only the distinct tokens `kept` int64 [M] are read: x
+        [N, C] -> [M, C].
+        """
+        x = gather_rows(x, kept) + self.attn.last(self.ln_1(x), layer, rows, kept)
+        x = x + self.mlp(self.ln_2(x))
+        return x
 
 
 class GPT2(nn.Module):
@@ -217,7 +244,7 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> "GPT2":
-        """Random weights as the original draws them: wte 0.02, wpe 0.01, projections as their `std` says, biases zero."""
+        """Random weights as the original draws them: wte 0.02, wpe 0.01, projections by their `std`, biases zero."""
         nn.init.normal_(self.wte.weight, std=0.02, generator=generator)
         nn.init.normal_(self.wpe.weight, std=0.01, generator=generator)
         for module in self.modules():
@@ -231,6 +258,7 @@ class GPT2(nn.Module):
         less memory.
         """
         for block in self.h:
+            assert isinstance(block, Block)
             block.recompute = on
 
     def round_projections(self) -> None:
@@ -252,16 +280,16 @@ class GPT2(nn.Module):
         """
         layout = self._lay_out(tokens)
         self._check_length(layout.longest)
-        x = self._embed(layout.tokens, layout.positions)
-        x = layout.packing.collect(dropout(layout.packing.spread(x), 0)) if dropout else x
-        asked = layout.last[:, columns]
-        return self._states(x, layout, asked, causal, dropout, distinct=layout.lengths is None or all_differ(asked))
+        rows = Rows(layout.packing, causal, dropout)
+        x = rows.drop(self._embed(layout.tokens, layout.positions), 0)
+        return self._states(x, rows, layout.last[:, columns])
 
     def last_states(self, tokens: torch.Tensor) -> torch.Tensor:
         """Final hidden states [B, C] of each row's last real token; tokens as in `forward`."""
         layout = self._lay_out(tokens)
         self._check_length(layout.longest)
-        return self._states(self._embed(layout.tokens, layout.positions), layout, layout.last[:, -1], causal)
+        x = self._embed(layout.tokens, layout.positions)
+        return self._states(x, Rows(layout.packing, causal), layout.last[:, -1])
 
     def choice_states(self, queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
         """Final hidden states [B, K, C] of the last real token of each of K responses int64 [B, K, R] to queries int64
@@ -273,33 +301,26 @@ class GPT2(nn.Module):
         layout, branches, ends = lay_out_choices(queries, responses, self.config.padding_token)
         self._check_start(layout)
         self._check_length(layout.longest)
-        asked = torch.where(ends < 0, layout.last[:, -1:], ends)
         x = self._embed(layout.tokens, layout.positions)
-        return self._states(x, layout, asked, branches, distinct=all_differ(asked))
+        return self._states(x, Rows(layout.packing, branches), torch.where(ends < 0, layout.last[:, -1:], ends))
 
-    def _states(
-        self,
-        x: torch.Tensor,
-        layout: Layout,
-        asked: torch.Tensor,
-        attend: Attend,
-        dropout: RowDropout | None = None,
-        distinct: bool = True,
-    ) -> torch.Tensor:
-        """Embedded tokens [N, C] through all blocks -> final hidden states at the list's places `asked`, int64 [...] on
-        the host.
+    def _states(self, x: torch.Tensor, rows: Rows, read_at: torch.Tensor) -> torch.Tensor:
+        """Embedded tokens [N, C] through all blocks -> final hidden states at the list's places `read_at`, int64 [...]
+        on the host.
 
-        Where these are `distinct` and not all, the last block works for them alone.
+        Where these differ from each other and are not all, and there is no dropout, the last block works for them
+        alone.
         """
-        all_in_order = distinct and asked.numel() == len(x)
-        places = asked.flatten().to(x.device, non_blocking=True)
-        kept = places if distinct and dropout is None and not all_in_order else None
+        distinct = all_differ(read_at)
+        all_in_order = distinct and read_at.numel() == len(x)
+        places = read_at.flatten().to(x.device, non_blocking=True)
+        kept = places if distinct and not all_in_order and rows.dropout is None else None
         for layer, block in enumerate(self.h):
-            x = block(x, layer, layout.packing, attend, dropout, kept if layer + 1 == len(self.h) else None)
+            x = block(x, layer, rows, kept if layer + 1 == len(self.h) else None)
         x = self.ln_f(x)
         if kept is None and not all_in_order:
             x = x[places]
-        return x.view(*asked.shape, -1)
+        return x.view(*read_at.shape, -1)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [..., C] -> float32 logits [..., V] over the tied embedding; `out`: memory for those of hidden [n, C],
@@ -336,16 +357,12 @@ class GPT2(nn.Module):
             raise ValueError(f"the cache has {cache.capacity} columns, {past} of them used: {n} more do not fit")
         self._check_length(cache.longest + n)
         lengths = n if layout.lengths is None else layout.lengths.to(tokens.device, non_blocking=True)
-        cache.real[:, past : past + n] = torch.arange(n, device=tokens.device) < (
-            n if layout.lengths is None else lengths[:, None]
-        )
+        filled = lengths[:, None] if isinstance(lengths, torch.Tensor) else lengths
+        cache.real[:, past : past + n] = torch.arange(n, device=tokens.device) < filled
         cache.has_gaps = cache.has_gaps or layout.lengths is not None
         x = self._embed(layout.tokens, cache.count[layout.rows] + layout.positions)
         mask = self._chunk_mask(cache, n) if past and (cache.has_gaps or n > 1) else None
-        asked = layout.last[:, columns]
-        hidden = self._states(
-            x, layout, asked, Cached(cache, mask), distinct=layout.lengths is None or all_differ(asked)
-        )
+        hidden = self._states(x, Rows(layout.packing, Cached(cache, mask)), layout.last[:, columns])
         cache.count += lengths
         cache.used, cache.longest = past + n, cache.longest + n
         return hidden
@@ -357,13 +374,14 @@ class GPT2(nn.Module):
             raise ValueError(f"the cache has {cache.capacity} columns, all of them used")
         self._check_length(cache.longest + 1)
         cache.real[:, past] = True
-        x, packing = self._embed(tokens, cache.count), Packing(len(tokens), 1)
         attend = Cached(cache, cache.real[:, None, None, : past + 1] if cache.has_gaps else None)
+        x, rows = self._embed(tokens, cache.count), Rows(Packing(len(tokens), 1), attend)
         for layer, block in enumerate(self.h):
-            x = block(x, layer, packing, attend)
+            x = block(x, layer, rows)
         cache.count += 1
         cache.used, cache.longest = past + 1, cache.longest + 1
-        return self.ln_f(x)
+        hidden: torch.Tensor = self.ln_f(x)
+        return hidden
 
     @staticmethod
     def _chunk_mask(cache: KVCache, n: int) -> torch.Tensor:
@@ -387,7 +405,8 @@ class GPT2(nn.Module):
             raise ValueError(f"{n} real tokens in a row, but the model's context is {self.config.n_ctx}")
 
     def _embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return self.wte(tokens) + self.wpe(positions)
+        x: torch.Tensor = self.wte(tokens) + self.wpe(positions)
+        return x
 
 
 def count_parameters(config: GPT2Config) -> dict[str, int]:

@@ -1,9 +1,11 @@
 """Log-probabilities and entropies of tokens from hidden states.
 
 Logits are made in chunks of rows and used in blocks that stay in a CPU core's cache. For the backward pass their
-exponentials are kept while they fit into `KEPT_BYTES`; of the rows beyond, logits are made again there, and the
-vocabulary-wide tensor of a whole batch never exists.
+exponentials are kept while they fit into `KEPT_BYTES`; the logits of all further rows are made again there, so that the
+memory of a pass stays bounded whatever the batch.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,76 +30,118 @@ def token_logprobs(
     rows, weight = hidden.reshape(-1, hidden.shape[-1]).float(), model.wte.weight
     in_training = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
     kept = min(len(rows), KEPT_BYTES[rows.device.type] // (4 * len(weight))) if in_training else 0
-    logprobs, entropy = _TokenLogprobs.apply(rows, weight, labels.reshape(-1), max(temperature, 1e-10), entropies, kept)
+    arguments = (rows, weight, labels.reshape(-1), max(temperature, 1e-10), entropies, kept)
+    logprobs, entropy = _TokenLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]  # PyTorch's, not annotated
     return logprobs.view(labels.shape), entropy.view(labels.shape)
 
 
 def slices(start: int, end: int, size: int) -> list[slice]:
+    """The rows from start to end in slices of at most this size."""
     return [slice(first, min(first + size, end)) for first in range(start, end, size)]
+
+
+class _Sums(NamedTuple):
+    """Of each row, float32 [N] or [n] of a chunk."""
+
+    label: torch.Tensor  # the label's logit less the row's largest
+    largest: torch.Tensor
+    total: torch.Tensor  # sum of the exponentials of the logits less the largest
+    entropy: torch.Tensor  # minus the sum of these exponentials times the logits less the largest
+
+    def of(self, rows: slice) -> "_Sums":
+        return _Sums(*(x[rows] for x in self))
+
+
+def _add_up(
+    logits: torch.Tensor, labels: torch.Tensor, entropies: bool, sums: _Sums, exponentials: torch.Tensor | None
+) -> None:
+    """Write the sums of one chunk, and its exponentials float32 [n, V] where they are to be kept.
+
+    logits float32 [n, V], after the temperature, are overwritten.
+    """
+    for rows in slices(0, len(logits), BLOCK_ROWS[logits.device.type]):
+        x, block = logits[rows], sums.of(rows)
+        block.largest.copy_(x.amax(1))
+        x.sub_(block.largest[:, None])
+        block.label.copy_(x.gather(1, labels[rows, None])[:, 0])
+        if exponentials is not None:
+            weights = torch.exp(x, out=exponentials[rows])
+        else:
+            weights = x.exp() if entropies else x.exp_()
+        block.total.copy_(weights.sum(1))
+        if entropies:
+            block.entropy.copy_(-x.mul_(weights).sum(1))
 
 
 class _TokenLogprobs(torch.autograd.Function):
     """hidden float32 [N, C], embedding [V, C], labels int64 [N] -> log-probabilities and entropies float32 [N].
 
-    Of the first `kept` rows the exponentials of the logits, less the row's largest, wait for the backward pass: float32
-    [kept, V].
+    The same as
+
+        logprobs = (hidden @ embedding.T / temperature).log_softmax(1)
+        entropies = -(logprobs.exp() * logprobs).sum(1)
+        return logprobs.gather(1, labels[:, None])[:, 0], entropies
+
+    but in chunks of rows. With z the logits less the row's largest, a log-probability is z - log(sum exp z), and the
+    entropy log(sum exp z) - sum(z exp z) / sum exp z. The gradient of a row's logits is its label's one-hot vector less
+    the probabilities: of the first `kept` rows from their exponentials, float32 [kept, V], of the others from logits
+    that are made again.
     """
 
     @staticmethod
-    def forward(ctx, hidden, embedding, labels, temperature, entropies, kept):
-        N, device = len(labels), hidden.device.type
-        logprobs, entropy, largest, total = (
-            hidden.new_empty(N),
-            hidden.new_zeros(N),
-            hidden.new_empty(N),
-            hidden.new_empty(N),
-        )
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        embedding: torch.Tensor,
+        labels: torch.Tensor,
+        temperature: float,
+        entropies: bool,
+        kept: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        N, size = len(labels), CHUNK_ROWS[hidden.device.type]
+        sums = _Sums(hidden.new_empty(N), hidden.new_empty(N), hidden.new_empty(N), hidden.new_zeros(N))
         exponentials = hidden.new_empty(kept, len(embedding))
-        memory = hidden.new_empty(min(N, CHUNK_ROWS[device]), len(embedding))
-        for chunk in slices(0, kept, CHUNK_ROWS[device]) + slices(kept, N, CHUNK_ROWS[device]):
-            logits = vocabulary_projection(hidden[chunk], embedding, out=memory[: chunk.stop - chunk.start])
-            for rows in slices(chunk.start, chunk.stop, BLOCK_ROWS[device]):
-                x = logits[rows.start - chunk.start : rows.stop - chunk.start]  # [n, V]
-                if temperature != 1:
-                    x.div_(temperature)
-                largest[rows] = x.amax(1)
-                x.sub_(largest[rows, None])
-                logprobs[rows] = x.gather(1, labels[rows, None])[:, 0]
-                weights = (
-                    torch.exp(x, out=exponentials[rows]) if rows.stop <= kept else x.exp() if entropies else x.exp_()
-                )
-                total[rows] = weights.sum(1)
-                if entropies:
-                    entropy[rows] = -x.mul_(weights).sum(1)
-        normaliser = total.log()
+        memory = hidden.new_empty(min(N, size), len(embedding))  # of one chunk's logits, for all chunks
+        for rows in slices(0, kept, size) + slices(kept, N, size):
+            logits = vocabulary_projection(hidden[rows], embedding, out=memory[: rows.stop - rows.start])
+            if temperature != 1:
+                logits.div_(temperature)
+            keep = exponentials[rows] if rows.stop <= kept else None
+            _add_up(logits, labels[rows], entropies, sums.of(rows), keep)
+        log_total = sums.total.log()
         if entropies:
-            entropy.div_(total).add_(normaliser)
-        ctx.save_for_backward(hidden, embedding, labels, total, normaliser + largest)
+            sums.entropy.div_(sums.total).add_(log_total)
+        ctx.save_for_backward(hidden, embedding, labels, sums.total, log_total + sums.largest)
         ctx.exponentials, ctx.kept = exponentials, kept
         ctx.temperature, ctx.matmul_precision = temperature, torch.get_float32_matmul_precision()
-        ctx.mark_non_differentiable(entropy)
-        return logprobs.sub_(normaliser), entropy
+        ctx.mark_non_differentiable(sums.entropy)
+        return sums.label.sub_(log_total), sums.entropy
 
     @staticmethod
-    def backward(ctx, grad, _):
+    def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         hidden, embedding, labels, total, normaliser = ctx.saved_tensors
-        exponentials, ctx.exponentials = (
-            ctx.exponentials,
-            None,
-        )  # they become the gradient of the logits: they are there once
-        kept, N, grad = 0 if exponentials is None else ctx.kept, len(labels), grad.float() / ctx.temperature
-        grad_hidden, weight, grad_embedding = torch.empty_like(hidden), embedding.float(), None
-        with with_matmul_precision(ctx.matmul_precision):
-            for rows in ([slice(0, kept)] if kept else []) + slices(kept, N, CHUNK_ROWS[hidden.device.type]):
+        # the exponentials become the gradient of the logits: a second backward pass makes all logits again
+        exponentials, ctx.exponentials = ctx.exponentials, None
+        kept, N, device = 0 if exponentials is None else ctx.kept, len(labels), hidden.device.type
+        needs_hidden, needs_embedding = ctx.needs_input_grad[:2]
+        grad, weight = grad.float() / ctx.temperature, embedding.float()
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_embedding: torch.Tensor | None = None
+        with torch.autocast(device, enabled=False), with_matmul_precision(ctx.matmul_precision):
+            for rows in ([slice(0, kept)] if kept else []) + slices(kept, N, CHUNK_ROWS[device]):
                 if rows.stop <= kept:
                     grad_logits = exponentials.mul_((-grad / total)[rows, None])  # -probability * grad
                 else:
                     logits = vocabulary_projection(hidden[rows], embedding).div_(ctx.temperature)
                     grad_logits = logits.sub_(normaliser[rows, None]).exp_().mul_(-grad[rows, None])
                 grad_logits.scatter_add_(1, labels[rows, None], grad[rows, None])
-                torch.mm(grad_logits, weight, out=grad_hidden[rows])
-                if grad_embedding is None:
+                if grad_hidden is not None:
+                    torch.mm(grad_logits, weight, out=grad_hidden[rows])
+                if needs_embedding and grad_embedding is None:
                     grad_embedding = torch.mm(grad_logits.t(), hidden[rows])
-                else:
+                elif grad_embedding is not None:
                     grad_embedding.addmm_(grad_logits.t(), hidden[rows])
-        return grad_hidden, grad_embedding.to(embedding.dtype), None, None, None, None
+        if needs_embedding:
+            grad_embedding = torch.zeros_like(weight) if grad_embedding is None else grad_embedding
+            grad_embedding = grad_embedding.to(embedding.dtype)
+        return grad_hidden, grad_embedding, None, None, None, None

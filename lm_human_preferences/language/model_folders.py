@@ -9,24 +9,28 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lm_human_preferences.compute.distributed import World, whole
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.files import atomic_folder, read_json, sha256
-from lm_human_preferences.language.encoding import ENCODINGS
+from lm_human_preferences.foundation.files import atomic_folder, read_json
+from lm_human_preferences.language.digests import check_digest, listed, write_digests
+from lm_human_preferences.language.encoding import ENCODINGS, encoding_for
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
+from lm_human_preferences.language.tokenizer_files import write_tokenizer
+from lm_human_preferences.language.weight_files import check_finite, has_weights, open_weights
 
-_DIGESTS = "SHA256SUMS"
 _PREFIX = "transformer."  # Hugging Face's name for the trunk inside GPT2LMHeadModel
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _AS_GPT2 = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
+    "is_encoder_decoder": False,
     "tie_word_embeddings": True,
 }
 
@@ -36,7 +40,7 @@ def save_model(
     model: GPT2,
     heads: dict[str, torch.Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
-    note: dict | None = None,
+    note: dict[str, Any] | None = None,
     world: World = World(),
 ) -> None:
     """Write a model folder atomically. `dtype` is that of the stored trunk; heads stay float32. `note` goes into
@@ -62,7 +66,7 @@ def convert_model(
     read: Callable[[str], torch.Tensor],
     dtype: torch.dtype,
     heads: dict[str, torch.Tensor] | None = None,
-    note: dict | None = None,
+    note: dict[str, Any] | None = None,
 ) -> None:
     """Write a model folder atomically from weights that are read one at a time, so that no more than one of them is in
     memory.
@@ -75,7 +79,11 @@ def convert_model(
 
 @contextmanager
 def _new_folder(
-    folder: Path, config: GPT2Config, dtype: torch.dtype, heads: dict[str, torch.Tensor] | None, note: dict | None
+    folder: Path,
+    config: GPT2Config,
+    dtype: torch.dtype,
+    heads: dict[str, torch.Tensor] | None,
+    note: dict[str, Any] | None,
 ) -> Iterator[Path]:
     """A temporary folder to write `model.safetensors` into; then heads, digests and config.json join it and it takes
     its place.
@@ -89,9 +97,9 @@ def _new_folder(
             )
         description = _to_hugging_face(config, dtype) | ({"lm_human_preferences": note} if note else {})
         (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        (temporary / _DIGESTS).write_text(
-            "".join(f"{sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir())), encoding="utf-8"
-        )
+        if config.encoding == "gpt2" and config.n_vocab == ENCODINGS["gpt2"].n_vocab:
+            write_tokenizer(temporary, config.n_ctx)
+        write_digests(temporary)
 
 
 def _write_safetensors(
@@ -104,7 +112,8 @@ def _write_safetensors(
     """
     from tqdm import tqdm
 
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, shape in shapes.items():
         start, end = end, end + shape.numel() * dtype.itemsize
         header[_PREFIX + name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
@@ -116,149 +125,72 @@ def _write_safetensors(
             tensor = read(name).reshape(shape).contiguous()
             if tensor.dtype != dtype:
                 raise ValueError(f"{name} is {tensor.dtype}, expected {dtype}")
-            file.write(memoryview(tensor.view(torch.uint8).numpy()))
+            file.write(tensor.view(torch.uint8).numpy().data)
             bar.update(tensor.nbytes)
 
 
 def load_config(folder: Path) -> GPT2Config:
-    """The architecture of a model folder. UserError if it is no GPT-2's or damaged."""
+    """The architecture of a model folder. UserError if it is not that of a GPT-2 that can be used here, or damaged."""
     path = Path(folder) / "config.json"
     config = _from_hugging_face(path)
-    _check_digest(path)
+    check_digest(path)
     return config
 
 
 def load_model(folder: Path) -> GPT2:
     """The transformer in a model folder, float32 on the CPU.
 
-    Raises UserError, naming the file, if the folder is missing, truncated, damaged or no GPT-2.
+    Raises UserError, naming the file, if the folder is missing, truncated, damaged or not a GPT-2's.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"there is no model folder {folder}")
     config = load_config(folder)
-    tensors = _load_tensors(folder / "model.safetensors")
     with torch.device("meta"):
         model = GPT2(config)
     expected = {name: value.shape for name, value in model.state_dict().items()}
-    found = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
-    _check_shapes(folder / "model.safetensors", expected, {name: value.shape for name, value in found.items()})
-    for name in expected:
-        _check_finite(folder / "model.safetensors", name, found[name])
-    model.load_state_dict({name: found[name].float() for name in expected}, assign=True)
+    with open_weights(folder, expected) as weights:
+        model.load_state_dict({name: weights.read(name, torch.float32) for name in expected}, assign=True)
     return model.requires_grad_(True)
 
 
-def convert_hugging_face(source: Path, folder: Path, note: dict | None = None) -> GPT2Config:
-    """A GPT-2 as Hugging Face publishes it (config.json, model.safetensors) as one of our model folders; the stored
-    dtype is kept.
+def convert_hugging_face(source: Path, folder: Path, note: dict[str, Any] | None = None) -> GPT2Config:
+    """A GPT-2 as people publish it (config.json; model.safetensors, shards of it, or pytorch_model.bin) as one of our
+    model folders.
 
-    Attention masks that older releases store as weights are left out. Raises UserError if it is no GPT-2, incomplete or
-    damaged.
+    float16 and bfloat16 stay what they are, anything wider and mixtures become float32. Raises UserError for all that
+    `load_model` would refuse, before anything is written.
     """
-    source, path = Path(source), Path(source) / "model.safetensors"
-    config = _from_hugging_face(source / "config.json")
-    if not path.is_file():
-        others = [other.name for other in source.iterdir() if other.suffix in (".bin", ".h5", ".msgpack")]
-        raise UserError(
-            f"{path} is missing"
-            + (
-                f"; {others[0]} could execute code when it is loaded and is not read: save the model with "
-                "transformers' save_pretrained(safe_serialization=True)"
-                if others
-                else ""
-            )
-        )
+    source = Path(source)
+    config = load_config(source)
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in GPT2(config).state_dict().items()}
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = {name.removeprefix(_PREFIX): name for name in file.keys()}
-            _check_shapes(
-                path,
-                shapes,
-                {name: torch.Size(file.get_slice(stored[name]).get_shape()) for name in shapes if name in stored},
-            )
-            if "lm_head.weight" in stored and not torch.equal(
-                file.get_tensor(stored["lm_head.weight"]), file.get_tensor(stored["wte.weight"])
-            ):
-                raise UserError(
-                    f"{path}: lm_head.weight differs from the token embedding; GPT-2 has one matrix for both"
-                )
-
-            def read(name: str) -> torch.Tensor:
-                tensor = file.get_tensor(stored[name])
-                _check_finite(path, name, tensor)
-                return tensor.to(dtype)
-
-            dtype = file.get_tensor(stored["wpe.weight"]).dtype
-            if dtype not in _DTYPES:
-                raise UserError(f"{path}: its weights are {dtype}; expected float32, float16 or bfloat16")
-            convert_model(folder, config, shapes, read, dtype, note=note)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    with open_weights(source, shapes, pickled=True) as weights:
+        dtype = weights.dtype
+        convert_model(folder, config, shapes, lambda name: weights.read(name, dtype), dtype, note=note)
     return config
-
-
-def _check_shapes(path: Path, expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
-    for name, shape in expected.items():
-        if name not in found:
-            raise UserError(f"{path} has no weights for {name}: it is no complete GPT-2")
-        if found[name] != shape:
-            raise UserError(f"{path}: {name} has shape {list(found[name])}, config.json says {list(shape)}")
 
 
 def load_heads(folder: Path) -> dict[str, torch.Tensor]:
     """The heads beside a model, empty if it has none. Raises UserError if they are damaged or hold a NaN."""
     path = Path(folder) / "heads.safetensors"
-    heads = _load_tensors(path) if path.exists() or path.name in _digests(path.parent) else {}
-    for name, value in heads.items():
-        _check_finite(path, name, value)
-    return heads
-
-
-def _check_finite(path: Path, name: str, value: torch.Tensor) -> None:
-    if not all_finite(value):
-        raise UserError(f"{path}: {name} holds a NaN or an infinity")
-
-
-def all_finite(value: torch.Tensor) -> bool:
-    """Whether a tensor (not empty) holds no NaN and no infinity; without the temporary copies that `torch.isfinite`
-    makes.
-    """
-    low, high = value.aminmax()
-    return bool(torch.isfinite(low) & torch.isfinite(high))
-
-
-def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    if not path.exists() and path.name not in listed(path.parent):
+        return {}
     if not path.is_file():
         raise UserError(f"{path} is missing")
     try:
-        tensors = load_file(path)
+        heads = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    _check_digest(path)
-    return tensors
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    check_digest(path)
+    for name, value in heads.items():
+        if not value.is_floating_point() or not value.numel():
+            raise UserError(f"{path}: {name} holds no floating-point numbers")
+        check_finite(path, name, value)
+    return heads
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """File -> its SHA-256, of the files that a model folder was written with; empty for a folder without such a list."""
-    try:
-        lines = (folder / _DIGESTS).read_text(encoding="utf-8").splitlines() if (folder / _DIGESTS).exists() else []
-        return dict(reversed(line.split()) for line in lines)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / _DIGESTS} is damaged: {error}; fetch the folder again") from None
-
-
-def _check_digest(path: Path) -> None:
-    if _digests(path.parent).get(path.name, "") not in ("", sha256(path)):
-        raise UserError(
-            f"{path} is damaged or was changed: its SHA-256 is not the one in {_DIGESTS}; fetch it again, or delete {_DIGESTS} "
-            "if you changed it"
-        )
-
-
-def _to_hugging_face(config: GPT2Config, dtype: torch.dtype) -> dict:
+def _to_hugging_face(config: GPT2Config, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -283,34 +215,59 @@ def _to_hugging_face(config: GPT2Config, dtype: torch.dtype) -> dict:
 
 
 def _from_hugging_face(path: Path) -> GPT2Config:
+    """A GPT-2's config.json, whoever wrote it; UserError for anything that `GPT2` would compute otherwise."""
     values = read_json(path)
     if not isinstance(values, dict) or values.get("model_type") != "gpt2":
         raise UserError(f"{path} does not describe a GPT-2 (model_type is not 'gpt2')")
     if values.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
         raise UserError(f"{path}: activation_function {values['activation_function']} is not GPT-2's")
+    quantisation = values.get("quantization_config")
+    if quantisation is not None:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+        raise UserError(
+            f"{path}: the weights are quantised ({method or 'quantization_config'}), which cannot be read; "
+            "take the model before quantisation"
+        )
     for name, usual in _AS_GPT2.items():
         if values.get(name, usual) is not usual:
             raise UserError(
                 f"{path}: {name} is {values[name]}; a model that differs from GPT-2 in this cannot be loaded"
             )
-    if values.get("encoding", "gpt2") not in list(ENCODINGS):
-        raise UserError(f"{path}: encoding {values['encoding']!r} is unknown; it must be {' or '.join(ENCODINGS)}")
+    wanted = dict(
+        n_vocab="vocab_size",
+        n_ctx="n_positions" if "n_positions" in values else "n_ctx",
+        n_embd="n_embd",
+        n_head="n_head",
+        n_layer="n_layer",
+    )
+    for theirs in wanted.values():
+        size = values.get(theirs)
+        if type(size) is not int or size < 1:
+            raise UserError(f"{path}: {theirs} is {size!r}; expected a whole number of at least 1")
+    sizes: dict[str, int] = {ours: values[theirs] for ours, theirs in wanted.items()}
+    if values.get("n_inner") not in (None, 4 * sizes["n_embd"]):
+        raise UserError(f"{path}: n_inner is {values['n_inner']}; GPT-2's is four times n_embd")
+    epsilon = values.get("layer_norm_epsilon", 1e-5)
+    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+        raise UserError(f"{path}: layer_norm_epsilon is {epsilon!r}; expected a number between 0 and 1")
+    encoding = encoding_for(path, sizes["n_vocab"], values.get("encoding"))
+    padding = ENCODINGS[encoding].padding_token
+    if values.get("padding_token", padding) != padding:
+        raise UserError(f"{path}: padding_token is {values['padding_token']}, but that of {encoding} is {padding}")
     try:
-        sizes = dict(
-            n_vocab=values["vocab_size"],
-            n_ctx=values.get("n_positions", values.get("n_ctx")),
-            n_embd=values["n_embd"],
-            n_head=values["n_head"],
-            n_layer=values["n_layer"],
-        )
-        wrong = {name: size for name, size in sizes.items() if type(size) is not int or size < 1}
-        if wrong:
-            raise ValueError(f"{wrong} must be whole numbers of at least 1")
-        return GPT2Config(
-            **sizes,
-            layer_norm_epsilon=float(values.get("layer_norm_epsilon", 1e-5)),
-            padding_token=values.get("padding_token", sizes["n_vocab"] + 2),
-            encoding=values.get("encoding", "gpt2"),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} lacks or garbles a size of the model: {error}") from None
+        return GPT2Config(**sizes, layer_norm_epsilon=float(epsilon), padding_token=padding, encoding=encoding)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether `folder` is meant as a model, readable or not: it holds weights, or a config.json with a model's type."""
+    if not (folder / "config.json").is_file():
+        return False
+    if has_weights(folder):
+        return True
+    try:
+        values = read_json(folder / "config.json")
+    except UserError:
+        return False
+    return isinstance(values, dict) and "model_type" in values

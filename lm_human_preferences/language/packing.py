@@ -1,10 +1,11 @@
 """Real tokens side by side: whatever treats tokens alike works on a list without padding, attention on a rectangle of
 rows.
 
-Shapes: N real tokens of a batch, B rows, n width of the rectangle, M tokens of the list that are asked for.
+Shapes: N real tokens of a batch, B rows, n width of the rectangle, M tokens of the list that are read.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,41 +20,42 @@ class Packing:
         """
         self.rows, self.width, self.slots = rows, width, slots
 
-    def spread(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
-        """x [N, C], or [M, C] of the distinct tokens `kept` int64 [M] alone -> [B, n, C], zeros where none is."""
-        slots = self._slots(kept)
-        if slots is not None:
-            x = x.new_zeros(self.rows * self.width, x.shape[1]).index_copy_(0, slots, x)
+    def of(self, kept: torch.Tensor) -> "Packing":
+        """The same rectangle for the distinct tokens `kept` int64 [M] of the list alone."""
+        return Packing(self.rows, self.width, kept if self.slots is None else self.slots[kept])
+
+    def to_rectangle(self, x: torch.Tensor) -> torch.Tensor:
+        """x [N, C] -> [B, n, C], zeros where no token is."""
+        if self.slots is not None:
+            x = x.new_zeros(self.rows * self.width, x.shape[1]).index_copy_(0, self.slots, x)
         return x.view(self.rows, self.width, -1)
 
-    def collect(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
-        """The inverse of `spread`: x [B, n, C] -> [N, C] or [M, C]."""
-        x, slots = x.reshape(self.rows * self.width, -1), self._slots(kept)
-        return x if slots is None else take(x, slots)
-
-    def _slots(self, kept: torch.Tensor | None) -> torch.Tensor | None:
-        return kept if self.slots is None else self.slots if kept is None else self.slots[kept]
+    def to_list(self, x: torch.Tensor) -> torch.Tensor:
+        """The inverse: x [B, n, C] -> [N, C]."""
+        x = x.reshape(self.rows * self.width, -1)
+        return x if self.slots is None else gather_rows(x, self.slots)
 
 
-class _Take(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     """Rows of x [N, C] at distinct places; PyTorch's own gradient would add them up one by one in case two are the
     same.
     """
 
     @staticmethod
-    def forward(ctx, x, places):
+    def forward(ctx: Any, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(places)
         ctx.rows = len(x)
         return x.index_select(0, places)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grad.new_zeros(ctx.rows, grad.shape[1]).index_copy_(0, ctx.saved_tensors[0], grad), None
 
 
-def take(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def gather_rows(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Rows of x [N, C] at `places` int64 [M], which must all differ."""
-    return _Take.apply(x, places)
+    rows: torch.Tensor = _GatherRows.apply(x, places)  # type: ignore[no-untyped-call]  # PyTorch's has no annotations
+    return rows
 
 
 def all_differ(places: torch.Tensor) -> bool:
@@ -64,18 +66,18 @@ def all_differ(places: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Layout:
-    """A batch's real tokens as a list, and how to find one's way back. What decides about shapes is on the host:
-    nothing waits for the device.
+    """A batch's real tokens as a list, and where its places are in that list. What decides about shapes is on the host,
+    so that nothing waits for the device.
     """
 
     packing: Packing
     tokens: torch.Tensor  # int64 [N]
     positions: torch.Tensor  # int64 [N], of each among its row's real tokens
     rows: torch.Tensor  # int64 [N], the row of each
-    # int64 [B, T] on the host, where in the list the last real token up to each place is; before a row's first it is -1
+    # int64 [B, T] on the host: where in the list the last real token up to each place is, -1 before a row's first
     last: torch.Tensor
     lengths: torch.Tensor | None  # int64 [B] on the host, real tokens of each row; None if there is no padding
-    longest: int  # no token has more before it, itself included
+    longest: int  # the most real tokens that one token sees, itself included: what the context must hold
 
 
 def lay_out(tokens: torch.Tensor, padding_token: int) -> Layout:
@@ -100,8 +102,8 @@ def lay_out(tokens: torch.Tensor, padding_token: int) -> Layout:
 
 
 def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
-    """Attention within each row of a rectangle, all [B, H, n, D]. No mask: what lies right of a row's tokens is in the
-    future of all of them.
+    """Attention within each row of a rectangle, all [B, H, n, D]. The places to the right of a row's tokens need no
+    mask: causal attention hides them from all of its tokens.
     """
     return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
 
@@ -118,15 +120,13 @@ class Branches:
         of each branch.
         """
         self.beginning = beginning
-        own = torch.ones(branch, branch, dtype=torch.bool, device=device).tril()
-        own = torch.block_diag(*[own] * branches)[None]  # [1, branches * branch, branches * branch]
+        one = torch.ones(branch, branch, dtype=torch.bool, device=device).tril()
+        own: torch.Tensor = torch.block_diag(*[one] * branches)[None]  # type: ignore[no-untyped-call]  # as above
         columns = torch.arange(beginning, device=device)
-        before = columns < (torch.tensor([[beginning]]) if lengths is None else lengths[:, None]).to(
-            device
-        )  # [B or 1, beginning]
-        self.mask = torch.cat([before[:, None].expand(-1, own.shape[1], -1), own.expand(len(before), -1, -1)], dim=2)[
-            :, None
-        ]
+        filled = torch.tensor([beginning]) if lengths is None else lengths
+        before = columns < filled[:, None].to(device)  # [B or 1, beginning]
+        seen = [before[:, None].expand(-1, own.shape[1], -1), own.expand(len(before), -1, -1)]
+        self.mask = torch.cat(seen, dim=2)[:, None]  # [B or 1, 1, columns of branches, all columns]
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
         """All [B, H, n, D]."""
@@ -143,32 +143,39 @@ def lay_out_choices(
 
     Returns its layout (a row of the rectangle is a query and its responses; `last` is the queries'), the attention in
     it, and int64 [B, K] on the host: where in the list each response's last token is, -1 if it has none.
+
+    Two queries with two responses each, of at most 3 and 2 tokens; `.` is padding:
+
+        queries   a b .    responses   c d | e .       rectangle   a b . c d e .    (columns: query | first | second)
+                  f g h                i . | . .                   f g h i . . .
+
+        list      a b c d e f g h i                     the rectangle's tokens, row by row
+        position  0 1 2 3 2 0 1 2 3                     a response counts on from its query
+        returned  3 (d)  4 (e)  8 (i)  -1 (none)
     """
     (B, K, R), device = responses.shape, queries.device
     before, after = lay_out(queries, padding_token), lay_out(responses.reshape(B * K, R), padding_token)
     nq, nr = before.packing.width, max(1, after.packing.width)  # a column each, though no response had any token
-    width, row = nq + K * nr, after.rows // K
+    width, row, number = nq + K * nr, after.rows // K, after.rows % K
     branches = Branches(before.lengths, nq, K, nr, device)
-    slots, order = torch.cat(
-        [before.rows * width + before.positions, row * width + nq + after.rows % K * nr + after.positions]
-    ).sort()
+
+    # the queries' tokens, then the responses' tokens: their slots in the rectangle, and the order of these
+    slots_before = before.rows * width + before.positions
+    slots_after = row * width + nq + number * nr + after.positions
+    slots, order = torch.cat([slots_before, slots_after]).sort()
+    places = order.argsort().cpu()  # where in the list each of them has come to lie
+
+    filled = torch.full((B,), nq) if before.lengths is None else before.lengths  # int64 [B], tokens of each query
+    added = torch.full((B, K), nr) if after.lengths is None else after.lengths.view(B, K)
     offset = nq if before.lengths is None else before.lengths.to(device)[row]
-    place = (
-        order.argsort().cpu()
-    )  # where in the list each of the queries' tokens, then each of the responses' has come to lie
-    longest = int(
-        (torch.tensor([[nq]]) if before.lengths is None else before.lengths[:, None])
-        .add(nr if after.lengths is None else after.lengths.view(B, K))
-        .max()
-    )
     layout = Layout(
         Packing(B, width, slots if len(slots) < B * width else None),
         torch.cat([before.tokens, after.tokens])[order],
         torch.cat([before.positions, offset + after.positions])[order],
         torch.cat([before.rows, row])[order],
-        place[before.last.clamp(min=0)].where(before.last >= 0, -1),
+        places[before.last.clamp(min=0)].where(before.last >= 0, -1),
         before.lengths,
-        longest,
+        int((filled[:, None] + added).max()),
     )
     ends = after.last[:, -1].view(B, K)
-    return layout, branches, place[(len(before.tokens) + ends).clamp(min=0)].where(ends >= 0, -1)
+    return layout, branches, places[(len(before.tokens) + ends).clamp(min=0)].where(ends >= 0, -1)

@@ -1,5 +1,7 @@
 """Training losses from a random part of the vocabulary: most of a small model's work is the other part."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -8,7 +10,7 @@ from lm_human_preferences.compute.precision import vocabulary_projection, with_m
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.logprobs import slices
 
-BLOCK_LOGITS = {"cpu": 2**20, "cuda": 2**26}  # that a pass works on at once: on a CPU so many as stay in a core's cache
+BLOCK_LOGITS = {"cpu": 2**20, "cuda": 2**26}  # that a pass works on at once; on a CPU they stay in a core's cache
 
 
 class SampledVocabulary:
@@ -44,9 +46,9 @@ class SampledVocabulary:
         self.position[candidates] = -1
         device = hidden.device
         bias = -self.probability[candidates].log().float()
-        return _SampledLoss.apply(
-            hidden.float(), model.wte.weight, labels, candidates.to(device), bias.to(device), places.to(device)
-        )
+        arguments = (hidden.float(), model.wte.weight, labels, *(x.to(device) for x in (candidates, bias, places)))
+        losses: torch.Tensor = _SampledLoss.apply(*arguments)  # type: ignore[no-untyped-call]  # PyTorch's own
+        return losses
 
 
 class _SampledLoss(torch.autograd.Function):
@@ -59,31 +61,39 @@ class _SampledLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, embedding, labels, candidates, bias, places):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        embedding: torch.Tensor,
+        labels: torch.Tensor,
+        candidates: torch.Tensor,
+        bias: torch.Tensor,
+        places: torch.Tensor,
+    ) -> torch.Tensor:
         of_candidates, of_labels = embedding[candidates].float(), embedding[labels].float()
         weights, own = vocabulary_projection(hidden, of_candidates), torch.linalg.vecdot(hidden, of_labels)
         total, largest, there = hidden.new_empty(len(labels)), hidden.new_empty(len(labels)), places >= 0
         for rows in _blocks(weights):
             x = weights[rows].add_(bias)
-            x.scatter_(
-                1, places[rows, None].clamp(min=0), x[:, :1].where(~there[rows, None], -torch.inf)
-            )  # its own is added exactly
+            # the label's own logit is added exactly, so its place among the candidates counts for nothing
+            x.scatter_(1, places[rows, None].clamp(min=0), x[:, :1].where(~there[rows, None], -torch.inf))
             largest[rows] = torch.maximum(x.amax(1), own[rows])
             total[rows] = x.sub_(largest[rows, None]).exp_().sum(1)
         share = (own - largest).exp()
         total += share
         ctx.save_for_backward(hidden, embedding, labels, candidates, of_candidates, of_labels, total, share / total)
         ctx.weights, ctx.matmul_precision = weights, torch.get_float32_matmul_precision()
-        return total.log() + largest - own
+        losses: torch.Tensor = total.log() + largest - own
+        return losses
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, embedding, labels, candidates, of_candidates, of_labels, total, share = ctx.saved_tensors
         grad_logits, ctx.weights = ctx.weights, None
         scale, own = (grad / total)[:, None], (grad * (share - 1))[:, None]
         for rows in _blocks(grad_logits):
             grad_logits[rows].mul_(scale[rows])
-        with with_matmul_precision(ctx.matmul_precision):
+        with torch.autocast(hidden.device.type, enabled=False), with_matmul_precision(ctx.matmul_precision):
             grad_hidden = torch.mm(grad_logits, of_candidates).addcmul_(own, of_labels)
             grad_embedding = torch.zeros_like(embedding, dtype=torch.float32)
             grad_embedding[candidates] = torch.mm(grad_logits.t(), hidden)

@@ -6,6 +6,7 @@ Original: language/sample.py sample_sequence, policy.py Policy.respond_op.
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -41,28 +42,27 @@ def sample(
 
     contexts: int64 [B, T], padding anywhere but in the first column; uniforms: float32 [B, R] in [0, 1), R tokens are
     drawn (there is no stop token). top_k 0 and top_p 1 exclude nothing. Unlike the original, top-k and top-p apply to
-    the first token too. Each step after the first costs one token's work per row. captured: graphs of what follows the
-    contexts' pass, for one model only, whose weights stay where they are.
+    the first token too. Each step after the first costs one token's work per row. captured: graphs of the decoding
+    after the contexts' pass; one `Captured` serves one model, whose weights must keep their memory.
     """
     (B, R), T = uniforms.shape, contexts.shape[1]
-    choice = dict(temperature=temperature, top_k=top_k, top_p=top_p, value_head=value_head)
+    draw_all = partial(decode, model, temperature=temperature, top_k=top_k, top_p=top_p, value_head=value_head)
     if captured is None:
         with rounding_once():
             cache = model.new_cache(B, T + R)
-            return decode(
-                model, cache, model.extend(contexts, cache, columns=slice(-1, None))[:, 0], uniforms, **choice
-            )
+            return draw_all(cache, model.extend(contexts, cache, columns=slice(-1, None))[:, 0], uniforms)
 
     def work(hidden: torch.Tensor, uniforms: torch.Tensor) -> Sample:
         with rounding_once():  # of the weights as they are whenever the graph runs
-            return decode(model, dataclasses.replace(cache), hidden, uniforms, **choice)
+            return draw_all(dataclasses.replace(cache), hidden, uniforms)
 
-    cache = captured.memory(
-        (B, T + R, torch.is_autocast_enabled(contexts.device.type)), lambda: model.new_cache(B, T + R)
-    ).cleared()
+    kind = (B, T + R, torch.is_autocast_enabled(contexts.device.type))
+    cache = captured.memory(kind, lambda: model.new_cache(B, T + R)).cleared()
     hidden = model.extend(contexts, cache, columns=slice(-1, None))[:, 0]
     key = (R, cache.used, cache.has_gaps, temperature, top_k, top_p, value_head is None)
-    return Sample(*captured.run(key, work, (hidden, uniforms), kept=(cache.count,)))
+    tokens, logprobs, values = captured.run(key, work, (hidden, uniforms), kept=(cache.count,))
+    assert tokens is not None and logprobs is not None
+    return Sample(tokens, logprobs, values)
 
 
 def decode(
@@ -76,7 +76,7 @@ def decode(
     top_p: float,
     value_head: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> Sample:
-    """`sample` from the state of each context's last token, hidden [B, C], onward. Nothing here waits for the device."""
+    """`sample` from the state of each context's last token, hidden [B, C], on. Nothing here waits for the device."""
     B, R = uniforms.shape
     tokens, logprobs = torch.empty(B, R, dtype=torch.int64, device=uniforms.device), uniforms.new_empty(B, R)
     values = uniforms.new_empty(B, R) if value_head else None
@@ -86,7 +86,7 @@ def decode(
         if temperature != 1:
             logits.div_(max(temperature, 1e-10))
         tokens[:, t], logprobs[:, t] = draw(exclude(logits, top_k, top_p), uniforms[:, t])
-        if value_head:
+        if value_head and values is not None:
             values[:, t] = value_head(hidden)
         if t + 1 < R:
             hidden = model.advance(tokens[:, t], cache)
@@ -94,43 +94,52 @@ def decode(
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token per row: the first whose cumulative probability exceeds the uniform. logits [B, V], uniforms [B] ->
-    tokens, logprobs [B].
+    """One token a row: the first whose cumulative probability exceeds the uniform; never one of probability 0.
 
-    In two steps, first among sqrt(V) parts of the vocabulary, then inside one: sums of parts cost far less than a
-    cumulative sum over all.
+    logits float32 [B, V], uniforms float32 [B] in [0, 1) -> tokens int64 [B], their log-probabilities float32 [B].
+
+    In two steps, first among about sqrt(V) parts of the vocabulary, then inside one of them: sums of parts cost far
+    less than a cumulative sum over all tokens. With nine tokens in three parts and the uniform 0.6:
+
+        weights      1 0 2 | 0 4 4 | 3 3 3      exp(logit), not divided by their sum 20
+        part_ends        3 |    11 |    20      the target is 0.6 * 20 = 12; the first part that ends above it is 2
+        token_ends                   3 6 9      the rest is 12 - 11 = 1; the first token that ends above it is 6
+
+    The rest is the difference of rounded sums and can come out below 0 at a part's edge, where the part's first token
+    would be taken whatever its weight; as 0 it finds the first token that has any.
     """
     V = logits.shape[1]
-    width = math.ceil(math.sqrt(V))
+    width = math.ceil(math.sqrt(V))  # tokens of a part; the last part has fewer
     shifted = logits - logits.amax(1, keepdim=True)
-    weights = torch.exp(shifted)  # not divided by their sum
-    whole = V // width * width
-    parts = torch.cat(
-        [weights[:, :whole].unflatten(1, (-1, width)).sum(2), weights[:, whole:].sum(1, keepdim=True)], dim=1
-    )
-    ends = cumulative(parts)
-    total = ends[:, -1:]
+    weights = torch.exp(shifted)  # [B, V]
+    full = V // width * width
+    parts, rest = weights[:, :full].view(len(weights), full // width, width), weights[:, full:]
+    part_weights = torch.cat([parts.sum(2), rest.sum(1, keepdim=True)], dim=1)
+    part_ends = cumulative(part_weights)
+    total = part_ends[:, -1:]
     target = uniforms[:, None] * total
-    part = _first_above(ends, target)
+    part = _first_above(part_ends, target)  # [B, 1]
+    before_part = (part_ends - part_weights).gather(1, part)
     columns = part * width + torch.arange(width, device=logits.device)  # [B, width]
-    inside = cumulative(weights.gather(1, columns.clamp(max=V - 1)).masked_fill_(columns >= V, 0.0))
-    before = (ends - parts).gather(1, part)
-    tokens = part * width + _first_above(inside, target - before)
+    token_ends = cumulative(weights.gather(1, columns.clamp(max=V - 1)).masked_fill_(columns >= V, 0.0))
+    tokens = part * width + _first_above(token_ends, (target - before_part).clamp(min=0))
     return tokens[:, 0], (shifted.gather(1, tokens) - total.log())[:, 0]
 
 
 def _first_above(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """int64 [B, 1]: the first place of float32 [B, n] above the target [B, 1]; if rounding left none, the last one that
-    has any weight.
+    """int64 [B, 1]: the first place of the cumulative sums float32 [B, n] above the target [B, 1].
+
+    Where rounding has put the target at or above all of them, it is taken just below the last sum: the place found is
+    the first to reach that sum, so it has weight.
     """
-    return torch.searchsorted(
-        ends, torch.minimum(target, torch.nextafter(ends[:, -1:], torch.zeros_like(target))), right=True
-    )
+    below_last = torch.nextafter(ends[:, -1:], torch.zeros_like(target))
+    return torch.searchsorted(ends, torch.minimum(target, below_last), right=True)
 
 
 def cumulative(x: torch.Tensor) -> torch.Tensor:
-    """Cumulative sums of float32 [B, n]. On a GPU PyTorch adds them up in an order of the moment's; where that is
-    forbidden, by definition.
+    """Cumulative sums of float32 [B, n].
+
+    cumsum is not deterministic on CUDA; in deterministic mode a triangular product is used.
     """
     if torch.are_deterministic_algorithms_enabled():
         return (x[:, None, :] * torch.ones(x.shape[1], x.shape[1], device=x.device).tril()).sum(2)

@@ -8,15 +8,17 @@ utils/core.py, rewards.py.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json
+from lm_human_preferences.language.encoding import ENCODINGS, encoding_for
 from lm_human_preferences.language.gpt2 import GPT2, SHAPES, GPT2Config
-from lm_human_preferences.language.model_folders import all_finite
+from lm_human_preferences.language.weight_files import check_finite
 
 RELEASE = ("checkpoint", "hparams.json", "model.ckpt.data-00000-of-00001", "model.ckpt.index", "model.ckpt.meta")
 ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/models"
@@ -60,7 +62,7 @@ class OriginalCheckpoint:
         self.prefix = _find_prefix(Path(folder))
         self._reader = self._read(lambda: tensorflow.train.load_checkpoint(str(self.prefix)))
         self.shapes: dict[str, list[int]] = self._read(self._reader.get_variable_to_shape_map)
-        self.scopes = sorted(
+        self.scopes: list[str] = sorted(
             name.removesuffix("model/wte").rstrip("/") for name in self.shapes if f"/{name}".endswith("/model/wte")
         )
         if not self.scopes:
@@ -68,7 +70,7 @@ class OriginalCheckpoint:
                 f"{self.prefix} holds no GPT-2: it has no variable model/wte, with or without a scope before it"
             )
 
-    def _read(self, action):
+    def _read(self, action: Callable[[], Any]) -> Any:
         """TensorFlow's many ways to say that a file is missing or damaged, as one line."""
         try:
             return action()
@@ -77,19 +79,14 @@ class OriginalCheckpoint:
             raise UserError(f"{self.prefix} is damaged or incomplete, fetch it again: {reason}") from None
 
     def choose_scope(self, wanted: str | None) -> str:
-        """`wanted`, or the only scope, or `policy` where there are several. Raises UserError for one that is not there."""
-        if wanted is None:
-            return (
-                self.scopes[0]
-                if len(self.scopes) == 1
-                else "policy"
-                if "policy" in self.scopes
-                else self.choose_scope("")
-            )
-        if wanted not in self.scopes:
-            raise UserError(
-                f"{self.prefix} has no scope {wanted!r}; --scope must be {' or '.join(scope or repr('') for scope in self.scopes)}"
-            )
+        """`wanted`, or the only scope, or `policy` where there are several. UserError for one that is not there."""
+        if wanted is None and len(self.scopes) == 1:
+            return self.scopes[0]
+        if wanted is None and "policy" in self.scopes:
+            return "policy"
+        if wanted is None or wanted not in self.scopes:
+            names = " or ".join(scope or repr("") for scope in self.scopes)
+            raise UserError(f"{self.prefix} has no scope {wanted or ''!r}; --scope must be {names}")
         return wanted
 
     def config(self, scope: str, hparams: Path | None = None) -> GPT2Config:
@@ -116,13 +113,14 @@ class OriginalCheckpoint:
             ]
             if not known:
                 raise UserError(
-                    f"{self.prefix}: its number of attention heads is written nowhere; give --hparams with GPT-2's hparams.json"
+                    f"{self.prefix}: its number of attention heads is written nowhere; "
+                    "give --hparams with GPT-2's hparams.json"
                 )
             n_head = known[0]
+        encoding = encoding_for(self.prefix, n_vocab)
+        padding = ENCODINGS[encoding].padding_token
         try:
-            return GPT2Config(
-                n_vocab=n_vocab, n_ctx=n_ctx, n_embd=n_embd, n_head=n_head, n_layer=n_layer, padding_token=n_vocab + 2
-            )
+            return GPT2Config(n_vocab, n_ctx, n_embd, n_head, n_layer, padding_token=padding, encoding=encoding)
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"{path}: {error}") from None
 
@@ -145,7 +143,7 @@ class OriginalCheckpoint:
             have = self.shapes.get(variable)
             if have is None:
                 raise UserError(
-                    f"{self.prefix} has no variable {variable}: it is no complete GPT-2 of {config.n_layer} blocks"
+                    f"{self.prefix} has no variable {variable}: it is not a complete GPT-2 of {config.n_layer} blocks"
                 )
             if [size for size in have if size != 1] != [size for size in shape if size != 1]:
                 raise UserError(
@@ -160,8 +158,7 @@ class OriginalCheckpoint:
             if self.shapes[variable]
             else torch.tensor(float(self._read(lambda: self._reader.get_tensor(variable))))
         )
-        if not all_finite(tensor):
-            raise UserError(f"{self.prefix}: {variable} holds a NaN or an infinity")
+        check_finite(self.prefix, variable, tensor)
         return tensor
 
     def heads(self, scope: str) -> dict[str, torch.Tensor]:

@@ -29,7 +29,7 @@ from lm_human_preferences.foundation.files import (
     remove_folder,
     sha256,
 )
-from lm_human_preferences.language.model_folders import all_finite
+from lm_human_preferences.language.weight_files import all_finite
 
 _FIRST_ROWS = "first_rows"  # a file's metadata: tensor -> number of its first row there, as JSON
 

@@ -32,6 +32,7 @@ from lm_human_preferences.foundation.files import (
     write_json,
 )
 from lm_human_preferences.foundation.root import find_path
+from lm_human_preferences.language.model_folders import is_model_folder
 from lm_human_preferences.runs.checkpoints import Checkpoints
 from lm_human_preferences.runs.description import check_same_configuration, describe_run, leaves
 from lm_human_preferences.runs.inputs import input_digests
@@ -273,7 +274,7 @@ def model_folder(source: str, save_dir: str, results: tuple[str, ...]) -> str:
     be named without its `save_dir`. What is neither stays as it is, so that loading it says what is wrong.
     """
     for folder in (Path(source), Path(save_dir) / source):
-        if (folder / "model.safetensors").exists():
+        if is_model_folder(folder):
             return str(folder)
         for result in results:
             if (folder / result / "config.json").is_file():
@@ -286,7 +287,7 @@ def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | N
     UserError if there is none.
     """
     for folder in (Path(save_dir) / experiment, find_path(experiment)):
-        if (folder / "model.safetensors").exists():
+        if is_model_folder(folder):
             return folder, None
         if (folder / "config.json").exists():
             config = read_json_object(folder / "config.json")

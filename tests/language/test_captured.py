@@ -13,12 +13,11 @@ from torch.utils._pytree import tree_leaves
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.language.captured import Captured, CUDAGraphs
+from lm_human_preferences.language.captured import Captured, CUDAGraphs, decoding_graphs
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.heads import ScalarHead
 from lm_human_preferences.language.sampling import sample
 from lm_human_preferences.learning.policy import Policy
-from lm_human_preferences.train_policy import _decoding_graphs
 
 from conftest import TINY_CONFIG
 
@@ -169,7 +168,7 @@ def test_no_more_graphs_than_the_limit():
 
 def test_weights_that_move_are_refused():
     with pytest.raises(UserError, match="with --run.sharding fsdp the weights lie elsewhere at each rollout"):
-        _decoding_graphs(Precision(torch.device("cuda"), bfloat16=True), "fsdp")
+        decoding_graphs("cuda", "fsdp")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

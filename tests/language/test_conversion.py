@@ -6,12 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.language.encoding import ENCODINGS, KnownEncoding, LetterEncoding
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.model_folders import convert_hugging_face, load_heads, load_model, save_model
 from lm_human_preferences.language.tensorflow_checkpoints import RELEASE, OriginalCheckpoint
@@ -24,6 +26,17 @@ from web import serve
 tensorflow_gpt2 = pytest.importorskip("tensorflow_gpt2")
 SIZES, TOLERANCE = tensorflow_gpt2.SIZES, 3e-5
 script = load_script("saved_models/prepare_pytorch_checkpoint.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def encoding_of_the_recorded_weights():
+    """The recorded model has 97 tokens, which are those of no encoding: one that knows their number and no words."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENCODINGS, "recorded", KnownEncoding(LetterEncoding, 97, 99))
+        yield
+
+
+RECORDED_CONFIG = replace(TINY_CONFIG, encoding="recorded")
 
 
 def prepare(*words, check: bool = True) -> subprocess.CompletedProcess:
@@ -92,7 +105,7 @@ def test_a_policy_of_the_original(run_of_the_original, tmp_path, goldens, scope)
     )
     assert "the checkpoint also has" in said.stdout
     model, weights = load_model(tmp_path / "mine"), goldens("weights")
-    assert model.config == TINY_CONFIG
+    assert model.config == RECORDED_CONFIG
     forward = goldens("forward")
     if scope == "policy":
         with torch.no_grad():
@@ -166,7 +179,7 @@ def test_without_heads_written_down_only_known_sizes_are_taken(run_of_the_origin
 
 
 def test_a_released_size_is_recognised_without_hparams(tmp_path):
-    sizes = dict(n_vocab=11, n_ctx=3, n_embd=768, n_head=12, n_layer=12)
+    sizes = dict(n_vocab=27, n_ctx=3, n_embd=768, n_head=12, n_layer=12)
     variables = {
         name: np.zeros(1, np.float32) if "/h" in name and not name.endswith("ln_1/g") else value
         for name, value in tensorflow_gpt2.random_variables(sizes).items()
@@ -195,7 +208,7 @@ def test_a_released_size_is_recognised_without_hparams(tmp_path):
         ),
         (
             lambda folder: (folder / "hparams.json").write_text(json.dumps(SIZES | {"n_head": 5})),
-            "n_embd 32 is no multiple of n_head 5",
+            "n_embd 32 is not a multiple of n_head 5",
         ),
         (lambda folder: (folder / "hparams.json").write_text(json.dumps(SIZES | {"n_head": 0})), "hparams.json"),
     ],
@@ -280,12 +293,12 @@ def test_a_release_that_is_not_there(tmp_path):
 
 def test_hugging_face_from_the_web(tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_head=2, n_layer=2)
+    config = transformers.GPT2Config(vocab_size=27, n_positions=16, n_embd=8, n_head=2, n_layer=2)
     theirs = transformers.GPT2LMHeadModel(config).eval()
     theirs.save_pretrained(tmp_path / "served" / "124M")
     with serve(tmp_path / "served") as server:
         prepare("gpt2", "--from", "hf", "--url", server.url, "--output", tmp_path / "out")
-    tokens = torch.randint(0, 50, (2, 16))
+    tokens = torch.randint(0, 27, (2, 16))
     ours = load_model(tmp_path / "out")
     with torch.no_grad():
         assert (ours(tokens) @ ours.wte.weight.t() - theirs(tokens).logits).abs().max() < 1e-5
@@ -295,7 +308,7 @@ def test_hugging_face_from_the_web(tmp_path):
 def test_hugging_face_folders_keep_their_dtype_and_lose_their_masks(tmp_path, dtype):
     from safetensors.torch import load_file, save_file
 
-    model = GPT2(TINY_CONFIG).initialise(torch.Generator().manual_seed(0))
+    model = GPT2(RECORDED_CONFIG).initialise(torch.Generator().manual_seed(0))
     save_model(tmp_path / "in", model, dtype=dtype)
     (tmp_path / "in" / "SHA256SUMS").unlink()
     weights = {
@@ -314,7 +327,7 @@ def test_hugging_face_folders_keep_their_dtype_and_lose_their_masks(tmp_path, dt
     [
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-            "pytorch_model.bin could execute code",
+            "pytorch_model.bin is damaged or holds more than named tensors",
         ),
         (lambda folder: (folder / "config.json").unlink(), "config.json does not exist"),
         (lambda folder: _cut(folder / "model.safetensors"), "is damaged"),
@@ -322,16 +335,18 @@ def test_hugging_face_folders_keep_their_dtype_and_lose_their_masks(tmp_path, dt
     ],
 )
 def test_damaged_hugging_face_folders(tmp_path, damage, says):
-    save_model(tmp_path / "in", GPT2(TINY_CONFIG).initialise(torch.Generator().manual_seed(0)))
+    save_model(tmp_path / "in", GPT2(RECORDED_CONFIG).initialise(torch.Generator().manual_seed(0)))
     damage(tmp_path / "in")
     with pytest.raises(UserError, match=says):
         convert_hugging_face(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_script_from_a_shell(release, tmp_path):
+def test_the_script_from_a_shell(tmp_path):
+    sizes = SIZES | {"n_vocab": 27}  # those of `letters`
+    tensorflow_gpt2.write_checkpoint(tmp_path / "in", tensorflow_gpt2.random_variables(sizes), sizes)
     done = subprocess.run(
-        [sys.executable, script.__file__, "mine", "--input", release[0], "--output", tmp_path / "mine"],
+        [sys.executable, script.__file__, "mine", "--input", tmp_path / "in", "--output", tmp_path / "mine"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

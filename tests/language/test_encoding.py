@@ -56,7 +56,10 @@ def test_the_end_of_text_is_encoded_as_ordinary_characters():
 def test_contractions_match_in_lower_case_only():
     """A piece of its own before merging is 's, but not 'S."""
     encoding = gpt2_encoding()
-    pieces = lambda text: [encoding.decode([token]) for token in encoding.encode(text)]
+
+    def pieces(text: str) -> list[str]:
+        return [encoding.decode([token]) for token in encoding.encode(text)]
+
     assert pieces("x'sun") == ["x", "'s", "un"] and pieces("x'Sun") == ["x", "'", "Sun"]
     assert pieces("x'red") == ["x", "'re", "d"] and pieces("x'Red") == ["x", "'", "Red"]
 

@@ -10,6 +10,7 @@ from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.language.gpt2 import GPT2, MLP, GPT2Config
 from lm_human_preferences.language.logprobs import token_logprobs
+from lm_human_preferences.language.packing import lay_out_choices
 from lm_human_preferences.learning.next_token import NextTokenLoss, validate
 from lm_human_preferences.train_sft import SFTParams, SFTTrainer
 
@@ -83,6 +84,18 @@ def test_choices_share_their_querys_pass(policy, seed, recompute):
         torch.testing.assert_close(shared, apart, rtol=1e-4, atol=1e-4)
 
 
+def test_the_layout_of_choices_that_is_drawn_in_its_docstring():
+    a, b, c, d, e, f, g, h, i, pad = range(10)
+    queries = torch.tensor([[a, b, pad], [f, g, h]])
+    responses = torch.tensor([[[c, d], [e, pad]], [[i, pad], [pad, pad]]])
+    layout, _, ends = lay_out_choices(queries, responses, pad)
+    assert layout.tokens.tolist() == [a, b, c, d, e, f, g, h, i]
+    assert layout.positions.tolist() == [0, 1, 2, 3, 2, 0, 1, 2, 3]
+    assert ends.tolist() == [[3, 4], [8, -1]] and layout.longest == 4
+    rectangle = layout.packing.to_rectangle(layout.tokens[:, None].float() + 1)[..., 0] - 1
+    assert rectangle.tolist() == [[a, b, -1, c, d, e, -1], [f, g, h, i, -1, -1, -1]]
+
+
 def test_choices_refuse_what_a_pass_refuses(policy):
     queries, responses = choices(0)
     queries[0, 0] = PADDING
@@ -93,7 +106,7 @@ def test_choices_refuse_what_a_pass_refuses(policy):
 
 
 @pytest.mark.parametrize("columns", [slice(5, 9), slice(-1, None), slice(None)])
-def test_only_the_asked_columns_go_through_the_last_block(goldens, policy, columns):
+def test_only_the_columns_that_are_read_go_through_the_last_block(goldens, policy, columns):
     """The same states and gradients as all of them, where padding repeats a state too."""
     tokens, gradients = tensor(goldens("forward")["b/tokens"]), []
     for states in (policy.transformer(tokens, columns=columns), policy.transformer(tokens)[:, columns]):
@@ -111,11 +124,8 @@ def test_padding_is_not_computed(policy, padded, monkeypatch):
     with torch.no_grad():
         policy.transformer.choice_states(queries, responses)
     tokens = int((queries != PADDING).sum() + (responses != PADDING).sum())
-    assert seen == [
-        tokens,
-        tokens,
-        tokens if padded else 15,
-    ]  # two responses without a token ask for the same state: all states are made
+    # two responses without a token read the same state: then the last block makes all states
+    assert seen == [tokens, tokens, tokens if padded else 15]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +145,7 @@ def test_incremental(goldens, policy, case, chunks):
 @pytest.mark.parametrize("case", ["a", "b"])
 @pytest.mark.parametrize("chunks", [[16], [10, 2, 4]])
 def test_keys_and_values_in_the_cache(goldens, policy, case, chunks):
-    """Those of real tokens; the original's at padded places are never used, and here take no column or an unreal one."""
+    """Those of real tokens; the original's at padded places are never used, here they have none or an unreal one."""
     f = goldens("forward")
     tokens, present = tensor(f[f"{case}/tokens"]), f[f"{case}/present"]  # present [B, L, 2, H, T, D]
     cache = policy.transformer.new_cache(4, 16)

@@ -22,13 +22,14 @@ from lm_human_preferences.learning.reward_model import RewardModel
 
 from small import ROOT
 
-TOKENS = torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(0))
+CONFIG = GPT2Config(n_vocab=27, n_ctx=16, n_embd=24, n_head=3, n_layer=2, padding_token=27, encoding="letters")
+TOKENS = torch.randint(0, 27, (3, 12), generator=torch.Generator().manual_seed(0))
 
 
 def test_from_transformers(tmp_path):
     torch.manual_seed(0)
     theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=24, n_head=3, n_layer=2)
+        transformers.GPT2Config(vocab_size=27, n_positions=16, n_embd=24, n_head=3, n_layer=2)
     ).eval()
     theirs.save_pretrained(tmp_path / "model")
     ours = load_model(tmp_path / "model")
@@ -36,19 +37,18 @@ def test_from_transformers(tmp_path):
 
 
 def test_to_transformers(tmp_path):
-    ours = GPT2(GPT2Config(n_vocab=50, n_ctx=16, n_embd=24, n_head=3, n_layer=2, padding_token=52)).initialise(
-        generator_for(0, "test")
-    )
+    ours = GPT2(CONFIG).initialise(generator_for(0, "test"))
     save_model(tmp_path / "model", ours)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "model").eval()
     torch.testing.assert_close(ours.logits(ours(TOKENS)), theirs(TOKENS).logits, atol=1e-5, rtol=0)
 
 
 def test_the_library_imports_only_what_it_needs():
+    ours = ("learning.policy", "learning.reward_model", "learning.ppo", "data.queries", "data.labels", "runs.tracking")
+    others = ("transformers", "tensorflow", "wandb", "datasets", "tensorboard", "matplotlib", "sklearn")
     code = (
-        "import sys, lm_human_preferences, lm_human_preferences.learning.policy, lm_human_preferences.learning.reward_model, lm_human_preferences.learning.ppo\n"
-        "import lm_human_preferences.data.queries, lm_human_preferences.data.labels, lm_human_preferences.runs.tracking\n"
-        "print([m for m in ('transformers', 'tensorflow', 'wandb', 'datasets', 'tensorboard', 'matplotlib', 'sklearn') if m in sys.modules])"
+        f"import sys, lm_human_preferences, {', '.join('lm_human_preferences.' + name for name in ours)}\n"
+        f"print([name for name in {others} if name in sys.modules])"
     )
     assert (
         subprocess.run(
@@ -60,9 +60,7 @@ def test_the_library_imports_only_what_it_needs():
 
 @pytest.fixture
 def model():
-    return GPT2(GPT2Config(n_vocab=50, n_ctx=16, n_embd=24, n_head=3, n_layer=2, padding_token=52)).initialise(
-        generator_for(0, "test")
-    )
+    return GPT2(CONFIG).initialise(generator_for(0, "test"))
 
 
 def test_stored_in_bfloat16(tmp_path, model):
@@ -113,14 +111,23 @@ def test_one_flipped_bit_is_noticed(tmp_path, model, name):
     [
         (dict(n_layer=3), "no weights for h.2"),
         (dict(n_positions=20), r"wpe.weight has shape \[16, 24\], config.json says \[20, 24\]"),
-        (dict(n_head=5), "no multiple of n_head"),
-        (dict(vocab_size="many"), "garbles"),
-        (dict(n_layer="2"), "garbles.*n_layer"),
-        (dict(n_head=0), "garbles.*n_head"),
-        (dict(n_positions=None), "garbles.*n_ctx"),
-        (dict(n_embd=24.0), "garbles.*n_embd"),
-        (dict(layer_norm_epsilon="small"), "garbles"),
-        (dict(padding_token=49), "inside the vocabulary"),
+        (dict(n_layer=1), "has weights h.1.*, which the GPT-2 of its config.json has no place for"),
+        (dict(n_head=5), "not a multiple of n_head"),
+        (dict(vocab_size="many"), "vocab_size is 'many'; expected a whole number"),
+        (dict(n_layer="2"), "n_layer is '2'; expected a whole number"),
+        (dict(n_layer=True), "n_layer is True; expected a whole number"),
+        (dict(n_head=0), "n_head is 0; expected a whole number of at least 1"),
+        (dict(n_positions=None), "n_positions is None; expected a whole number"),
+        (dict(n_embd=24.0), "n_embd is 24.0; expected a whole number"),
+        (dict(n_inner=64), "n_inner is 64; GPT-2's is four times n_embd"),
+        (dict(layer_norm_epsilon="small"), "layer_norm_epsilon is 'small'; expected a number"),
+        (dict(layer_norm_epsilon=float("nan")), "layer_norm_epsilon is nan; expected a number"),
+        (dict(padding_token=49), "padding_token is 49, but that of letters is 27"),
+        (dict(padding_token=[27]), "padding_token is .27., but that of letters is 27"),
+        (dict(vocab_size=28), "the vocabulary has 28 tokens, but the encoding letters has 27"),
+        (dict(vocab_size=28, encoding=None), "the vocabulary has 28 tokens, but the encoding gpt2 has 50257"),
+        (dict(quantization_config={"quant_method": "bitsandbytes"}), r"weights are quantised \(bitsandbytes\)"),
+        (dict(quantization_config=[8]), "weights are quantised"),
         (dict(model_type="gpt_neo"), "does not describe a GPT-2"),
         (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
         (dict(tie_word_embeddings=False), "tie_word_embeddings is False"),
@@ -185,7 +192,7 @@ def test_weights_from_elsewhere_have_no_prefix_and_no_digests(tmp_path, model):
 def test_a_crash_while_saving_leaves_the_old_model(tmp_path, model, monkeypatch):
     save_model(tmp_path / "model", model)
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    monkeypatch.setattr(model_folders, "sha256", lambda path: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(model_folders, "write_digests", lambda folder: (_ for _ in ()).throw(OSError("disk full")))
     with torch.no_grad():
         model.wte.weight.add_(1)
     with pytest.raises(OSError):

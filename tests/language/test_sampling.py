@@ -1,4 +1,8 @@
-"""Sampling against the recorded values, and against the distribution it claims. ORIGINAL details 19-24; hazards 23, 31."""
+"""Sampling against the recorded values, and against the distribution it claims. ORIGINAL details 19-24; hazards 23 and
+31.
+"""
+
+import math
 
 import numpy as np
 import pytest
@@ -132,6 +136,29 @@ def test_draws_invert_the_cumulative_distribution(vocabulary, deterministic):
     torch.testing.assert_close(
         logprobs, torch.log_softmax(logits, 1).gather(1, tokens[:, None])[:, 0], atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("vocabulary", [1000, 5000])
+def test_draws_at_the_edges_of_parts_have_probability(vocabulary, deterministic):
+    """With nine of ten tokens excluded a part often begins with one of them; the uniforms lie exactly at the parts'
+    edges and beside them, where the difference of two rounded sums can be below 0.
+    """
+    width, generator = math.ceil(math.sqrt(vocabulary)), torch.Generator().manual_seed(vocabulary)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        for _ in range(5):
+            logits = torch.randn(1, vocabulary, generator=generator) * 3
+            logits[torch.rand(1, vocabulary, generator=generator) < 0.9] = -1e10
+            parts = torch.nn.functional.pad(torch.exp(logits - logits.max()), (0, -vocabulary % width)).view(-1, width)
+            edges = parts.sum(1).cumsum(0)
+            edges = (edges / edges[-1])[:-1]
+            beside = [torch.nextafter(edges, torch.full_like(edges, towards)) for towards in (0, 1)]
+            uniforms = torch.cat([edges, *beside, torch.zeros(1)])
+            tokens, logprobs = draw(logits.expand(len(uniforms), -1), uniforms)
+            assert (logits[0, tokens] > -1e9).all() and (logprobs > -100).all()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("padded", [False, True])

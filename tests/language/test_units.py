@@ -138,6 +138,39 @@ def test_logprobs_kept_in_part_or_made_again(kept, temperature, monkeypatch):
         )
 
 
+def test_logprobs_of_no_rows_and_of_a_frozen_embedding():
+    """Rows may all be filtered out; an embedding without gradient gets none."""
+    model = bare_model("wte", size=23, padding_token=25)
+    hidden = torch.randn(0, 23, requires_grad=True)
+    found, entropies = token_logprobs(model, hidden, torch.zeros(0, dtype=torch.int64))
+    found.sum().backward()
+    assert found.shape == entropies.shape == (0,) and not model.wte.weight.grad.any()
+    model.wte.weight.requires_grad_(False)
+    model.wte.weight.grad = None
+    hidden = torch.randn(4, 23, requires_grad=True)
+    token_logprobs(model, hidden, torch.arange(4))[0].sum().backward()
+    plain = hidden.detach().requires_grad_(True)
+    torch.log_softmax(plain, 1).diagonal().sum().backward()
+    torch.testing.assert_close(hidden.grad, plain.grad)
+    assert model.wte.weight.grad is None
+
+
+@pytest.mark.parametrize("kept", [0, 20])
+def test_the_backward_pass_of_logprobs_is_the_same_inside_autocast(kept, monkeypatch):
+    """Autocast would round its matrix products to bfloat16, and mix formats where there are several chunks."""
+    monkeypatch.setattr(logprobs, "KEPT_BYTES", {"cpu": 4 * 23 * kept})
+    monkeypatch.setattr(logprobs, "CHUNK_ROWS", {"cpu": 8})
+    model = bare_model("wte", size=23, padding_token=25)
+    hidden, labels = torch.randn(20, 23, requires_grad=True), torch.randint(23, (20,))
+    gradients = []
+    for inside in (False, True):
+        loss = token_logprobs(model, hidden, labels)[0].sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            gradients.append(torch.autograd.grad(loss, (hidden, model.wte.weight)))
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_pearson_r(goldens):
     """Also as the statistic of scalar ratings."""
     g = goldens("units")

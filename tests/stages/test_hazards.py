@@ -5,6 +5,7 @@ docs/implementation_details.md lists all of them with their tests.
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -211,7 +212,8 @@ def test_sampling_under_bfloat16_takes_the_ratio_from_a_training_pass(goldens):
 
 
 def test_initial_heads(goldens, tmp_path):
-    save_model(tmp_path / "lm", GPT2(TINY_CONFIG).initialise(generator_for(0, "test")))
+    config = replace(TINY_CONFIG, n_vocab=27, padding_token=27, encoding="letters")
+    save_model(tmp_path / "lm", GPT2(config).initialise(generator_for(0, "test")))
     heads = torch.cat(
         [
             RewardModel.from_language_model(tmp_path / "lm", generator_for(seed, "reward/head")).head.weight.detach()
