@@ -1,15 +1,20 @@
-# make demo: data, reward training, policy training, report.   make test: the whole test suite.   make bench: how fast it is.
+# make demo: data, reward training, policy training, report.   make test: the whole test suite.   make help: the rest.
 # All make the virtual environment on their first run. PYTHON=python3.12 make demo chooses another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test bench clean help
+# Tests run side by side, one process a core; each computes on one thread.
+PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
+
+.PHONY: demo check quick test bench clean help
 
 help:
 	@echo "make demo   environment, data, reward training and policy training on task movies, report (some 17 minutes on 2 cores)"
-	@echo "make test   environment and the whole test suite"
+	@echo "make check  environment, then ruff and mypy: what every commit must pass"
+	@echo "make quick  environment, then the tests of language, learning, data and the command line"
+	@echo "make test   environment, then the whole test suite"
 	@echo "make bench  environment, then how fast everything is beside other software: the tables of docs/performance.md (an hour)"
 	@echo "make clean  remove the environment (runs and data sets stay)"
 
@@ -38,14 +43,22 @@ demo: $(VENV)/.installed-run
 	$(RUN) launch.py train_reward movies demo_reward --run.overwrite
 	$(RUN) datasets/movies_reference.py --compare saved_models/demo_reward
 	$(RUN) launch.py train_policy movies demo_policy --rewards.trained_model saved_models/demo_reward/reward_model --run.overwrite
-	$(RUN) launch.py evaluate movies --policies before=saved_models/tiny,after=demo_policy --samples 512 \
+	$(RUN) launch.py evaluate movies --policies before=saved_models/tiny,after=demo_policy --samples 1000 \
 		--judges rating=ratings:datasets/movies,reward=saved_models/demo_reward --experiment demo_evaluation --overwrite
 	$(RUN) launch.py report demo_reward
 	$(RUN) launch.py report demo_policy
 	$(RUN) launch.py report demo_evaluation
 
+check: $(VENV)/.installed-test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+quick: $(VENV)/.installed-test
+	$(PYTEST) tests/language tests/learning tests/data tests/commands/test_command_line.py
+
 test: $(VENV)/.installed-test
-	$(RUN) -m pytest
+	$(PYTEST)
 
 bench: $(VENV)/.installed-bench
 	$(RUN) -m benchmarks --full --output benchmarks/result.json --page docs/performance.md

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -437,10 +438,10 @@ class PPOTrainer:
         return {"rollout": rollout, "scoring": scoring, "training": training}
 
 
-def sample_rows(rollout: Rollout, kl_coef: float, encoding: Encoding, count: int = 4) -> list[dict[str, object]]:
+def sample_rows(rollout: Rollout, kl_coef: float, encoding: Encoding, count: int = 4) -> list[dict[str, Any]]:
     """The first episodes of a rollout as lines of samples.jsonl: texts, score, KL in nats, and where the KL lies."""
     token_kl = (rollout.logprobs - rollout.ref_logprobs).float().cpu()
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for i, kl in enumerate(token_kl.sum(1).tolist()[:count]):
         score = float(rollout.scores[i])
         rows.append(

@@ -324,7 +324,10 @@ class RewardTrainer:
 def describe_result(result: dict[str, float], kind: LabelType) -> str:
     """The held-out quality in one line for people."""
     if not result:
-        return "warning: there are no labels beyond num_train to measure on; nothing tells whether the reward model learned"
+        return (
+            "warning: there are no labels beyond num_train to measure on; nothing tells whether the reward model "
+            "learned"
+        )
     if kind.is_choice:
         return (
             f"held-out accuracy {result['accuracy']:.1%} +- {result['standard_error']:.1%} (standard error) on "

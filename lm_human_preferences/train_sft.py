@@ -1,7 +1,7 @@
 """Supervised language-model training: from scratch or onward, on token files.
 
-Begin with `SFTTrainer.run`: rows of tokens in a seeded order -> loss of the next token -> AdamW, or Muon beside it, under
-a schedule -> validation perplexity -> the best weights become the run's `lm/` model folder.
+Begin with `SFTTrainer.run`: rows of tokens in a seeded order -> loss of the next token -> AdamW, or Muon beside it,
+under a schedule -> validation perplexity -> the best weights become the run's `lm/` model folder.
 """
 
 import copy
@@ -20,6 +20,7 @@ from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.compute.optim import (
     METHODS,
     SCHEDULES,
+    CombinedOptimizer,
     adamw,
     muon_and_adamw,
     set_rates,
@@ -28,7 +29,7 @@ from lm_human_preferences.compute.optim import (
 )
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import dataset_folder
-from lm_human_preferences.data.rows import ROWS, Rows, make_rows
+from lm_human_preferences.data.rows import ROWS, ReferenceRows, Rows, make_rows
 from lm_human_preferences.data.tasks import TaskParams, padding_share
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
@@ -81,7 +82,8 @@ class SFTOptimizerParams:
 
     method: str = param(
         "adamw",
-        "adamw; or muon, for the blocks' matrices, with adamw for embeddings and vectors: a better model after as many tokens",
+        "adamw; or muon, for the blocks' matrices, with adamw for embeddings and vectors: a better model after as many "
+        "tokens",
     )
     epochs: float = param(1.0, "passes over the training split")
     batch_size: int = param(32, "rows in an optimizer step, over all ranks")
@@ -155,15 +157,15 @@ def check(params: SFTParams) -> None:
             if params.task is None
             else f"--data.rows {d.rows} has no use for a task: --task off, or --data.rows references"
         )
-    for name, value in (("epochs", o.epochs), ("lr", o.lr), ("muon_lr", o.muon_lr)):
-        if not value > 0:
-            raise UserError(f"--optimizer.{name} {value}: must be positive")
-    for name, value, known in (("method", o.method, METHODS), ("schedule", o.schedule, SCHEDULES)):
-        if value not in known:
-            raise UserError(f"--optimizer.{name} {value}: must be {' or '.join(known)}")
-    for name, value in (("decay", o.decay), ("final_lr_fraction", o.final_lr_fraction)):
-        if not 0 <= value <= 1:
-            raise UserError(f"--optimizer.{name} {value}: must lie between 0 and 1")
+    for name in ("epochs", "lr", "muon_lr"):
+        if not 0 < getattr(o, name) < math.inf:
+            raise UserError(f"--optimizer.{name} {getattr(o, name)}: must be positive")
+    for name, known in (("method", METHODS), ("schedule", SCHEDULES)):
+        if getattr(o, name) not in known:
+            raise UserError(f"--optimizer.{name} {getattr(o, name)}: must be {' or '.join(known)}")
+    for name in ("decay", "final_lr_fraction"):
+        if not 0 <= getattr(o, name) <= 1:
+            raise UserError(f"--optimizer.{name} {getattr(o, name)}: must lie between 0 and 1")
     if o.sampled_vocabulary < 0:
         raise UserError(f"--optimizer.sampled_vocabulary {o.sampled_vocabulary}: must not be negative")
     if not 0 <= o.dropout < 1:
@@ -189,7 +191,12 @@ class SFTTrainer:
     """What the stage works on; `run` is the stage from start to end, `step` one optimizer step."""
 
     def __init__(
-        self, model: GPT2, rows: Mapping[str, Rows], params: SFTParams, precision: Precision, world: World = World()
+        self,
+        model: GPT2,
+        rows: Mapping[str, Rows | ReferenceRows],
+        params: SFTParams,
+        precision: Precision,
+        world: World = World(),
     ):
         """rows: of the splits `train` and `valid`."""
         o = params.optimizer
@@ -324,7 +331,7 @@ class SFTTrainer:
         return {"scoring": scoring, "training": training}
 
 
-def make_optimizer(loss: NextTokenLoss, o: SFTOptimizerParams, bfloat16: bool) -> Optimizer:
+def make_optimizer(loss: NextTokenLoss, o: SFTOptimizerParams, bfloat16: bool) -> Optimizer | CombinedOptimizer:
     """AdamW, or Muon for the blocks' matrices beside it."""
     betas = (0.9, o.beta2)
     if o.method == "muon":

@@ -38,7 +38,7 @@ def make_policy(weights, scope="policy", prefix=PREFIX, suffix=SUFFIX) -> Policy
 def uniforms_for(
     policy: Policy, queries: torch.Tensor, tokens: torch.Tensor, top_k: int = 0, top_p: float = 1.0
 ) -> torch.Tensor:
-    """Uniforms [B, R] in the middle of each recorded token's interval, so that sampling must draw exactly these tokens."""
+    """Uniforms [B, R] in the middle of each recorded token's interval: sampling must draw exactly these tokens."""
     contexts = policy.formatter(queries)
     start, R = contexts.shape[1] - 1, tokens.shape[1]
     hidden = policy.transformer(torch.cat([contexts, tokens], 1), columns=slice(start, start + R))

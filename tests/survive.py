@@ -26,10 +26,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import torch
-from safetensors.torch import load_file
+import torch  # noqa: E402  # it must find the project first, being run by itself
+from safetensors.torch import load_file  # noqa: E402  # as above
 
-from small import LAUNCH, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags
+from small import LAUNCH, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags  # noqa: E402  # as above
 
 RESULTS = {"train_policy": "policy", "train_reward": "reward_model", "train_sft": "lm"}
 LONGER = {
@@ -230,7 +230,8 @@ def main() -> None:
                 flush=True,
             )
     print(
-        f"{arguments.stage}, {arguments.ranks} rank{'s' if arguments.ranks > 1 else ''}: {survived} of {arguments.kills} survived"
+        f"{arguments.stage}, {arguments.ranks} rank{'s' if arguments.ranks > 1 else ''}: {survived} of "
+        f"{arguments.kills} survived"
     )
     raise SystemExit(survived < arguments.kills)
 

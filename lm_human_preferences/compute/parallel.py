@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # it takes seconds to import, and only sharded runs need it
 
 SHARDINGS = ("ddp", "fsdp")
 Part = TypeVar("Part")
+Frozen = TypeVar("Frozen", bound=nn.Module)
 
 
 class Transformer(Protocol):
@@ -87,8 +88,8 @@ def gathered(*modules: nn.Module) -> Iterator[None]:
 
 
 def place_frozen(
-    module: nn.Module, world: World, precision: Precision, sharding: str, methods: Sequence[str] = ()
-) -> nn.Module:
+    module: Frozen, world: World, precision: Precision, sharding: str, methods: Sequence[str] = ()
+) -> Frozen:
     """An inference-only module (reference policy, reward model) on its device, sharded where the run is: no gradients,
     projections in bfloat16 where the run computes in it. `methods` as for `Parallel`.
     """

@@ -79,7 +79,7 @@ class CUDAGraphs:
         """The work runs once on a side stream, so that libraries allocate what they need, and is then captured, which
         runs nothing.
         """
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # PyTorch's class has no annotations
+        side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             work()

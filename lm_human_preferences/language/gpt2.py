@@ -11,6 +11,7 @@ the tokens, exact and without a mask. `plain.py` is that function without any of
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -53,7 +54,7 @@ class GPT2Config:
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 """Queries, keys, values [B, H, n, D] and the number of the block -> [B, H, n, D]."""
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "tiny": dict(n_ctx=128, n_embd=256, n_head=4, n_layer=4),  # saved_models/tiny
     "124M": dict(n_embd=768, n_head=12, n_layer=12),
     "355M": dict(n_embd=1024, n_head=16, n_layer=24),

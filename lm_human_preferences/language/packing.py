@@ -121,7 +121,7 @@ class Branches:
         """
         self.beginning = beginning
         one = torch.ones(branch, branch, dtype=torch.bool, device=device).tril()
-        own: torch.Tensor = torch.block_diag(*[one] * branches)[None]  # type: ignore[no-untyped-call]  # as above
+        own: torch.Tensor = torch.block_diag(*[one] * branches)[None]
         columns = torch.arange(beginning, device=device)
         filled = torch.tensor([beginning]) if lengths is None else lengths
         before = columns < filled[:, None].to(device)  # [B or 1, beginning]

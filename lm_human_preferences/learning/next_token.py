@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.compute.precision import Precision
-from lm_human_preferences.data.rows import Rows
+from lm_human_preferences.data.rows import ReferenceRows, Rows
 from lm_human_preferences.language.dropout import RowDropout
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.logprobs import token_logprobs
@@ -40,7 +40,7 @@ class NextTokenLoss(nn.Module):
 @torch.no_grad()
 def validate(
     model: NextTokenLoss,
-    rows: Rows,
+    rows: Rows | ReferenceRows,
     limit: int,
     precision: Precision,
     micro_batch: int,
@@ -65,4 +65,4 @@ def validate(
             sums.append(torch.stack([of_rows, real.sum(1).double()], dim=1))
             bar.update(len(part))
     total, n_tokens = world.gather(torch.cat(sums))[:count].sum(0).tolist()
-    return total / n_tokens
+    return float(total / n_tokens)

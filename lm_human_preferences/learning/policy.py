@@ -1,7 +1,7 @@
 """The policy: transformer and value head, one trunk for both. Original: policy.py."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -46,9 +46,9 @@ class Policy(nn.Module):
             policy.value_head.load_state_dict({"weight": heads["value.weight"], "bias": heads["value.bias"]})
         return policy
 
-    def save(self, folder: Path, note: dict | None = None, world: World = World()) -> None:
+    def save(self, folder: Path, note: dict[str, Any] | None = None, world: World = World()) -> None:
         """Write a model folder with the head beside it; on several ranks all call it and rank 0 writes."""
-        heads = {"value.weight": self.value_head.weight, "value.bias": self.value_head.bias}
+        heads: dict[str, torch.Tensor] = {"value.weight": self.value_head.weight, "value.bias": self.value_head.bias}
         save_model(folder, self.transformer, heads, note=note, world=world)
 
     def forward(self, queries: torch.Tensor, responses: torch.Tensor) -> Analysis:

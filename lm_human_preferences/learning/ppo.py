@@ -87,12 +87,14 @@ def check_kl(kl_coef: float, adaptive: AdaptiveKLParams | None, batch_size: int)
         raise UserError("--rewards.adaptive_kl.target and --rewards.adaptive_kl.horizon must be positive")
     if kl_coef == 0:
         raise UserError(
-            "--rewards.kl_coef 0 with --rewards.adaptive_kl on: the controller multiplies the coefficient, and 0 stays 0; "
+            "--rewards.kl_coef 0 with --rewards.adaptive_kl on: the controller multiplies the coefficient, and 0 "
+            "stays 0; "
             "give a first value above 0, or --rewards.adaptive_kl off"
         )
     if batch_size >= adaptive.horizon / LARGEST_ERROR:
         raise UserError(
-            f"--rewards.adaptive_kl.horizon {adaptive.horizon} is too short for --ppo.batch_size {batch_size}: a single "
+            f"--rewards.adaptive_kl.horizon {adaptive.horizon} is too short for --ppo.batch_size {batch_size}: a "
+            "single "
             f"step could take the coefficient to 0 or below; give a horizon above {int(LARGEST_ERROR * batch_size)}"
         )
 

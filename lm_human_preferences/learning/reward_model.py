@@ -1,6 +1,7 @@
 """The reward model: transformer, reward head, and a gain and bias that set its scale. Original: rewards.py."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -51,9 +52,9 @@ class RewardModel(nn.Module):
             ) from None
         return model
 
-    def save(self, folder: Path, note: dict | None = None, world: World = World()) -> None:
+    def save(self, folder: Path, note: dict[str, Any] | None = None, world: World = World()) -> None:
         """Write a model folder with the head beside it; on several ranks all call it and rank 0 writes."""
-        heads = {
+        heads: dict[str, torch.Tensor] = {
             "reward.weight": self.head.weight,
             "reward.bias": self.head.bias,
             "reward_norm.gain": self.gain,
@@ -71,7 +72,8 @@ class RewardModel(nn.Module):
             states = self.transformer.choice_states(queries, responses)
         else:
             states = self.transformer.last_states(torch.cat([queries, responses], dim=1))
-        return self.gain * self.head(states) + self.bias
+        rewards: torch.Tensor = self.gain * self.head(states) + self.bias
+        return rewards
 
     @torch.no_grad()
     def reset_scale(self) -> None:
@@ -96,7 +98,8 @@ class RewardModel(nn.Module):
 def label_rewards(model: RewardModel | Parallel, labels: LabelBatch, precision: Precision) -> torch.Tensor:
     """Rewards float32 [B, N] of each label's responses, on the model's device."""
     with precision.autocast():
-        return model(labels.queries, labels.responses)
+        rewards: torch.Tensor = model(labels.queries, labels.responses)
+        return rewards
 
 
 @torch.no_grad()

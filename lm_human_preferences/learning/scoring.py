@@ -1,4 +1,6 @@
-"""Scores of responses: truncate, ask the reward model or another judge, replace by the penalty where no end was found."""
+"""Scores of responses: truncate, ask the reward model or another judge, replace by the penalty where no end was
+found.
+"""
 
 from collections.abc import Callable
 

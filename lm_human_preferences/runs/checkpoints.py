@@ -71,7 +71,8 @@ class Checkpoints:
                 missing = [name for name in files if not (temporary / name).is_file()]
                 if missing:
                     raise UserError(
-                        f"{temporary} lacks {missing[0]}: with --run.sharding fsdp all machines must write to one shared --run.save_dir"
+                        f"{temporary} lacks {missing[0]}: with --run.sharding fsdp all machines must write to one "
+                        "shared --run.save_dir"
                     )
                 with disk_errors(path):
                     description = {"step": step, "files": files, **state}
@@ -116,7 +117,8 @@ class Checkpoints:
         found = self.world.from_main(self._newest_whole() if self.world.is_main else None)
         if found is None:
             return None
-        step, state = found
+        step: int = found[0]
+        state: dict[str, Any] = found[1]
         folder = self.folder / f"{step:08d}"
         if any(is_sharded(value) for value in targets.values()):
             if self.world.min_over_ranks(int((folder / "state.json").is_file())) == 0:
@@ -167,7 +169,8 @@ def check_finite(tensors: dict[str, torch.Tensor], what: str, world: World) -> N
     )
     if world.any(bad is not None):
         raise UserError(
-            f"{bad or 'a weight on another rank'} holds a NaN or an infinity, so no {what} is written; if that comes again, start anew "
+            f"{bad or 'a weight on another rank'} holds a NaN or an infinity, so no {what} is written; if that comes "
+            "again, start anew "
             "with a lower learning rate"
         )
 
@@ -181,7 +184,8 @@ class _Reader:
     """The tensors of a checkpoint's files, put together from whatever parts they were written in."""
 
     def __init__(self, folder: Path, names: dict[str, str]):
-        self.files, self.parts = [safe_open(folder / name, framework="pt") for name in names], {}
+        self.files = [safe_open(folder / name, framework="pt") for name in names]
+        self.parts: dict[str, list[tuple[int, Any]]] = {}  # tensor -> number of its first row and file, of each part
         for file in self.files:
             for name, first in json.loads(file.metadata()[_FIRST_ROWS]).items():
                 self.parts.setdefault(name, []).append((first, file))

@@ -19,9 +19,9 @@ def check_same_configuration(
 ) -> list[str]:
     """UserError that begins with `command` if what a run was started with is not what it would go on with.
 
-    The parameters whose names begin with one of `free` may differ, the seed never. What the two commands read (`inputs`,
-    digests by flag) must be the same where both say so. Returns, as lines for people, the parameters that only one of
-    the two versions of this program has: those do not count.
+    The parameters whose names begin with one of `free` may differ, the seed never. What the two commands read
+    (`inputs`, digests by flag) must be the same where both say so. Returns, as lines for people, the parameters that
+    only one of the two versions of this program has: those do not count.
     """
     for key in ("stage", "task"):
         if stored.get(key) != now[key]:

@@ -115,8 +115,8 @@ class Run:
         return None
 
     def _lock_folder(self) -> None:
-        """Keep other processes out of the folder, if there is one, until `release` or the end of this process. UserError
-        if another has it. Where a file system has no locks there are none.
+        """Keep other processes out of the folder, if there is one, until `release` or the end of this process.
+        UserError if another has it. Where a file system has no locks there are none.
         """
         if not self.folder.is_dir() or not os.access(self.folder, os.W_OK):
             return
@@ -163,7 +163,8 @@ class Run:
             return
         if not self.params.overwrite:
             raise UserError(
-                f"{self.folder} exists already; give another name, --run.resume to continue it or --run.overwrite to replace it"
+                f"{self.folder} exists already; give another name, --run.resume to continue it or --run.overwrite to "
+                "replace it"
             )
         if not (self.folder / "config.json").exists():
             raise UserError(f"{self.folder} is not empty and holds no run; delete it yourself or give another name")
@@ -200,7 +201,10 @@ class Run:
         saved = self.checkpoints.all()
         if not saved:
             return f"no checkpoint of {self.folder} was saved yet: the same command with --run.resume begins again"
-        return f"the newest checkpoint of {self.folder} is that of step {int(saved[-1].name):,}: the same command with --run.resume goes on from it"
+        return (
+            f"the newest checkpoint of {self.folder} is that of step {int(saved[-1].name):,}: the same command with "
+            "--run.resume goes on from it"
+        )
 
 
 @contextmanager
@@ -244,7 +248,8 @@ def go_on_after_restart(params: RunParams, folder: Path, world: World) -> None:
     params.resume, params.overwrite = True, False
     if world.is_main:
         print(
-            f"restarted by torchrun: {folder} goes on from its newest whole checkpoint, from its beginning if there is none",
+            f"restarted by torchrun: {folder} goes on from its newest whole checkpoint, from its beginning if there "
+            "is none",
             flush=True,
         )
 
@@ -304,7 +309,8 @@ def _why_no_language_model(folder: Path, stage: Any) -> str:
     """Why the folder of a run or of results holds no language model, and what to name instead."""
     if stage == "train_reward":
         return (
-            f"{folder} trains a reward model, which writes no text: name a run of train_policy or train_sft, or measure "
+            f"{folder} trains a reward model, which writes no text: name a run of train_policy or train_sft, or "
+            "measure "
             "it with reward_quality"
         )
     if stage == "sweep":

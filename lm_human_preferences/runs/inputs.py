@@ -11,8 +11,8 @@ _FILES_THAT_COUNT = ("*.safetensors", "config.json", "meta.json")  # of a model 
 
 
 def input_digests(inputs: Mapping[str, str | None]) -> dict[str, str]:
-    """The digest of what each flag's value names: a file, a model folder or a data set. What lies elsewhere (an address,
-    a hub's model, a function) or is not there has none.
+    """The digest of what each flag's value names: a file, a model folder or a data set. What lies elsewhere (an
+    address, a hub's model, a function) or is not there has none.
     """
     digests = {}
     for flag, value in inputs.items():

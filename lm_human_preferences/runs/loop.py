@@ -27,7 +27,7 @@ class Loop:
         self,
         run: Run,
         tracker: NullTracker,
-        training: Training,
+        training: Training[Any],
         total: int,
         title: str,
         first: int,

@@ -1,4 +1,6 @@
-"""How many rows are in memory at once: what fits by prediction, on a GPU what was tried, and what a checkpoint remembers."""
+"""How many rows are in memory at once: what fits by prediction, on a GPU what was tried, and what a checkpoint
+remembers.
+"""
 
 import gc
 import sys
@@ -11,7 +13,7 @@ import psutil
 import torch
 
 from lm_human_preferences.compute.distributed import World
-from lm_human_preferences.compute.optim import allocate_state
+from lm_human_preferences.compute.optim import CombinedOptimizer, allocate_state
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.runs.params import RunParams
@@ -41,7 +43,8 @@ class MicroBatches:
 
     def describe(self) -> str:
         rollout = f"{self.rollout} rows sampled at once, " if self.rollout else ""
-        return f"{rollout}{self.scoring} scored, {self.training} trained on{', activations recomputed' if self.recompute else ''}"
+        recomputed = ", activations recomputed" if self.recompute else ""
+        return f"{rollout}{self.scoring} scored, {self.training} trained on{recomputed}"
 
     def state(self, world: World) -> dict[str, Any]:
         """What a checkpoint remembers of them."""
@@ -55,23 +58,25 @@ def free_memory(device: torch.device, world: World = World()) -> int:
     """Bytes that this process may have in all on its device: what it has and its part of what is free."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device)
+        return int(free + torch.cuda.memory_reserved(device))
     own = psutil.Process().memory_info().rss
     free = psutil.virtual_memory().available
     groups = Path("/proc/self/cgroup")
     left = group_memory(groups.read_text(encoding="utf-8")) if groups.is_file() else None
     if left is not None:
         free = min(free, left)
-    return own + max(0, free) // world.local_size
+    return int(own + max(0, free) // world.local_size)
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most that this process has had so far, in GiB: resident memory on a CPU, what PyTorch has reserved on a GPU."""
+    """The most that this process has had so far, in GiB: resident memory on a CPU, what PyTorch has reserved on a
+    GPU.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / GIB
     usage = psutil.Process().memory_info()
     if hasattr(usage, "peak_wset"):  # Windows
-        return usage.peak_wset / GIB
+        return float(usage.peak_wset / GIB)
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -110,7 +115,9 @@ def _number_in(path: Path) -> int | None:
 
 
 def fitting_micro_batches(run: RunParams, memory: StageMemory, budget: int, device: str) -> MicroBatches:
-    """What the user gave, and for the rest what fits into `budget` bytes by prediction, or else the smallest there is."""
+    """What the user gave, and for the rest what fits into `budget` bytes by prediction, or else the smallest there
+    is.
+    """
     free, most = budget - sum(memory.held.values()), MOST_ROWS[device]
     too_few = memory.training.fitting(free, most) < min(_FEW_ROWS, memory.training.rows)
     recompute = run.recompute_activations == "on" or (
@@ -133,8 +140,8 @@ def choose_micro_batches(run: RunParams, memory: StageMemory, precision: Precisi
     sizes = fitting_micro_batches(run, memory, budget, precision.device.type)
     if sizes.peak(memory) > budget and world.is_main:
         print(
-            f"warning: this needs about {sizes.peak(memory) / GIB:.1f} GiB a process, {budget / GIB:.1f} GiB can be counted on; python launch.py plan shows "
-            "what takes it",
+            f"warning: this needs about {sizes.peak(memory) / GIB:.1f} GiB a process, {budget / GIB:.1f} GiB can be "
+            "counted on; python launch.py plan shows what takes it",
             file=sys.stderr,
         )
     return sizes
@@ -162,26 +169,30 @@ def try_micro_batches(
     sizes: MicroBatches,
     run: RunParams,
     attempts: dict[str, Callable[[int], None]],
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | CombinedOptimizer,
     world: World,
 ) -> MicroBatches:
-    """What was chosen, halved where a pass over so many rows runs out of memory on any rank; what the user gave stays.
+    """What was chosen, halved where a pass over this many rows runs out of memory on any rank; what the user gave
+    stays.
 
     attempts: by kind of pass. Only where running out raises `torch.OutOfMemoryError` (CUDA), and only without sharding:
     a sharded pass waits for the other ranks, of which one may have failed.
     """
     allocate_state(optimizer)
     flags = {"rollout": "micro_batch_rollout", "scoring": "micro_batch_scoring", "training": "micro_batch"}
-    found = {
-        kind: getattr(run, flags[kind])
-        or _halve_until_it_runs(getattr(sizes, kind), attempt, optimizer, world, f"--run.{flags[kind]}")
-        for kind, attempt in attempts.items()
-    }
-    return replace(sizes, **found)
+    for kind, attempt in attempts.items():
+        given: int | None = getattr(run, flags[kind])
+        rows = given or _halve_until_it_runs(getattr(sizes, kind), attempt, optimizer, world, f"--run.{flags[kind]}")
+        sizes = replace(sizes, **{kind: rows})  # type: ignore[arg-type]  # the kinds are its fields of whole numbers
+    return sizes
 
 
 def _halve_until_it_runs(
-    rows: int, attempt: Callable[[int], None], optimizer: torch.optim.Optimizer, world: World, flag: str
+    rows: int,
+    attempt: Callable[[int], None],
+    optimizer: torch.optim.Optimizer | CombinedOptimizer,
+    world: World,
+    flag: str,
 ) -> int:
     """The largest of rows, rows / 2, rows / 4 ... that runs on every rank. UserError if not even one row does."""
     while True:
@@ -198,7 +209,7 @@ def _halve_until_it_runs(
             return rows
         if rows == 1:
             raise UserError(
-                f"out of memory with a single row ({flag} 1): take a smaller model, shorter rows, --run.recompute_activations on, or more GPUs with "
-                "--run.sharding fsdp"
+                f"out of memory with a single row ({flag} 1): take a smaller model, shorter rows, "
+                "--run.recompute_activations on, or more GPUs with --run.sharding fsdp"
             )
         rows = -(-rows // 2)

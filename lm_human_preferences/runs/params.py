@@ -47,13 +47,14 @@ class RunParams:
     )
     sharding: str = param(
         "ddp",
-        "with torchrun: ddp, each rank has the whole model; fsdp, parameters, gradients and optimizer are split over the ranks",
+        "with torchrun: ddp, each rank has the whole model; fsdp, parameters, gradients and optimizer are split over "
+        "the ranks",
     )
     threads: int = param(0, "CPU threads; 0 leaves the choice to PyTorch")
     deterministic: bool = param(
         False,
-        "on a GPU: only operations that give the same bits every time, so that the same command gives the same result; slower. "
-        "On a CPU it does anyway",
+        "on a GPU: only operations that give the same bits every time, so that the same command gives the same result; "
+        "slower. On a CPU it does anyway",
     )
     timeout: float = param(
         WAIT,
@@ -90,7 +91,7 @@ def start_computing(params: RunParams) -> Precision:
     if params.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read when CUDA is first used
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at run time
     return precision
 
 

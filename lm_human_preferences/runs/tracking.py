@@ -11,8 +11,9 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
@@ -41,7 +42,7 @@ def check_tracking(params: TrackingParams) -> None:
         _import_wandb()
 
 
-def read_jsonl(path: Path) -> list[dict]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; an incomplete last line (a run that is being written or was killed) is left out.
 
     Raises UserError when the file is missing or an earlier line is damaged.
@@ -49,7 +50,7 @@ def read_jsonl(path: Path) -> list[dict]:
     return [row for row, _ in _whole_lines(Path(path))]
 
 
-def _whole_lines(path: Path) -> list[tuple[dict, bytes]]:
+def _whole_lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
     """(row, its bytes without the newline) of each line; only the last may be damaged, it is then left out."""
     try:
         lines = path.read_bytes().split(b"\n")  # not splitlines: JSON may hold U+2028 and its like as they are
@@ -100,13 +101,14 @@ class JsonLines:
     """One JSON-lines file, made at its first row. `resume_at` keeps the rows of earlier steps, None starts anew."""
 
     def __init__(self, path: Path, resume_at: int | None):
-        self.path, self.file = path, None
+        self.path = path
+        self.file: FileIO | None = None
         if resume_at is None:
             path.unlink(missing_ok=True)
         elif path.exists():
             _keep_before(path, resume_at)
 
-    def write(self, rows: Iterable[dict]) -> None:
+    def write(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append the rows, all or none of them; UserError where the disk is full."""
         text = "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         if not text:
@@ -115,9 +117,8 @@ class JsonLines:
         data = memoryview(text.encode("utf-8", "backslashreplace"))
         if self.file is None:
             try:
-                self.file = open(
-                    self.path, "ab", buffering=0
-                )  # nothing is held back that closing the file would try to write again
+                # unbuffered: nothing is held back that closing the file would try to write again
+                self.file = open(self.path, "ab", buffering=0)
             except OSError as error:
                 raise UserError(
                     f"cannot write {self.path}: {error.strerror or error}; make it writable or make room"
@@ -155,7 +156,7 @@ class _Files:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.metrics.write([{"step": step, **metrics}])
 
-    def samples(self, step: int, rows: list[dict]) -> None:
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         self.rows.write({"step": step, **row} for row in rows)
 
     def flush(self) -> None:
@@ -170,7 +171,7 @@ class _Files:
 class _TensorBoard:
     """Event files; after a resume TensorBoard itself hides what an earlier process wrote from `resume_at` on."""
 
-    def __init__(self, folder: Path, config: dict, resume_at: int | None):
+    def __init__(self, folder: Path, config: dict[str, Any], resume_at: int | None):
         self.writer = _import_summary_writer()(str(folder / "tensorboard"), purge_step=resume_at)
         self.writer.add_text("configuration", _indented(json.dumps(_plain(config), indent=2)), resume_at or 0)
 
@@ -178,7 +179,7 @@ class _TensorBoard:
         for name, value in metrics.items():
             self.writer.add_scalar(name, float(value), step)
 
-    def samples(self, step: int, rows: list[dict]) -> None:
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         self.writer.add_text("samples", _indented("\n\n".join(_sample_text(row) for row in rows)), step)
 
     def flush(self) -> None:
@@ -193,7 +194,9 @@ class _WandB:
     the parts.
     """
 
-    def __init__(self, folder: Path, params: TrackingParams, run_name: str, config: dict, resume_at: int | None):
+    def __init__(
+        self, folder: Path, params: TrackingParams, run_name: str, config: dict[str, Any], resume_at: int | None
+    ):
         self.wandb = _import_wandb()
         online = params.wandb_mode == "online"
         started = sorted((folder / "wandb").glob("*run-*-*")) if resume_at is not None else []
@@ -218,7 +221,7 @@ class _WandB:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.run.log({name: float(value) for name, value in metrics.items()}, step=step)
 
-    def samples(self, step: int, rows: list[dict]) -> None:
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
         table = self.wandb.Table(
             columns=columns, data=[[_plain(row.get(name)) for name in columns] for row in rows], allow_mixed_types=True
@@ -238,7 +241,7 @@ class NullTracker:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Report a step's metrics."""
 
-    def samples(self, step: int, rows: list[dict]) -> None:
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Report what was sampled in a step, one dictionary a sample."""
 
     def flush(self) -> None:
@@ -247,17 +250,17 @@ class NullTracker:
     def close(self, failed: bool = False) -> None:
         """End the report; a second call does nothing."""
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type | None, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self.close(failed=kind is not None)
 
 
 class Tracker(NullTracker):
     """Reports to every place that was asked for."""
 
-    def __init__(self, places: list):
+    def __init__(self, places: list[Any]):
         self._places = places
 
     @classmethod
@@ -267,9 +270,9 @@ class Tracker(NullTracker):
         params: TrackingParams,
         *,
         run_name: str,
-        config: dict,
+        config: dict[str, Any],
         resume_at: int | None,
-        more: Sequence = (),
+        more: Sequence[Any] = (),
     ) -> "Tracker":
         """Start to report into the run folder `folder`.
 
@@ -279,7 +282,7 @@ class Tracker(NullTracker):
         """
         check_tracking(params)
         folder = make_folder(Path(folder))
-        places: list = [_Files(folder, resume_at)]
+        places: list[Any] = [_Files(folder, resume_at)]
         if params.wandb:
             places.append(_WandB(folder, params, run_name, config, resume_at))
         if params.tensorboard:
@@ -290,7 +293,7 @@ class Tracker(NullTracker):
         for place in self._places:
             place.log(step, metrics)
 
-    def samples(self, step: int, rows: list[dict]) -> None:
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         for place in self._places if rows else ():
             place.samples(step, rows)
 
@@ -320,7 +323,7 @@ def _import_wandb() -> Any:
     return wandb
 
 
-def _sample_text(row: dict) -> str:
+def _sample_text(row: dict[str, Any]) -> str:
     numbers = "  ".join(f"{name} {value:.2f}" for name, value in row.items() if isinstance(value, float))
     return f"[{numbers}]\n{row.get('query', '')}|{row.get('response', '')}"
 

@@ -4,14 +4,14 @@ and what a checkpoint holds of them.
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn as nn
 
 from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.compute.hardware import describe_computing
-from lm_human_preferences.compute.optim import allocate_state, optimizer_tensors
+from lm_human_preferences.compute.optim import CombinedOptimizer, allocate_state, optimizer_tensors
 from lm_human_preferences.compute.parallel import Parallel
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.tasks import TaskParams
@@ -24,14 +24,17 @@ from lm_human_preferences.runs.stage_memory import StageMemory
 Probes = dict[str, Callable[[int], None]]  # kind of pass -> a pass over that many rows that changes nothing
 
 
-class Training:
+AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer | CombinedOptimizer)
+
+
+class Training(Generic[AnyOptimizer]):
     """What every stage trains with. `parallel` is called as the module itself; the rest is named by its field."""
 
     def __init__(
         self,
         module: nn.Module,
         memory: StageMemory,
-        make_optimizer: Callable[[Parallel], torch.optim.Optimizer],
+        make_optimizer: Callable[[Parallel], AnyOptimizer],
         params: RunParams,
         precision: Precision,
         world: World,

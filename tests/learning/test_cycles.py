@@ -271,10 +271,10 @@ def test_ppo_cycle(goldens, micro_batch):
             trainer.policy, queries, responses
         )
         trainer.order = lambda _, epoch, g=g: tensor(g["permutations"])[epoch]
-        minibatches, train_minibatch = [], PPOTrainer.train_minibatch
+        minibatches: list = []
 
-        def recording(rollout, rewards, index, lr):
-            result = train_minibatch(trainer, rollout, rewards, index, lr)
+        def recording(rollout, rewards, index, lr, minibatches=minibatches):
+            result = PPOTrainer.train_minibatch(trainer, rollout, rewards, index, lr)
             minibatches.append((result, lr, {name: p.detach().clone() for name, p in watched.items()}, rewards))
             return result
 

@@ -61,7 +61,7 @@ def world(tmp_path_factory):
         train(stage, stage, words_of(folder, stage))
         count = itertools.count(1)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(StopRequest, "agreed", lambda request: next(count) == 3)
+            patch.setattr(StopRequest, "agreed", lambda request, count=count: next(count) == 3)
             with pytest.raises(Interrupted):
                 train(stage, f"stopped_{stage}", words_of(folder, stage))
         assert saved(folder / f"runs/stopped_{stage}") == [1, 2, 3]
@@ -249,9 +249,11 @@ def test_a_row_that_does_not_fit_is_not_half_written(tmp_path):
     """A limit on the size of files stands for the disk's end."""
     code = (
         "import resource, sys\nfrom pathlib import Path\nfrom lm_human_preferences.foundation.errors import UserError\n"
-        "from lm_human_preferences.runs.tracking import JsonLines\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "from lm_human_preferences.runs.tracking import JsonLines\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, "
+        "1000))\n"
         f"lines = JsonLines(Path({str(tmp_path / 'rows.jsonl')!r}), None)\n"
-        "try:\n    [lines.write([{'step': step, 'text': 'x' * 80}]) for step in range(20)]\nexcept UserError as error:\n    print(error)\nlines.close()\n"
+        "try:\n    [lines.write([{'step': step, 'text': 'x' * 80}]) for step in range(20)]\nexcept UserError as "
+        "error:\n    print(error)\nlines.close()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "make room" in done.stdout, done.stderr
@@ -282,7 +284,8 @@ def test_a_full_disk_keeps_the_last_step_and_goes_on_when_there_is_room(world, t
         f"mount -t tmpfs -o size={kilobytes}k none {disk}\n"
         '"$@"; echo status $?\n'
         f"cp -a {disk} {kept}; mount -o remount,size=20m {disk}\n"
-        f'"$@" $(test -f {disk}/full/config.json && echo --run.resume) ; echo status $?; cp -a {disk}/full {tmp_path}/full\n'
+        f'"$@" $(test -f {disk}/full/config.json && echo --run.resume) ; echo status $?; cp -a {disk}/full '
+        f"{tmp_path}/full\n"
     )
     done = subprocess.run(
         [
@@ -370,8 +373,8 @@ def test_a_killed_rank_ends_the_others_with_a_line(world, victim):
         rf"rank {1 - victim} of 2 lost the others: Connection (closed|reset) by peer", line
     )
     assert (
-        f"the newest checkpoint of {run} is that of step {saved(run)[-1]:,}: the same command with --run.resume goes on from it"
-        in line
+        f"the newest checkpoint of {run} is that of step {saved(run)[-1]:,}: the same command with --run.resume goes "
+        "on from it" in line
     )
     assert "exitcode  : 3 " in err and "[rank" not in err
 
@@ -385,7 +388,10 @@ def test_torchrun_brings_a_run_back_by_itself(world):
     assert status == 0, err
     words = words_of(world, "train_policy", ppo__total_episodes=16 * 12, run__overwrite="on")
     shutil.copytree(world / "runs/stopped_train_policy", run)  # what is to be replaced
-    count = lambda: (run / "metrics.jsonl").read_text().count("\n") if (run / "metrics.jsonl").exists() else 0
+
+    def count() -> int:
+        return (run / "metrics.jsonl").read_text().count("\n") if (run / "metrics.jsonl").exists() else 0
+
     status, out, err = run_ranks(
         "restarted",
         words,
@@ -402,7 +408,9 @@ def test_torchrun_brings_a_run_back_by_itself(world):
 
 
 def test_a_restart_does_not_touch_a_run_that_was_there_before(world):
-    """The user's mistake (the name is taken) makes torchrun start the ranks again; they must not go on with that run."""
+    """The user's mistake (the name is taken) makes torchrun start the ranks again; they must not go on with that
+    run.
+    """
     run = copy_of_stopped(world, "train_policy", "taken")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     status, _, err = run_ranks("taken", words_of(world, "train_policy"), "--max_restarts", "1")
@@ -433,7 +441,8 @@ def test_what_one_rank_finds_wrong_is_not_hidden(tmp_path):
         "import os, sys, time\nfrom functools import partial\nfrom lm_human_preferences.compute import torchrun\n"
         "from lm_human_preferences.foundation.errors import UserError, exit_on_user_error\n"
         "@partial(exit_on_user_error, is_first=torchrun.is_first_to_say)\n"
-        "def main():\n    raise UserError('the same' if sys.argv[1] == 'same' else 'this is rank ' + os.environ['RANK'])\n"
+        "def main():\n    raise UserError('the same' if sys.argv[1] == 'same' else 'this is rank ' + "
+        "os.environ['RANK'])\n"
         "try:\n    main()\nfinally:\n    time.sleep(3)  # torchrun ends the other rank as soon as one has ended\n"
     )
     for which, expected in (("same", ["error: the same"]), ("own", ["error: this is rank 0", "error: this is rank 1"])):
@@ -453,7 +462,8 @@ def test_errors_of_the_program_keep_their_traceback_on_ranks(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(
         "import torch\nimport torch.distributed as dist\nfrom lm_human_preferences.compute import distributed\n"
-        "with distributed.world('cpu', 30) as world:\n    dist.all_reduce(torch.ones(4 + 4 * world.rank))\n    world.barrier()\n    {}['genuine']\n"
+        "with distributed.world('cpu', 30) as world:\n    dist.all_reduce(torch.ones(4 + 4 * world.rank))\n    "
+        "world.barrier()\n    {}['genuine']\n"
     )
     done = subprocess.run(
         [*TORCHRUN, str(script)],
@@ -529,9 +539,11 @@ def test_a_signal_that_torchrun_forwards_counts_once(monkeypatch, request):
 def test_sigterm_before_the_first_step_is_a_line(tmp_path):
     """While nothing can be saved yet SIGTERM ends a run at once, with status 143, and what is half-written goes."""
     code = (
-        "import os, signal\nfrom pathlib import Path\nfrom lm_human_preferences.foundation.errors import exit_on_user_error\n"
+        "import os, signal\nfrom pathlib import Path\nfrom lm_human_preferences.foundation.errors import "
+        "exit_on_user_error\n"
         "from lm_human_preferences.foundation.files import atomic_folder\n@exit_on_user_error\ndef main():\n"
-        f"    with atomic_folder(Path({str(tmp_path / 'x')!r})):\n        os.kill(os.getpid(), signal.SIGTERM)\n        while True: pass\nmain()"
+        f"    with atomic_folder(Path({str(tmp_path / 'x')!r})):\n        os.kill(os.getpid(), signal.SIGTERM)\n     "
+        "   while True: pass\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 143 and done.stderr == "stopped by SIGTERM\n" and list(tmp_path.iterdir()) == []
@@ -540,8 +552,10 @@ def test_sigterm_before_the_first_step_is_a_line(tmp_path):
 def test_sigterm_does_not_silence_an_error_on_its_way(tmp_path):
     """torchrun sends SIGTERM as soon as one rank has ended, while the others are about to say what they saw."""
     code = (
-        "import os, signal\nfrom lm_human_preferences.foundation.errors import RanksLost, exit_on_user_error\n@exit_on_user_error\ndef main():\n"
-        "    try:\n        raise RanksLost('rank 1 of 2 lost the others')\n    finally:\n        os.kill(os.getpid(), signal.SIGTERM)\nmain()"
+        "import os, signal\nfrom lm_human_preferences.foundation.errors import RanksLost, exit_on_user_error\n"
+        "@exit_on_user_error\ndef main():\n"
+        "    try:\n        raise RanksLost('rank 1 of 2 lost the others')\n    finally:\n        "
+        "os.kill(os.getpid(), signal.SIGTERM)\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3 and done.stderr.strip() == "error: rank 1 of 2 lost the others"
@@ -579,10 +593,9 @@ def test_resume_goes_on_where_reward_training_stopped(world):
     resume = ["--run.resume", "on"]
     for more, reward_steps, policy_steps in ([], [1, 2], []), (resume, [], [1]):
         count = itertools.count(1)
-        with (
-            pytest.MonkeyPatch.context() as patch
-        ):  # the second step that is not a run's last: at first of reward training, then the policy's first
-            patch.setattr(StopRequest, "agreed", lambda request: next(count) == 2)
+        with pytest.MonkeyPatch.context() as patch:
+            # the second step that is not a run's last: at first of reward training, then the policy's first
+            patch.setattr(StopRequest, "agreed", lambda request, count=count: next(count) == 2)
             with pytest.raises(Interrupted):
                 train("train_policy", "first", words + more)
         assert saved(world / "runs/first_reward") == reward_steps and saved(world / "runs/first") == policy_steps

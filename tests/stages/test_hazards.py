@@ -343,7 +343,10 @@ def test_an_epoch_has_each_document_once_in_an_order_of_its_own(tmp_path):
     """A small file makes no endless search, and the position is all that a resumed run needs."""
     write_token_file(tmp_path / "data", "train", [[i, 26] for i in range(11)])
     task = TaskParams(query_dataset=str(tmp_path / "data"), query_length=2)
-    make = lambda seed: query_stream(task, get_encoding("letters"), seed, "policy")
+
+    def make(seed: int) -> QueryStream:
+        return query_stream(task, get_encoding("letters"), seed, "policy")
+
     stream = make(1)
     epochs = [stream.batch(11)[:, 0].tolist() for _ in range(3)]
     assert all(sorted(epoch) == list(range(11)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]

@@ -88,7 +88,9 @@ def test_dropout_does_not_depend_on_ranks_and_micro_batches(world):
 
 
 def test_sharded_muon(world):
-    """It orthogonalises whole matrices although each rank holds rows of them. It works in bfloat16, hence the distance."""
+    """It orthogonalises whole matrices although each rank holds rows of them. It works in bfloat16, hence the
+    distance.
+    """
     words = ["--optimizer.method", "muon", "--optimizer.schedule", "wsd"]
     found = distance(
         "train_sft",
@@ -127,10 +129,13 @@ def stop_after(world: Path, name: str, steps: int, ranks: int, *more: str) -> Pa
     words = ["train_policy", "movies", name, *words_of("train_policy", world), "--run.save_interval", "0", *more]
     # the run asks itself to stop: the same step every time
     code = (
-        "import os, runpy, signal, sys\nfrom lm_human_preferences.runs.tracking import JsonLines\nwrite = JsonLines.write\n"
+        "import os, runpy, signal, sys\nfrom lm_human_preferences.runs.tracking import JsonLines\nwrite = "
+        "JsonLines.write\n"
         "def write_and_stop(self, rows):\n    rows = list(rows)\n    write(self, rows)\n"
-        f"    if self.path.name == 'metrics.jsonl' and rows[0]['step'] == {steps - 1}: os.kill(os.getpid(), signal.SIGTERM)\n"
-        f"JsonLines.write = write_and_stop\nsys.argv = {['launch.py', *map(str, words)]!r}\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"    if self.path.name == 'metrics.jsonl' and rows[0]['step'] == {steps - 1}: os.kill(os.getpid(), "
+        "signal.SIGTERM)\n"
+        f"JsonLines.write = write_and_stop\nsys.argv = {['launch.py', *map(str, words)]!r}\nsys.path.insert(0, "
+        f"{str(ROOT)!r})\n"
         "runpy.run_path('launch.py', run_name='__main__')"
     )
     script = world / f"{name}.py"

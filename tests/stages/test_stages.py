@@ -139,7 +139,9 @@ def test_reward_training(world):
 
 
 def test_the_normalised_reward_model_has_mean_0_and_deviation_1(world):
-    """Scores of the initial language model's raw responses on fresh queries: near 0 and 1 (16 samples set the scale)."""
+    """Scores of the initial language model's raw responses on fresh queries: near 0 and 1 (16 samples set the
+    scale).
+    """
     rows = metrics(world / "runs/policy")
     assert abs(rows[0]["objective/score"]) < 1.5
 
@@ -191,7 +193,9 @@ def test_same_seed_same_run_other_seed_other_run(world, stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_resume_after_kill_equals_an_uninterrupted_run(world, stage):
-    """Killed as soon as a checkpoint exists; the metrics have no gap and no double, the weights are bitwise the same."""
+    """Killed as soon as a checkpoint exists; the metrics have no gap and no double, the weights are bitwise the
+    same.
+    """
     name, runs = {"train_reward": "reward", "train_policy": "policy", "train_sft": "sft"}[stage], world / "runs"
     words = [*LAUNCH, stage, "movies", f"killed_{name}", *map(str, stage_words(world, stage))]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -264,10 +268,11 @@ def test_ranks_stop_together_when_one_is_asked(world):
         stderr=subprocess.PIPE,
         text=True,
     )
-    ranks = lambda: [
-        int(pid)
-        for pid in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    ]
+
+    def ranks() -> list[int]:
+        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
+        return [int(pid) for pid in found.split()]
+
     signalled(process, run, signal.SIGTERM, lambda: ranks()[-1:])
     assert process.returncode == 0, process.err
     assert process.out.count("all saved") == 1
@@ -275,12 +280,15 @@ def test_ranks_stop_together_when_one_is_asked(world):
 
 
 def test_damaged_checkpoints_are_skipped(world):
-    """The newest checkpoint is cut short: resume names it, goes on from the one before, and ends at the same weights."""
+    """The newest checkpoint is cut short: resume names it, goes on from the one before, and ends at the same
+    weights.
+    """
     runs = world / "runs"
     words = stage_words(world, "train_policy") + flags(run__save_interval=1, run__keep_checkpoints=3)
     code = (
         "import sys, lm_human_preferences.runs.checkpoints as c\nc.Checkpoints.drop = lambda self: sys.exit(3)\n"
-        f"sys.argv = {['launch.py', 'train_policy', 'movies', 'damaged', *map(str, words)]!r}\nimport runpy; runpy.run_path('launch.py', run_name='__main__')"
+        f"sys.argv = {['launch.py', 'train_policy', 'movies', 'damaged', *map(str, words)]!r}\nimport runpy; "
+        "runpy.run_path('launch.py', run_name='__main__')"
     )
     stopped = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert stopped.returncode == 3, stopped.stderr
