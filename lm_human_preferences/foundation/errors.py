@@ -27,7 +27,7 @@ _REFUSALS = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
     errno.EFBIG: _ROOM,
-    errno.EROFS: _CHOOSE,
+    errno.EROFS: _ROOM,
     errno.EACCES: _CHOOSE,
     errno.EPERM: _CHOOSE,
     errno.ENAMETOOLONG: "choose a shorter one",
