@@ -21,7 +21,7 @@ from lm_human_preferences.compute.optim import TensorFlowAdam, linear_decay
 from lm_human_preferences.compute.parallel import gathered, place_frozen
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import QueryStream, check_split, query_stream
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, padding_share
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, check_task_numbers, padding_share
 from lm_human_preferences.foundation.configuration import param, to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.judging.evaluation import (
@@ -32,7 +32,7 @@ from lm_human_preferences.judging.evaluation import (
     uniforms_of,
     write_comparison,
 )
-from lm_human_preferences.judging.rewards import load_rewards
+from lm_human_preferences.judging.training_rewards import load_rewards
 from lm_human_preferences.language.captured import decoding_graphs
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.model_folders import load_model
@@ -99,8 +99,8 @@ class PolicyTrainingParams:
 
 
 def settle(params: PolicyTrainingParams) -> PolicyTrainingParams:
-    """What a run will use: a copy in which runs that were named have become their model folders, and reward training
-    is either off or has this run's task and way of computing. Changes nothing that is checked.
+    """What a run will use, as a copy: a run that is named stands for its model folder, and the reward training that
+    comes first is off where there is a reward already, or takes this run's task, device and seed.
     """
     params = copy.deepcopy(params)
     rewards, save_dir = params.rewards, params.run.save_dir
@@ -125,6 +125,7 @@ def check(params: PolicyTrainingParams) -> None:
     """Raises UserError, naming the flag and the numbers, for settled parameters that cannot work."""
     check_run_params(params.run, rollouts=True)
     check_tracking(params.tracking)
+    check_task_numbers(params.task)
     check_ppo(params.ppo)
     rewards = params.rewards
     check_kl(rewards.kl_coef, rewards.adaptive_kl, params.ppo.batch_size)
@@ -153,8 +154,8 @@ def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
 def train_reward_model_first(
     params: PolicyTrainingParams, precision: Precision, world: World, task: str, experiment: str
 ) -> None:
-    """Where that is wanted, reward training as a run of its own, `<experiment>_reward`, whose model `params` names from
-    then on. A finished one is taken as it is when the run is resumed. params: settled.
+    """Train a reward model where `params` (settled) say so, as a run of its own called `<experiment>_reward`; then
+    `params` name its model. When a run is resumed, a reward model that is finished is not trained again.
     """
     new, name = params.rewards.train_new_model, f"{experiment}_reward"
     if new is None:
@@ -295,8 +296,8 @@ class PPOTrainer:
     ) -> Rollout:
         """A part of a step's episodes with the reference's log-probabilities and the scores added.
 
-        Where sampling's log-probabilities are not close enough to the training pass's (bfloat16), those of a pass like
-        it take their place in the ratio.
+        The ratio compares a training pass with these log-probabilities. Under bfloat16 sampling's are not close enough
+        to it, so those of another pass of the same kind replace them.
         """
         sampled = logprobs
         with self.precision.autocast():
@@ -414,8 +415,8 @@ class PPOTrainer:
         return int(state["step"])
 
     def memory_probes(self) -> Probes:
-        """Passes over a given number of rows that take as much memory as any in training and change nothing. A reward
-        that is not a reward model of ours is left out: the user's function is never called with made-up texts.
+        """For each kind of pass a function that does one over made-up rows: it takes the memory of the largest pass in
+        training, and changes nothing. Only a reward model of ours is asked: never a user's function.
         """
         queries, responses = blank_rows(self.params.task, self.precision.device)
 

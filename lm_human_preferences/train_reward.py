@@ -19,7 +19,7 @@ from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.label_files import load_train_and_valid
 from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.data.queries import QueryStream, query_stream
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, padding_share
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, check_task_numbers, padding_share
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import write_json
@@ -71,6 +71,7 @@ def check(params: RewardTrainingParams) -> LabelType:
     """The label type; raises UserError, naming the flag and the numbers, for parameters that cannot work."""
     check_run_params(params.run)
     check_tracking(params.tracking)
+    check_task_numbers(params.task)
     for name in ("batch_size", "rollout_batch_size"):
         if getattr(params, name) < 1:
             raise UserError(f"--{name} {getattr(params, name)}: must be at least 1")
@@ -302,7 +303,9 @@ class RewardTrainer:
         return int(state["step"])
 
     def memory_probes(self) -> Probes:
-        """Passes over a given number of rows that take as much memory as any in training and change nothing."""
+        """For each kind of pass a function that does one over made-up rows: it takes the memory of the largest pass in
+        training, and changes nothing.
+        """
         queries, responses = blank_rows(self.params.task, self.precision.device)
         N = self.kind.n_responses
 

@@ -315,7 +315,9 @@ class SFTTrainer:
         return int(state["step"])
 
     def memory_probes(self) -> Probes:
-        """Passes over a given number of rows that take as much memory as any in training and change nothing."""
+        """For each kind of pass a function that does one over made-up rows: it takes the memory of the largest pass in
+        training, and changes nothing.
+        """
         tokens = torch.zeros(1, self.rows["train"].block, dtype=torch.int64, device=self.precision.device)
 
         def scoring(rows: int) -> None:

@@ -34,7 +34,7 @@ from lm_human_preferences.judging.bootstrap import Bootstrap, Interval
 from lm_human_preferences.judging.evaluation import sample_and_score, uniforms_of
 from lm_human_preferences.judging.frontier import best_of_n_kl, best_of_n_weights, betas_for, means, optimal_policy
 from lm_human_preferences.judging.judges import SPECS, Judge
-from lm_human_preferences.judging.rewards import load_rewards
+from lm_human_preferences.judging.training_rewards import load_rewards
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel

@@ -3,6 +3,7 @@
 Original: lm_tasks.py, train_policy.py make_score_fn.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,15 +49,27 @@ class TaskParams:
     policy: PolicyParams = param(PolicyParams, "")
 
 
-def check_task(task: TaskParams, encoding: Encoding, n_ctx: int) -> None:
-    """Raises UserError, naming the flag and the numbers, for a task that this model cannot do."""
+def check_task_numbers(task: TaskParams) -> None:
+    """Raises UserError, naming the flag and the numbers, for a task that no model can do."""
     if task.query_length < 1 or task.response_length < 1:
         raise UserError(
             f"--task.query_length {task.query_length} and --task.response_length {task.response_length} must be at "
             "least 1"
         )
-    if task.policy.temperature <= 0:
+    if not 0 < task.policy.temperature < math.inf:
         raise UserError(f"--task.policy.temperature {task.policy.temperature}: must be positive")
+    if not math.isfinite(task.penalty_reward_value):
+        raise UserError(f"--task.penalty_reward_value {task.penalty_reward_value}: must be a finite number")
+    if task.truncate_token is not None and not 0 <= task.truncate_after < task.response_length:
+        raise UserError(
+            f"--task.truncate_after {task.truncate_after}: must lie between 0 and --task.response_length "
+            f"{task.response_length} - 1, or no response could ever have a valid end"
+        )
+
+
+def check_task(task: TaskParams, encoding: Encoding, n_ctx: int) -> None:
+    """Raises UserError, naming the flag and the numbers, for a task that this model cannot do."""
+    check_task_numbers(task)
     affix = len(encoding.encode(task.query_prefix)) + len(encoding.encode(task.query_suffix))
     length = affix + task.query_length + task.response_length
     if length > n_ctx:

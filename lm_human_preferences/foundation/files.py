@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from lm_human_preferences.foundation.errors import UserError, refusal
 
 PARTIAL = ".partial"  # ends the names of what is being written
+REPLACED = f".replaced{PARTIAL}"  # set aside until another folder has its name
+REMOVED = f".removed{PARTIAL}"  # set aside to be deleted
 _NAMES = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 
 
@@ -123,8 +125,8 @@ def publish_folder(temporary: Path, path: Path) -> None:
             with open(file, "rb+") as opened:
                 os.fsync(opened.fileno())
     _sync_folder(temporary)
-    if path.exists():  # two renames: between them the old folder still lies beside, under a name that says so
-        replaced = _set_aside(path)
+    if path.exists():  # two renames; if they are cut apart, `remove_leftovers` gives the old folder its name back
+        replaced = _set_aside(path, REPLACED)
         os.rename(temporary, path)
         shutil.rmtree(replaced, ignore_errors=True)
     else:
@@ -136,18 +138,24 @@ def remove_folder(path: Path) -> None:
     """Delete a folder so that nobody ever sees a part of it under its name. A link stays, and then leads nowhere until
     `make_folder` makes the folder at its end anew.
     """
-    shutil.rmtree(_set_aside(_linked(path)), ignore_errors=True)
+    shutil.rmtree(_set_aside(_linked(path), REMOVED), ignore_errors=True)
 
 
-def _set_aside(path: Path) -> Path:
-    replaced = path.with_name(f".{path.name}.replaced{PARTIAL}")
-    shutil.rmtree(replaced, ignore_errors=True)
-    os.rename(path, replaced)
-    return replaced
+def _set_aside(path: Path, suffix: str) -> Path:
+    aside = path.with_name(f".{path.name}{suffix}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(path, aside)
+    return aside
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process was writing into `folder` or deleting there when it ended."""
+    """Delete what a killed process was writing into `folder` or deleting there when it ended. A folder that it had set
+    aside to put another in its place, and had not yet, is whole and gets its name back.
+    """
+    for path in Path(folder).glob(f".*{REPLACED}"):
+        name = path.with_name(path.name[1:].removesuffix(REPLACED))
+        if path.is_dir() and not name.exists():
+            os.rename(path, name)
     for path in Path(folder).glob(f".*{PARTIAL}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

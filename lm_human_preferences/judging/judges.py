@@ -8,7 +8,8 @@ module:function                       any Python function of queries and respons
 choices:FILE                          people, who choose between two policies' responses (`PeoplesChoices`)
 
 To add a judge, write a class with `score` as in `Judge`, or a function of texts for `SentenceJudge` (hf_classifier.py
-is an example in a file of its own), and give it a spec: in `load_judge`, in SPECS and in docs/evaluation.md.
+is an example in a file of its own), and give it a spec: in `load_judge`, in SPECS and in docs/evaluation.md. To train
+a policy against it too, name it in training_rewards.py: load_rewards.
 """
 
 import abc

@@ -88,14 +88,13 @@ def check_kl(kl_coef: float, adaptive: AdaptiveKLParams | None, batch_size: int)
     if kl_coef == 0:
         raise UserError(
             "--rewards.kl_coef 0 with --rewards.adaptive_kl on: the controller multiplies the coefficient, and 0 "
-            "stays 0; "
-            "give a first value above 0, or --rewards.adaptive_kl off"
+            "stays 0; give a first value above 0, or --rewards.adaptive_kl off"
         )
     if batch_size >= adaptive.horizon / LARGEST_ERROR:
         raise UserError(
             f"--rewards.adaptive_kl.horizon {adaptive.horizon} is too short for --ppo.batch_size {batch_size}: a "
-            "single "
-            f"step could take the coefficient to 0 or below; give a horizon above {int(LARGEST_ERROR * batch_size)}"
+            "single step could take the coefficient to 0 or below; give a horizon above "
+            f"{int(LARGEST_ERROR * batch_size)}"
         )
 
 
@@ -288,8 +287,8 @@ def rollout_stats(
 
 
 def update_stats(minibatches: list[dict[str, float]]) -> dict[str, float]:
-    """A step's statistics from those of its minibatches: their means, and the ratio's deviation before the first one's
-    optimizer step, which only rounding keeps from 0.
+    """A step's statistics from those of its minibatches: their means, and the deviation of the ratio in the first one,
+    before any optimizer step, where it is 0 but for rounding.
     """
     stats = {
         f"ppo/{name}": sum(row[name] for row in minibatches) / len(minibatches)

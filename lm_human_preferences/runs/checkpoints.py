@@ -1,9 +1,12 @@
 """Checkpoints of a run in training: whole or absent, sharded when the run is, readable by any number of ranks.
 
-checkpoints/00000040/state.json                            loop state, and the SHA-256 of each file beside it and of all
-this checkpoints/00000040/state-00000-of-00002.safetensors      rank 0's tensors: whole ones, and its rows of the
-sharded ones checkpoints/00000040/state-00001-of-00002.safetensors      the other rank's rows; a run that is not sharded
-has the first file alone
+    checkpoints/00000040/
+        state.json                           loop state, and the SHA-256 of each file beside it and of all this
+        state-00000-of-00002.safetensors     rank 0's tensors: whole ones, and its rows of the sharded ones
+        state-00001-of-00002.safetensors     the other rank's rows
+
+A run that is not sharded has one file of tensors. A folder is written beside its place and gets its name when it is
+whole (foundation/files.py: publish_folder); by hand here, because several ranks write into one.
 """
 
 import hashlib
@@ -171,7 +174,7 @@ def check_finite(tensors: dict[str, torch.Tensor], what: str, world: World) -> N
         raise UserError(
             f"{bad or 'a weight on another rank'} holds a NaN or an infinity, so no {what} is written; if that comes "
             "again, start anew "
-            "with a lower learning rate"
+            "anew with a lower learning rate"
         )
 
 

@@ -35,7 +35,7 @@ from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.language.model_folders import is_model_folder
 from lm_human_preferences.runs.checkpoints import Checkpoints
 from lm_human_preferences.runs.description import check_same_configuration, describe_run, leaves
-from lm_human_preferences.runs.inputs import input_digests
+from lm_human_preferences.runs.input_digests import input_digests
 from lm_human_preferences.runs.params import RunParams
 
 LOCK = ".lock"  # in a run's folder while a process works on it

@@ -1,9 +1,11 @@
 """What a run reports while it computes: JSON lines always, TensorBoard and Weights & Biases when asked, behind one
 small interface.
 
-metrics.jsonl   {"step": 0, "objective/kl": 0.0, ...}                 one line a step; a number that is not finite is
-null samples.jsonl   {"step": 0, "query": "...", "response": "...", ...}   one line a sample tensorboard/    event files
-wandb/   a run that `wandb sync` can upload
+    metrics.jsonl   one line a step     {"step": 0, "objective/kl": 0.0, ...}; a number that is not finite is null
+    samples.jsonl   one line a sample   {"step": 0, "query": "...", "response": "...", ...}
+    tensorboard/    event files         wandb/   a run that `wandb sync` can upload
+
+Each place is written row by row.
 """
 
 import json

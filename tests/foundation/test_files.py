@@ -1,6 +1,8 @@
 """Files and folders that appear whole or not at all: at the end of links too; JSON as people's editors write it."""
 
 import json
+import os
+import shutil
 
 import pytest
 
@@ -12,6 +14,7 @@ from lm_human_preferences.foundation.files import (
     read_json,
     read_json_object,
     remove_folder,
+    remove_leftovers,
     write_json,
 )
 
@@ -104,3 +107,35 @@ def test_json_of_words_that_the_locale_could_not_decode(tmp_path):
     for text in ("\ud800", "\udcc3"):
         write_json(tmp_path / "a.json", [text])
         assert read_json(tmp_path / "a.json") == [text]
+
+
+def test_a_folder_that_was_being_replaced_survives_the_end_of_its_process(tmp_path, monkeypatch):
+    """Killed between the two renames: neither the old folder nor the new one has the name, and the old one is whole."""
+    folder = tmp_path / "lm"
+    folder.mkdir()
+    (folder / "old").write_text("whole")
+    rename = os.rename
+
+    def killed(source, target):
+        if Path(target) == folder:
+            raise KeyboardInterrupt  # nothing that follows is done
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: None)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(folder) as temporary:
+        (temporary / "new").write_text("not published")
+    monkeypatch.undo()
+    assert not folder.exists()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lm"] and (folder / "old").read_text() == "whole"
+
+
+def test_a_folder_that_was_being_deleted_is_gone(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: None)
+    remove_folder(folder)
+    monkeypatch.undo()
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
