@@ -95,10 +95,10 @@ def write(
     splits = write_splits(folder, rows, ("train", "valid", "test") if has_test else ("train", "valid"))
     for split, counts in splits.items():
         if not counts["documents"]:
-            raise UserError(
-                f"{source} has no document for the split {split}"
-                + (f" of the sources {', '.join(sorted(sources))}" if sources else "")
-            )
+            chosen = f" of the sources {', '.join(sorted(sources))}" if sources else ""
+            more = f"--{split}_percent" if split != "train" else "fewer held out"
+            remedy = f"give more texts, {more}, or a file whose name begins with {split}"
+            raise UserError(f"{source} has no document for the split {split}{chosen}: {remedy}")
     write_meta(folder, source=source.resolve().name, licence="see the texts' own", splits=splits)
     return splits
 

@@ -128,6 +128,8 @@ def check(params: PolicyTrainingParams) -> None:
     check_task_numbers(params.task)
     check_ppo(params.ppo)
     rewards = params.rewards
+    if params.evaluation.samples < 0 or params.evaluation.shown < 0:
+        raise UserError("--evaluation.samples and --evaluation.shown must not be negative")
     check_kl(rewards.kl_coef, rewards.adaptive_kl, params.ppo.batch_size)
     if rewards.trained_model is not None and rewards.function is not None:
         raise UserError("--rewards.trained_model and --rewards.function exclude each other; give one of them")

@@ -83,6 +83,8 @@ def check(params: RewardTrainingParams) -> LabelType:
         raise UserError(
             f"--lr {params.lr} must be positive and --normalize_samples {params.normalize_samples} not negative"
         )
+    if params.labels.num_valid < 0:
+        raise UserError(f"--labels.num_valid {params.labels.num_valid}: must not be negative")
     if not params.labels.source:
         raise UserError("this task has no labels yet: give a file with --labels.source")
     return label_type(params.labels.type)

@@ -166,10 +166,15 @@ def check(params: SFTParams) -> None:
     for name in ("decay", "final_lr_fraction"):
         if not 0 <= getattr(o, name) <= 1:
             raise UserError(f"--optimizer.{name} {getattr(o, name)}: must lie between 0 and 1")
-    if o.sampled_vocabulary < 0:
-        raise UserError(f"--optimizer.sampled_vocabulary {o.sampled_vocabulary}: must not be negative")
-    if not 0 <= o.dropout < 1:
-        raise UserError(f"--optimizer.dropout {o.dropout}: must lie in [0, 1)")
+    for name in ("sampled_vocabulary", "warmup", "weight_decay", "clip_norm"):
+        if not 0 <= getattr(o, name) < math.inf:
+            raise UserError(f"--optimizer.{name} {getattr(o, name)}: must not be negative")
+    for name in ("rows", "patience"):
+        if getattr(v, name) < 0:
+            raise UserError(f"--validation.{name} {getattr(v, name)}: must not be negative")
+    for name in ("dropout", "beta2"):
+        if not 0 <= getattr(o, name) < 1:
+            raise UserError(f"--optimizer.{name} {getattr(o, name)}: must lie in [0, 1)")
     if params.model.initial is None and params.model.n_embd % params.model.n_head:
         raise UserError(
             f"--model.n_embd {params.model.n_embd} is not a multiple of --model.n_head {params.model.n_head}"

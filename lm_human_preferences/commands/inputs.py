@@ -37,7 +37,7 @@ def missing(params: Any) -> list[str]:
         lacks.append(f"the model {model}{how_to_get_model(Path(model))}")
     dataset = (task.query_dataset if task else params.data.dataset).partition(":")[0]
     if not dataset_folder(dataset).is_dir():
-        lacks.append(f"the data set datasets/{dataset} ({preparation_command(dataset)})")
+        lacks.append(f"the data set {_shown(dataset)} ({preparation_command(Path(dataset).name)})")
     for source in _label_files(params):
         if source and "://" not in source and not Path(source).exists():
             lacks.append(f"the labels {source}")
@@ -61,3 +61,8 @@ def how_to_get_model(folder: Path) -> str:
     if folder.name == "lm" and folder.parent.parent == Path("saved_models"):
         return f" (python launch.py train_sft TASK {folder.parent.name}, TASK being the one it is named after)"
     return f" (python saved_models/prepare_pytorch_checkpoint.py {folder.name})" if folder.name in SHAPES else ""
+
+
+def _shown(dataset: str) -> str:
+    """A data set as its user knows it: a path as it was given, a name below datasets/."""
+    return dataset if "/" in dataset else f"datasets/{dataset}"

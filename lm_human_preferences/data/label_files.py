@@ -24,6 +24,7 @@ from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_file
 from lm_human_preferences.foundation.records import read_records
+from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.language.encoding import Encoding
 
 
@@ -35,7 +36,7 @@ def local_file(source: str) -> Path:
     """The file of a source; what is on the web is fetched into datasets/downloads/. Raises UserError if it is not
     there.
     """
-    path = cached(source, downloads_folder()) if is_address(source) else Path(source)
+    path = cached(source, downloads_folder()) if is_address(source) else find_path(source)
     if not path.is_file():
         raise UserError(f"the label file {path} does not exist; prepare the data set first, or name another file")
     return path

@@ -29,6 +29,7 @@ import torch
 from lm_human_preferences.data.tasks import readable
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.records import read_records
+from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.judging.hf_classifier import HFClassifier, first_line
 from lm_human_preferences.judging.ratings import HeldOutJudge, lexicon_scores
 from lm_human_preferences.language.encoding import Encoding, get_encoding
@@ -254,12 +255,12 @@ def load_judge(spec: str, device: torch.device = _CPU) -> Judge | PeoplesChoices
         lexicon_scores([])  # complains now if the package is missing
         return SentenceJudge(given or text, lexicon_scores)
     if kind == "ratings" and rest:
-        return SentenceJudge(given or kind, HeldOutJudge.fit(Path(rest)).rate)
+        return SentenceJudge(given or kind, HeldOutJudge.fit(find_path(rest)).rate)
     if kind == "hf" and rest:
         return SentenceJudge(given or Path(rest).name, HFClassifier(rest, device).rate)
     if kind == "choices" and rest:
-        return PeoplesChoices(given or "people", rest)
-    folder = Path(text)
+        return PeoplesChoices(given or "people", str(find_path(rest)))
+    folder = find_path(text)
     if text and folder.is_dir():
         folder = folder / "reward_model" if (folder / "reward_model").is_dir() else folder
         name = given or (folder.parent.name if folder.name == "reward_model" else folder.name)

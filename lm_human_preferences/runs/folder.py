@@ -276,7 +276,8 @@ def _stored(config: Path) -> dict[str, Any]:
 
 def model_folder(source: str, save_dir: str, results: tuple[str, ...]) -> str:
     """The model folder that a user names by path: itself, or that of a run whose result is one of `results`; a run may
-    be named without its `save_dir`. What is neither stays as it is, so that loading it says what is wrong.
+    be named without its `save_dir`. What is neither stays as it is, so that loading it says what is wrong. UserError
+    for a run that has no such result.
     """
     for folder in (Path(source), Path(save_dir) / source):
         if is_model_folder(folder):
@@ -284,6 +285,13 @@ def model_folder(source: str, save_dir: str, results: tuple[str, ...]) -> str:
         for result in results:
             if (folder / result / "config.json").is_file():
                 return str(folder / result)
+        config = folder / "config.json"
+        if config.is_file() and (stage := read_json_object(config).get("stage")):
+            raise UserError(
+                f"{folder} is a run of {stage} without {' or '.join(f'{result}/' for result in results)}; name a run "
+                "that "
+                "has one, or a model folder"
+            )
     return source
 
 

@@ -183,9 +183,8 @@ def test_refusals_leave_nothing_behind(texts, tmp_path, monkeypatch, capsys, dam
 
 def test_sources_that_no_document_has(texts, tmp_path):
     result = run(tmp_path, "--sources", "z,w", check=False)
-    assert (
-        result.returncode == 2
-        and result.stderr == f"error: {texts} has no document for the split train of the sources w, z\n"
+    assert result.returncode == 2 and result.stderr.startswith(
+        f"error: {texts} has no document for the split train of the sources w, z: give "
     )
     assert [path.name for path in tmp_path.iterdir()] == ["texts"]
 

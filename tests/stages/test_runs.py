@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 
 from lm_human_preferences.foundation.errors import Interrupted, UserError
+from lm_human_preferences.judging.judges import load_judge
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.ppo import AdaptiveKLController, AdaptiveKLParams
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -221,6 +222,41 @@ def test_numbers_that_cannot_work(world, changes, says):
         said = refused("train_policy", "movies", "numbers", *words_of(world, "train_policy", **changes), *more)
         assert says in said
     assert not (world / "runs/numbers").exists()
+
+
+@pytest.mark.parametrize(
+    "stage, changes, says",
+    [
+        ("train_policy", dict(evaluation__samples=-1), "--evaluation.samples"),
+        ("train_reward", dict(labels__num_valid=-1), "--labels.num_valid -1: must not be negative"),
+        ("train_reward", dict(task__truncate_after=99), "--task.truncate_after 99"),
+        ("train_sft", dict(optimizer__beta2=2), "--optimizer.beta2 2.0: must lie in [0, 1)"),
+        ("train_sft", dict(optimizer__clip_norm=-1), "--optimizer.clip_norm -1.0: must not be negative"),
+        ("train_sft", dict(optimizer__warmup=-5), "--optimizer.warmup -5: must not be negative"),
+        ("train_sft", dict(optimizer__weight_decay=-3), "--optimizer.weight_decay -3.0: must not be negative"),
+        ("train_sft", dict(validation__rows=-1), "--validation.rows -1: must not be negative"),
+        ("train_sft", dict(validation__patience=-1), "--validation.patience -1: must not be negative"),
+    ],
+)
+def test_numbers_that_cannot_work_in_other_places(world, stage, changes, says):
+    assert says in refused(stage, "movies", "numbers", *words_of(world, stage, **changes))
+    assert not (world / "runs/numbers").exists()
+
+
+def test_a_run_without_a_reward_model_is_no_reward(world):
+    words = policy_flags(world, world / "runs/stopped_train_policy")
+    assert "is a run of train_policy without reward_model/" in refused("train_policy", "movies", "wrong", *words)
+
+
+def test_judges_and_labels_are_found_from_another_folder(tmp_path, world, monkeypatch, capsys):
+    """As models and data are: below the project's root, where the user stands elsewhere."""
+    (world / "launch.py").touch()
+    monkeypatch.setenv("LMHP_HOME", str(world))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="data/sentences.jsonl"):
+        load_judge("ratings:data")  # found, and lacks its ratings
+    run_here("labels", "inspect", "labels.jsonl", "--encoding", "letters")
+    assert "40" in capsys.readouterr().out
 
 
 def test_no_controller_that_is_accepted_reaches_zero():
