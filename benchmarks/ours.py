@@ -1,5 +1,6 @@
 """The project's own trainers at work: random weights in memory, random tokens as texts; only the encoding is read."""
 
+import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from lm_human_preferences.data.queries import QueryStream, TokenFile, write_toke
 from lm_human_preferences.data.rows import Rows
 from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.language.encoding import get_encoding
-from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.ppo import PPOParams
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -42,8 +43,18 @@ class Subject:
 
 def make(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     """The case's models and data, ready to work."""
-    makers = {"rollout": _rollout, "scoring": _scoring, "update": _update, "reward": _reward, "supervised": _supervised}
+    if case.kind in OF_A_TRAINER:
+        return OF_A_TRAINER[case.kind](policy_trainer(case, precision), clock)
+    makers = {"reward": _reward, "supervised": _supervised}
     return makers[case.kind](case, precision, clock)
+
+
+def random_model(config: GPT2Config, purpose: str, device: torch.device) -> GPT2:
+    """Random weights, on a GPU drawn there: a host takes half a minute for 774M's three models."""
+    if device.type == "cpu":
+        return GPT2(config).initialise(generator_for(SEED, f"benchmark/{purpose}"))
+    with torch.device(device):
+        return GPT2(config).initialise(torch.Generator(device).manual_seed(SEED + len(purpose)))
 
 
 # --- policy training ---
@@ -63,14 +74,10 @@ def policy_trainer(case: Case, precision: Precision, run: RunParams | None = Non
     """A trainer of the case's shape; `run` None: micro-batches as a run would choose them."""
     task, config, encoding = case.task_params(), case.config(), get_encoding("gpt2")
 
-    def weights(name: str) -> GPT2:
-        return GPT2(config).initialise(generator_for(SEED, f"benchmark/{name}"))
-
     formatter = QueryFormatter.of(task, encoding)
-    policy = weights("policy")
-    reference = GPT2(config)
-    reference.load_state_dict(policy.state_dict())
-    reward_model = RewardModel(weights("reward"))
+    policy = random_model(config, "policy", precision.device)
+    reference = copy.deepcopy(policy)
+    reward_model = RewardModel(random_model(config, "reward", precision.device))
     reward_model.head.initialise(generator_for(SEED, "benchmark/head"))
     params = PolicyTrainingParams(
         task=task,
@@ -99,20 +106,20 @@ def policy_trainer(case: Case, precision: Precision, run: RunParams | None = Non
     )
 
 
-def _batch(trainer: PPOTrainer, precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(trainer: PPOTrainer) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and uniforms of a batch, on the device."""
-    return trainer.queries.batch(trainer.params.ppo.batch_size).to(precision.device), trainer.uniforms(0).to(
-        precision.device
-    )
+    device = trainer.precision.device
+    return trainer.queries.batch(trainer.params.ppo.batch_size).to(device), trainer.uniforms(0).to(device)
 
 
 def _lengths(tokens: torch.Tensor, padding_token: int) -> list[int]:
     return (tokens != padding_token).sum(1).tolist()
 
 
-def _rollout(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
-    trainer, config = policy_trainer(case, precision), case.config()
-    queries, uniforms = _batch(trainer, precision)
+def rollout(trainer: PPOTrainer, clock: PhaseClock) -> Subject:
+    """Sampling the responses of a batch."""
+    config, precision, B = trainer.policy.transformer.config, trainer.precision, trainer.params.ppo.batch_size
+    queries, uniforms = _batch(trainer)
     contexts, R = _lengths(trainer.policy.formatter(queries), config.padding_token), uniforms.shape[1]
 
     def work():
@@ -121,33 +128,26 @@ def _rollout(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
             for q, u in zip(queries.split(rows), uniforms.split(rows), strict=True):
                 trainer.policy.respond(q, u)
 
-    return Subject(
-        work,
-        case.batch,
-        lambda: case.batch * R,
-        lambda: sum(response_flops(config, context, R) for context in contexts),
-    )
+    return Subject(work, B, lambda: B * R, lambda: sum(response_flops(config, context, R) for context in contexts))
 
 
-def _scoring(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
-    trainer, config = policy_trainer(case, precision), case.config()
+def scoring(trainer: PPOTrainer, clock: PhaseClock) -> Subject:
+    """Reference log-probabilities and rewards of a batch."""
+    config, B = trainer.policy.transformer.config, trainer.params.ppo.batch_size
     rollout = trainer.sample(0)
     clock.watch(trainer.reference, "analyze", "reference")
     clock.watch(trainer, "scorer", "reward")
 
     def work():
         with torch.no_grad():
-            for rows in torch.arange(case.batch, device=precision.device).split(trainer.training.micro_batches.scoring):
+            for rows in torch.arange(B, device=trainer.precision.device).split(trainer.training.micro_batches.scoring):
                 trainer.score(*(column[rows] for column in rollout[:4]))
 
     def flops() -> int:
         return _scoring_flops(trainer, rollout) + trainer.recompute * _analysis_flops(trainer, rollout)
 
     return Subject(
-        work,
-        case.batch,
-        lambda: int((rollout.queries != config.padding_token).sum()) + rollout.responses.numel(),
-        flops,
+        work, B, lambda: int((rollout.queries != config.padding_token).sum()) + rollout.responses.numel(), flops
     )
 
 
@@ -168,8 +168,9 @@ def _scoring_flops(trainer: PPOTrainer, rollout: Rollout) -> int:
     )
 
 
-def _update(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
-    trainer, last = policy_trainer(case, precision), {}
+def update(trainer: PPOTrainer, clock: PhaseClock) -> Subject:
+    """A PPO step: rollout, scoring, epochs."""
+    last = {}
     clock.watch(trainer.policy, "respond", "rollout")
     clock.watch(trainer.reference, "analyze", "reference")
     clock.watch(trainer, "scorer", "reward")
@@ -185,7 +186,10 @@ def _update(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
         passes = 1 + trainer.recompute + TRAINING * trainer.params.ppo.noptepochs
         return passes * _analysis_flops(trainer, last["rollout"]) + _scoring_flops(trainer, last["rollout"])
 
-    return Subject(work, case.batch, lambda: last["rollout"].responses.numel(), flops)
+    return Subject(work, trainer.params.ppo.batch_size, lambda: last["rollout"].responses.numel(), flops)
+
+
+OF_A_TRAINER = {"rollout": rollout, "scoring": scoring, "update": update}
 
 
 # --- reward training, supervised training ---
@@ -205,11 +209,9 @@ def choices(case: Case) -> LabelBatch:
 def _reward(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     task, config = case.task_params(), case.config()
     labels = choices(case)
-    model = RewardModel(GPT2(config).initialise(generator_for(SEED, "benchmark/reward")))
+    model = RewardModel(random_model(config, "reward", precision.device))
     model.head.initialise(generator_for(SEED, "benchmark/head"))
-    language_model = GPT2(config).initialise(
-        generator_for(SEED, "benchmark/policy")
-    )  # for normalisations: it is there, but has no part in a step
+    language_model = random_model(config, "policy", precision.device)  # for normalisations; no part of a step
     policy = Policy(language_model, QueryFormatter([], []), task.policy.temperature)
     params = RewardTrainingParams(
         task=task,
@@ -245,7 +247,7 @@ def _supervised(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     document = np.random.default_rng(SEED).integers(0, config.n_vocab - 1, case.batch * T + 1)
     write_token_file(Path(folder.name), "train", [document])
     rows = Rows(TokenFile(Path(folder.name), "train"), packed=True, block=T, padding_token=config.padding_token)
-    model = GPT2(config).initialise(generator_for(SEED, "benchmark/policy"))
+    model = random_model(config, "policy", precision.device)
     trainer = train_sft.SFTTrainer(model, {"train": rows, "valid": rows}, params, precision)
     clock.watch(trainer.optimizer, "step", "optimizer")
 

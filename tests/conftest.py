@@ -16,6 +16,7 @@ import torch
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.tensorflow_checkpoints import original_name
 
+DEVICE = torch.device(os.environ.get("TEST_DEVICE", "cpu"))  # of what is recorded: benchmarks/gpu/right.py names a GPU
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 TINY_CONFIG = GPT2Config(n_vocab=97, n_ctx=64, n_embd=32, n_head=4, n_layer=3, padding_token=99)
 
@@ -45,7 +46,7 @@ def goldens() -> Goldens:
 def tensor(array) -> torch.Tensor:
     """A recorded array as a tensor; integers as int64."""
     result = torch.from_numpy(np.array(array))
-    return result.long() if result.dtype in (torch.int32, torch.int16) else result
+    return (result.long() if result.dtype in (torch.int32, torch.int16) else result).to(DEVICE)
 
 
 def load_original(model: GPT2, weights: dict[str, np.ndarray], scope: str) -> GPT2:
@@ -54,4 +55,10 @@ def load_original(model: GPT2, weights: dict[str, np.ndarray], scope: str) -> GP
         for name, parameter in model.named_parameters():
             array = weights[f"{scope}/{original_name(name)}"]
             parameter.copy_(tensor(array).reshape(parameter.shape))
-    return model
+    return model.to(DEVICE)
+
+
+if DEVICE.type != "cpu":  # comparisons with recorded arrays take what lies on a GPU as it is
+    _numpy = torch.Tensor.numpy
+    torch.Tensor.numpy = lambda self: _numpy(self.detach().cpu())
+    torch.Tensor.__array__ = lambda self, dtype=None, copy=None: np.array(self.numpy(), dtype=dtype)

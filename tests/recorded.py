@@ -18,9 +18,9 @@ from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer, RewardsParams
 from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams
 
-from conftest import TINY_CONFIG, Goldens, load_original, tensor
+from conftest import DEVICE, TINY_CONFIG, Goldens, load_original, tensor
 
-CPU = choose_precision("cpu", "float32")
+CPU = choose_precision(str(DEVICE), "float32")
 PREFIX, SUFFIX, TEMPERATURE = [70, 10, 21], [73, 9, 50, 28], 0.7
 REWARD_EXTRA = ("model/heads/reward/w", "model/heads/reward/b", "reward_norm/gain", "reward_norm/bias")
 KL_TARGET = 0.55  # nats; close to this step's KL, so that the controller's clipping hides no difference between ranks
@@ -31,7 +31,7 @@ def make_policy(weights, scope="policy", prefix=PREFIX, suffix=SUFFIX) -> Policy
     with torch.no_grad():
         policy.value_head.weight.copy_(tensor(weights[f"{scope}/model/heads/value/w"]))
         policy.value_head.bias.copy_(tensor(weights[f"{scope}/model/heads/value/b"]))
-    return policy
+    return policy.to(DEVICE)
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def make_reward_model(weights) -> RewardModel:
             (model.head.weight, model.head.bias, model.gain, model.bias), REWARD_EXTRA, strict=True
         ):
             parameter.copy_(tensor(weights[f"reward_model/{name}"]))
-    return model
+    return model.to(DEVICE)
 
 
 def loss_labels(g, kind) -> LabelBatch:
@@ -82,7 +82,7 @@ def make_reward_trainer(
         make_reward_model(goldens("weights")),
         make_policy(goldens("weights"), "ref_policy"),
         stream,
-        labels,
+        labels.to(torch.device("cpu")),  # where label files are read to
         None,
         params,
         CPU,

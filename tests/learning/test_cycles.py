@@ -218,7 +218,7 @@ def test_reward_training(goldens):
 
     normalize("before", trainer.kind.target_mean_std(labels.target))
     for step, index in enumerate(indices):
-        stats = trainer.step(step, index)
+        stats = trainer.step(step, index.cpu())
         np.testing.assert_allclose(stats["lr"], o["reward_train/lr"][step], rtol=1e-7)
         np.testing.assert_allclose(
             [stats["loss"], stats["error"]],
