@@ -60,5 +60,5 @@ def load_original(model: GPT2, weights: dict[str, np.ndarray], scope: str) -> GP
 
 if DEVICE.type != "cpu":  # comparisons with recorded arrays take what lies on a GPU as it is
     _numpy = torch.Tensor.numpy
-    torch.Tensor.numpy = lambda self: _numpy(self.detach().cpu())
+    torch.Tensor.numpy = lambda self, **more: _numpy(self.detach().cpu(), **more)
     torch.Tensor.__array__ = lambda self, dtype=None, copy=None: np.array(self.numpy(), dtype=dtype)

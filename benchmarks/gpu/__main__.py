@@ -25,7 +25,7 @@ from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import write_json
 
-PARTS: list[Part] = [*right.PARTS, *fast.PARTS, *real.PARTS]
+PARTS: list[Part] = [*right.PARTS, *fast.PARTS, *real.PARTS, *fast.LATER]
 SECTIONS = {"right": "is it right here?", "fast": "how fast?", "real": "what does a run come to?"}
 LONGER, LEAST = 3.0, 30.0  # a part may take that many times its own estimate, and these seconds in any case
 GRACE, START = 10.0, 90.0  # seconds to end by itself, and to start
