@@ -15,6 +15,7 @@ from lm_human_preferences.data.tasks import PolicyParams, TaskParams
 from lm_human_preferences.judging.evaluation import EvaluationParams
 from lm_human_preferences.learning.ppo import AdaptiveKLParams, PPOParams
 from lm_human_preferences.runs.params import RunParams
+from lm_human_preferences.train_dpo import DPOParams
 from lm_human_preferences.train_policy import PolicyTrainingParams, RewardsParams
 from lm_human_preferences.train_reward import RewardTrainingParams
 from lm_human_preferences.train_sft import DataParams, ModelParams, SFTOptimizerParams, SFTParams, ValidationParams
@@ -143,6 +144,33 @@ def movies_reward() -> RewardTrainingParams:
         normalize_samples=512,
         run=RunParams(save_interval=100, micro_batch=128),
     )
+
+
+# --- direct preference optimisation ---
+
+
+def direct(reward: RewardTrainingParams, lr: float) -> DPOParams:
+    """The choices of the task's reward training, learned by the policy itself. The rate is ours; beta is that of
+    Rafailov et al. 2023.
+    """
+    return DPOParams(
+        task=reward.task, labels=reward.labels, batch_size=reward.batch_size, lr=lr, beta=0.1, run=reward.run
+    )
+
+
+def books_dpo(name: str) -> DPOParams:
+    """5,000 choices among four continuations, learned without a reward model."""
+    return direct(books_reward(name), 5e-6)
+
+
+def summary_dpo(name: str) -> DPOParams:
+    """46,000 choices among four summaries, learned without a reward model."""
+    return direct(summary_reward(name), 2e-6)
+
+
+def movies_dpo() -> DPOParams:
+    """Choices among four sentences that open alike, learned without a reward model."""
+    return direct(movies_reward(), 1e-4)
 
 
 # --- policy training ---
@@ -294,6 +322,13 @@ EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "descriptiveness": partial(books_reward, "descriptiveness"),
         "cnndm": partial(summary_reward, "cnndm"),
         "tldr": partial(summary_reward, "tldr"),
+    },
+    "train_dpo": {
+        "movies": movies_dpo,
+        "sentiment": partial(books_dpo, "sentiment"),
+        "descriptiveness": partial(books_dpo, "descriptiveness"),
+        "cnndm": partial(summary_dpo, "cnndm"),
+        "tldr": partial(summary_dpo, "tldr"),
     },
     "train_policy": {
         "movies": movies_policy,

@@ -17,7 +17,7 @@ from lm_human_preferences.compute.optim import TensorFlowAdam, linear_decay
 from lm_human_preferences.compute.parallel import gathered, place_frozen
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.label_files import load_train_and_valid
-from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, label_type
+from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, check_labels, label_type
 from lm_human_preferences.data.queries import QueryStream, query_stream
 from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, check_task_numbers, padding_share
 from lm_human_preferences.foundation.configuration import param
@@ -72,22 +72,14 @@ def check(params: RewardTrainingParams) -> LabelType:
     check_run_params(params.run)
     check_tracking(params.tracking)
     check_task_numbers(params.task)
-    for name in ("batch_size", "rollout_batch_size"):
-        if getattr(params, name) < 1:
-            raise UserError(f"--{name} {getattr(params, name)}: must be at least 1")
-    if params.labels.num_train < 1 or params.labels.num_train % params.batch_size:
-        raise UserError(
-            f"--labels.num_train {params.labels.num_train} does not divide by --batch_size {params.batch_size}"
-        )
+    kind = check_labels(params.labels, params.batch_size)
+    if params.rollout_batch_size < 1:
+        raise UserError(f"--rollout_batch_size {params.rollout_batch_size}: must be at least 1")
     if not 0 < params.lr < math.inf or params.normalize_samples < 0:
         raise UserError(
             f"--lr {params.lr} must be positive and --normalize_samples {params.normalize_samples} not negative"
         )
-    if params.labels.num_valid < 0:
-        raise UserError(f"--labels.num_valid {params.labels.num_valid}: must not be negative")
-    if not params.labels.source:
-        raise UserError("this task has no labels yet: give a file with --labels.source")
-    return label_type(params.labels.type)
+    return kind
 
 
 def train(params: RewardTrainingParams, task: str, experiment: str) -> Path:

@@ -148,6 +148,21 @@ def policy_flags(world: Path, reward_model: Path | None = None) -> list[str]:
     return words + (flags(rewards__trained_model=reward_model) if reward_model else [])
 
 
+def dpo_flags(world: Path) -> list[str]:
+    return task_flags(world) + flags(
+        labels__source=world / "labels.json",
+        labels__valid_source="none",
+        labels__num_train=32,
+        batch_size=8,
+        epochs=2,
+        lr=0.003,
+        run__save_dir=world / "runs",
+        run__device="cpu",
+        run__precision="float32",
+        run__save_interval=2,
+    )
+
+
 def sft_flags(world: Path) -> list[str]:
     return flags(
         data__dataset=world / "data",

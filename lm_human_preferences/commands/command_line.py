@@ -16,7 +16,7 @@ from typing import Any
 
 import fire
 
-from lm_human_preferences import train_policy, train_reward, train_sft
+from lm_human_preferences import train_dpo, train_policy, train_reward, train_sft
 from lm_human_preferences.commands import evaluate, inspect_labels, perplexity, plan, reward_quality, sample, sweep
 from lm_human_preferences.commands.command import HELP, Command, Experiments, find_command, find_entry, words_and_flags
 from lm_human_preferences.commands.help import changes, command_help, general_help, task_in_full, task_table
@@ -218,6 +218,9 @@ COMMANDS = (
         train_policy.PolicyTrainingParams,
         "tune a language model against a reward model with PPO",
     ),
+    _stage(
+        "train_dpo", train_dpo, train_dpo.DPOParams, "tune a language model on human choices without a reward model"
+    ),
     Command(
         "sample",
         "EXPERIMENT",
@@ -290,7 +293,13 @@ COMMANDS = (
         (1, 1),
         "predict each stage's memory on one or many devices and say what fits",
         run_plan,
-        (plan.PlanParams, train_sft.SFTParams, train_reward.RewardTrainingParams, train_policy.PolicyTrainingParams),
+        (
+            plan.PlanParams,
+            train_sft.SFTParams,
+            train_reward.RewardTrainingParams,
+            train_policy.PolicyTrainingParams,
+            train_dpo.DPOParams,
+        ),
         about=(
             "Its own parameters; and the stages', such as --run.micro_batch 16, --run.recompute_activations on or "
             "--ppo.batch_size 64.",
@@ -319,4 +328,4 @@ COMMANDS = (
         "tasks", "[TASK]", "one task at most", (0, 1), "list the tasks, or print one in full", run_tasks, (TasksParams,)
     ),
 )
-STAGES = tuple(command.name for command in COMMANDS[:3])
+STAGES = tuple(command.name for command in COMMANDS if command.stage == command.name)

@@ -26,6 +26,19 @@ class LabelParams:
     num_valid: int = param(2000, "labels to measure on, at most")
 
 
+def check_labels(params: LabelParams, batch_size: int) -> "LabelType":
+    """The label type; raises UserError, naming the flag and the numbers, for labels that no training can have."""
+    if batch_size < 1:
+        raise UserError(f"--batch_size {batch_size}: must be at least 1")
+    if params.num_train < 1 or params.num_train % batch_size:
+        raise UserError(f"--labels.num_train {params.num_train} does not divide by --batch_size {batch_size}")
+    if params.num_valid < 0:
+        raise UserError(f"--labels.num_valid {params.num_valid}: must not be negative")
+    if not params.source:
+        raise UserError("this task has no labels yet: give a file with --labels.source")
+    return label_type(params.type)
+
+
 @dataclass
 class LabelBatch:
     """Labels as tensors. `target` is the best response's index (int64) for best_of_N, else a float32 rating or

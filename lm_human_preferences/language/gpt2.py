@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from lm_human_preferences.compute.precision import vocabulary_projection
 from lm_human_preferences.language.dropout import RowDropout
 from lm_human_preferences.language.packing import (
+    Choices,
     Layout,
     Packing,
     all_differ,
@@ -299,11 +300,29 @@ class GPT2(nn.Module):
         The same as `last_states` of each query followed by each response, but a query goes through the blocks once for
         all of them.
         """
-        layout, branches, ends = lay_out_choices(queries, responses, self.config.padding_token)
-        self._check_start(layout)
-        self._check_length(layout.longest)
+        choices = self._lay_out_choices(queries, responses)
+        ends = torch.where(choices.ends < 0, choices.layout.last[:, -1:], choices.ends)
+        return self._choice_states(choices, ends)
+
+    def response_states(self, queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+        """Final hidden states [M, C] from which each of the M real tokens of K responses int64 [B, K, R] to queries
+        int64 [B, Q] is predicted: of the token before it. Response after response, as `responses` without its padding.
+
+        The same as those of each query followed by each response, but a query goes through the blocks once.
+        """
+        choices = self._lay_out_choices(queries, responses)
+        return self._choice_states(choices, choices.before)
+
+    def _lay_out_choices(self, queries: torch.Tensor, responses: torch.Tensor) -> Choices:
+        choices = lay_out_choices(queries, responses, self.config.padding_token)
+        self._check_start(choices.layout)
+        self._check_length(choices.layout.longest)
+        return choices
+
+    def _choice_states(self, choices: Choices, read_at: torch.Tensor) -> torch.Tensor:
+        layout = choices.layout
         x = self._embed(layout.tokens, layout.positions)
-        return self._states(x, Rows(layout.packing, branches), torch.where(ends < 0, layout.last[:, -1:], ends))
+        return self._states(x, Rows(layout.packing, choices.attend), read_at)
 
     def _states(self, x: torch.Tensor, rows: Rows, read_at: torch.Tensor) -> torch.Tensor:
         """Embedded tokens [N, C] through all blocks -> final hidden states at the list's places `read_at`, int64 [...]
@@ -321,7 +340,7 @@ class GPT2(nn.Module):
         x = self.ln_f(x)
         if kept is None and not all_in_order:
             x = x[places]
-        return x.view(*read_at.shape, -1)
+        return x.view(*read_at.shape, x.shape[1])
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [..., C] -> float32 logits [..., V] over the tied embedding; `out`: memory for those of hidden [n, C],

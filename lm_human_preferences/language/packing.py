@@ -135,14 +135,21 @@ class Branches:
         return torch.cat([first, F.scaled_dot_product_attention(q[:, :, n:], k, v, attn_mask=self.mask)], dim=2)
 
 
-def lay_out_choices(
-    queries: torch.Tensor, responses: torch.Tensor, padding_token: int
-) -> tuple[Layout, Branches, torch.Tensor]:
+@dataclass(frozen=True)
+class Choices:
+    """Queries and their K responses each in one list; what is read of it is on the host."""
+
+    layout: Layout  # a row of the rectangle is a query and its responses; `last` is the queries'
+    attend: Branches
+    ends: torch.Tensor  # int64 [B, K]: where in the list each response's last token is, -1 if it has none
+    # int64 [M], of each of the responses' real tokens, response after response: where in the list the token before it
+    # is, the query's last for the first of a response
+    before: torch.Tensor
+
+
+def lay_out_choices(queries: torch.Tensor, responses: torch.Tensor, padding_token: int) -> Choices:
     """One list of B queries int64 [B, Q] and their K responses each, int64 [B, K, R]; padding anywhere but in a query's
     first column.
-
-    Returns its layout (a row of the rectangle is a query and its responses; `last` is the queries'), the attention in
-    it, and int64 [B, K] on the host: where in the list each response's last token is, -1 if it has none.
 
     Two queries with two responses each, of at most 3 and 2 tokens; `.` is padding:
 
@@ -151,7 +158,8 @@ def lay_out_choices(
 
         list      a b c d e f g h i                     the rectangle's tokens, row by row
         position  0 1 2 3 2 0 1 2 3                     a response counts on from its query
-        returned  3 (d)  4 (e)  8 (i)  -1 (none)
+        ends      3 (d)  4 (e)  8 (i)  -1 (none)
+        before    1 (b)  2 (c)  1 (b)  7 (h)            of c, d, e and i
     """
     (B, K, R), device = responses.shape, queries.device
     before, after = lay_out(queries, padding_token), lay_out(responses.reshape(B * K, R), padding_token)
@@ -177,5 +185,11 @@ def lay_out_choices(
         before.lengths,
         int((filled[:, None] + added).max()),
     )
-    ends = after.last[:, -1].view(B, K)
-    return layout, branches, places[(len(before.tokens) + ends).clamp(min=0)].where(ends >= 0, -1)
+    ends, tokens = after.last[:, -1].view(B, K), places[len(before.tokens) :]
+    first, of_query = (after.positions == 0).cpu(), layout.last[row.cpu(), -1]
+    return Choices(
+        layout,
+        branches,
+        places[(len(before.tokens) + ends).clamp(min=0)].where(ends >= 0, -1),
+        torch.where(first, of_query, tokens.roll(1)),
+    )

@@ -23,6 +23,17 @@ def label_losses(kind: LabelType, rewards: torch.Tensor, target: torch.Tensor) -
     return (rewards[:, 1] - rewards[:, 0] - target) ** 2
 
 
+def ranking_losses(rewards: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Minus the log-probability of a whole ranking after Plackett and Luce, float32 [B]: the best is chosen among all
+    responses, the second among the rest, and so on.
+
+    rewards: float32 [B, N]; order: int64 [B, N], the responses' indices, the best first. With N = 2 it is equation 1.
+    """
+    ranked = rewards.gather(1, order)
+    rest = ranked.flip(1).logcumsumexp(1).flip(1)  # of each place, over the responses from it on
+    return (rest - ranked).sum(1)
+
+
 def label_statistics(kind: LabelType, rewards: torch.Tensor, target: torch.Tensor) -> dict[str, float]:
     """Statistics of a whole global batch, rewards [B, N] and target [B].
 

@@ -176,6 +176,33 @@ CHARTS = {
         ),
         _PACE,
     ],
+    "train_dpo": [
+        Chart(
+            "loss",
+            "Loss",
+            "Where responses come in several labels, or labels in several epochs, training runs ahead of held out.",
+            [Panel("loss per choice", {"train/loss": "training", "validation/loss": "held out"})],
+        ),
+        Chart(
+            "accuracy",
+            "Accuracy",
+            "How often the response that people preferred has the highest implicit reward.",
+            [Panel("share of choices", {"train/accuracy": "training", "validation/accuracy": "held out"}, "share")],
+        ),
+        Chart(
+            "likelihood",
+            "Likelihood of the labels' responses",
+            "The best ones should gain on the others; where both fall, probability goes to texts that nobody has seen.",
+            [
+                Panel(
+                    "log π − log ρ\n(nats per response)",
+                    {"train/best_log_ratio": "of the best", "train/other_log_ratio": "of the others"},
+                ),
+                Panel("margin", {"train/margin": "implicit reward, best less others"}),
+            ],
+        ),
+        _PACE,
+    ],
     "train_sft": [
         Chart(
             "loss",
@@ -347,6 +374,8 @@ def _reference_lines(run: LoggedRun, metric: str) -> list[tuple[float, str]]:
         "objective/kl": [(target, "target")] if isinstance(target, (int, float)) else [],
         "ppo/ratio/std_before": [(0.01, "limit")],
     }
+    if run.stage == "train_dpo" and isinstance(chance, (int, float)):
+        lines |= {"train/accuracy": [(chance, "chance")], "train/best_log_ratio": [(0.0, "reference")]}
     if run.stage == "train_reward" and isinstance(chance, (int, float)) and 0 < chance < 1:
         lines |= {"train/accuracy": [(chance, "chance")], "train/loss": [(-math.log(chance), "chance")]}
     return lines.get(metric, [])
@@ -357,6 +386,7 @@ def _step_label(run: LoggedRun) -> str:
         "train_policy": ("ppo.batch_size", "episodes"),
         "train_reward": ("batch_size", "labels"),
         "train_sft": ("optimizer.batch_size", "rows"),
+        "train_dpo": ("batch_size", "labels"),
     }
     name, unit = sizes.get(run.stage, ("", ""))
     size = run.parameter(name) if name else None
@@ -394,7 +424,8 @@ def compared_accuracies(run: LoggedRun) -> list[Accuracy]:
         )
         for name, point in found.items()
     ]
-    own = Accuracy("this reward model", run.result["accuracy"], run.result.get("standard_error") or 0.0, own=True)
+    name = "this policy, by its implicit reward" if run.stage == "train_dpo" else "this reward model"
+    own = Accuracy(name, run.result["accuracy"], run.result.get("standard_error") or 0.0, own=True)
     return sorted([*accuracies, own], key=lambda accuracy: accuracy.share)
 
 

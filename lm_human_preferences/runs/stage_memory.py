@@ -94,6 +94,24 @@ def reward_training_memory(
     )
 
 
+def direct_training_memory(
+    params: Any, config: GPT2Config, responses: int, precision: Precision, ranks: int, prefix: int = 0
+) -> StageMemory:
+    """Direct preference optimisation. params: DPOParams; responses: of a label, which share their query. Rows are
+    responses. The reference is there before the first step only.
+    """
+    shape, layout = Shape(config, precision.bfloat16, precision.device.type), Layout(ranks, params.run.sharding)
+    Q, R = params.task.query_length + prefix, params.task.response_length
+    labelled = -(-params.batch_size // ranks) * responses
+    tokens = -(-Q // responses) + R  # of a response and its part of the query
+    return StageMemory(
+        layout.held(shape, {"reference": config}),
+        None,
+        shape.scoring(tokens, MOST_ROWS[shape.device]),
+        *layout.training(shape, tokens, labelled, responses, scored=R),
+    )
+
+
 def supervised_training_memory(
     params: Any, config: GPT2Config, tokens: int, precision: Precision, ranks: int
 ) -> StageMemory:

@@ -3,13 +3,11 @@
 import math
 
 from lm_human_preferences.watching.check import FINE, SEVERE, WARNING, AtMost, Judgement, check
-from lm_human_preferences.watching.history import SHORT, WINDOW, History, is_finite, variance
+from lm_human_preferences.watching.history import SHORT, STAGES, WINDOW, History, is_finite, variance
 
 
 @check(
-    "train_policy",
-    "train_reward",
-    "train_sft",
+    *STAGES,
     looks_at="all metrics. `train/corr` has no value in a batch whose labels are all equal: a warning if it had none "
     f"in {SHORT} steps",
     why="one number that is not finite (NaN or infinite; always severe) spreads into every weight",
@@ -42,13 +40,14 @@ LR_SLIP = AtMost(
 @check(
     "train_policy",
     "train_reward",
+    "train_dpo",
     looks_at="`lr`, `train/lr` against a straight line to 0",
     limits=(LR_SLIP,),
     why="the configuration fixes the schedule; with another rate the run is not the one that its config.json tells of",
     change="the same `--ppo.lr` or `--lr` and number of steps after a resume",
 )
 def learning_rate(h: History) -> Judgement | None:
-    name, total = {"train_policy": "lr", "train_reward": "train/lr"}.get(h.stage, ""), h.total
+    name, total = {"train_policy": "lr", "train_reward": "train/lr", "train_dpo": "train/lr"}.get(h.stage, ""), h.total
     now, first = h.number(name), h.parameter(h.learning_rate)
     if now is None or not first or not total:
         return None
@@ -71,6 +70,7 @@ QUERY_PADDING = AtMost(
 @check(
     "train_policy",
     "train_reward",
+    "train_dpo",
     looks_at="`objective/query_padding`, `labels/query_padding`",
     limits=(QUERY_PADDING,),
     why="the length was chosen for other texts, or queries hold next to nothing to respond to",
@@ -106,6 +106,7 @@ _PADDED = {
     "train_policy",
     "train_reward",
     "train_sft",
+    "train_dpo",
     looks_at=f"`objective/response_padding`, `labels/response_padding`, `train/padding`, mean of the last {SHORT} rows",
     limits=(RESPONSE_PADDING,),
     why="next to nothing of a response is judged or trained on; tokens after its end still pay KL",
@@ -142,7 +143,7 @@ LOSS_RISE = AtMost(
 
 
 def training_loss_rises(h: History) -> Judgement | None:
-    """Of reward and supervised training: the last window of the training loss against the first."""
+    """Of reward, supervised and direct training: the last window of the training loss against the first."""
     losses = h.so_far("train/loss", 2 * WINDOW)
     if losses is None:
         return None

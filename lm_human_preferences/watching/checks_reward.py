@@ -1,4 +1,4 @@
-"""What can be wrong with reward training."""
+"""What can be wrong with learning from labels, by a reward model or by the policy itself."""
 
 import math
 
@@ -18,6 +18,7 @@ CHANCE = MoreThan(
 
 @check(
     "train_reward",
+    "train_dpo",
     looks_at="`validation/accuracy` against `validation/chance`, or `validation/corr` against 0; before there is one, "
     f"in the second half, `train/accuracy` or `train/corr` over the last {WINDOW} batches, if they hold at least "
     f"{CHANCE_LABELS} labels (each of which is new to the model)",
@@ -76,6 +77,7 @@ MEMORISED = MoreThan(
 
 @check(
     "train_reward",
+    "train_dpo",
     looks_at=f"`train/accuracy` of the last {WINDOW} batches against `validation/accuracy`",
     limits=(MEMORISED,),
     why="what was learned by heart does not carry over to texts that the model has not seen",
@@ -127,6 +129,7 @@ def reward_scale(h: History) -> Judgement | None:
 
 @check(
     "train_reward",
+    "train_dpo",
     looks_at=f"`train/loss`, mean of the last {WINDOW} steps against the first {WINDOW}",
     limits=(LOSS_RISE,),
     why="training makes the model worse at what it is trained for",

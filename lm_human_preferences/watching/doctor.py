@@ -154,7 +154,7 @@ def examine(folder: Path) -> Diagnosis:
     folder, metrics = Path(folder), Path(folder) / "metrics.jsonl"
     config, rows = read_json(folder / "config.json"), read_jsonl(metrics) if metrics.exists() else []
     if not isinstance(config, dict) or config.get("stage") not in STAGES:
-        raise UserError(f"{folder}/config.json is not that of a run of train_sft, train_reward or train_policy")
+        raise UserError(f"{folder}/config.json is not that of a run of {', '.join(STAGES)}")
     if not rows:
         raise UserError(f"{folder} has no metrics yet; train first, then ask the doctor")
     samples = read_jsonl(folder / "samples.jsonl") if (folder / "samples.jsonl").exists() else []

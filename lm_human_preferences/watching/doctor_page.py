@@ -7,6 +7,7 @@ import re
 import textwrap
 
 from lm_human_preferences.watching.check import Check, Limit
+from lm_human_preferences.watching.checks_dpo import DPO_CHECKS
 from lm_human_preferences.watching.checks_every_stage import EVERY_STAGE_CHECKS
 from lm_human_preferences.watching.checks_policy import POLICY_CHECKS
 from lm_human_preferences.watching.checks_reward import REWARD_CHECKS
@@ -40,6 +41,7 @@ _SECTIONS = (
     ("Policy training", POLICY_CHECKS),
     ("Reward training", REWARD_CHECKS),
     ("Supervised training", SFT_CHECKS),
+    ("Direct preference optimisation", DPO_CHECKS),
     ("Several stages", EVERY_STAGE_CHECKS),
 )
 
@@ -47,15 +49,14 @@ _SECTIONS = (
 def doctor_page() -> str:
     """The text of docs/doctor.md, which ends with a line break."""
     sections = [
-        f"## {title}\n\n" + "\n\n".join(_describe_check(check, title == _SECTIONS[-1][0]) for check in checks)
-        for title, checks in _SECTIONS
+        f"## {title}\n\n" + "\n\n".join(_describe_check(check) for check in checks) for title, checks in _SECTIONS
     ]
     return "\n".join([_HEAD, *(section + "\n" for section in sections)])
 
 
-def _describe_check(check: Check, name_stages: bool) -> str:
+def _describe_check(check: Check) -> str:
     lines = [
-        *([f"Stages: {', '.join(f'`{stage}`' for stage in check.stages)}."] if name_stages else []),
+        *([f"Stages: {', '.join(f'`{stage}`' for stage in check.stages)}."] if len(check.stages) > 1 else []),
         f"Looks at: {check.looks_at}.",
         *(_describe_limit(limit) for limit in check.limits),
         f"Why it matters: {check.why}.",

@@ -7,10 +7,16 @@ from typing import Any, TypeGuard
 
 WINDOW = 20  # rows of a mean over batches: of 32 labels each, accuracy is then known to 2 points
 SHORT = 5  # rows of a mean over steps of PPO: enough to tell a state from one odd batch
-STAGES = {"train_policy": "ppo.lr", "train_reward": "lr", "train_sft": "optimizer.lr"}  # stage -> its learning rate
-_STEPS = {  # stage -> the parameters whose quotient is its number of steps
+STAGES = {  # stage -> its learning rate
+    "train_policy": "ppo.lr",
+    "train_reward": "lr",
+    "train_sft": "optimizer.lr",
+    "train_dpo": "lr",
+}
+_STEPS = {  # stage -> the parameters whose quotient is its number of steps, once or `epochs` times
     "train_policy": ("ppo.total_episodes", "ppo.batch_size"),
     "train_reward": ("labels.num_train", "batch_size"),
+    "train_dpo": ("labels.num_train", "batch_size"),
 }
 
 
@@ -120,7 +126,7 @@ class History:
     def total(self) -> int | None:
         """Steps of the whole run, None where the configuration alone does not tell."""
         count, size = (self.parameter(name) for name in _STEPS.get(self.stage, ("", "")))
-        return math.ceil(count / size) if count and size else None
+        return math.ceil(count / size) * (self.parameter("epochs") or 1) if count and size else None
 
     @property
     def progress(self) -> float:

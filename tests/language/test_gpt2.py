@@ -84,14 +84,30 @@ def test_choices_share_their_querys_pass(policy, seed, recompute):
         torch.testing.assert_close(shared, apart, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_states_before_each_token_of_the_responses(policy, seed):
+    """Those of each response behind its own copy of the query, and their gradients."""
+    model, (queries, responses) = policy.transformer, choices(seed)
+    rows = torch.cat([queries.repeat_interleave(3, 0), responses.flatten(0, 1)], dim=1)
+    before = model(rows, columns=slice(queries.shape[1] - 1, -1))[responses.flatten(0, 1) != PADDING]
+    gradients = []
+    for states in (model.response_states(queries, responses), before):
+        weights = torch.linspace(-1, 1, states.numel()).view_as(states)
+        gradients.append((states, *torch.autograd.grad((weights * states).sum(), list(model.parameters()))))
+    for shared, apart in zip(*gradients, strict=True):
+        torch.testing.assert_close(shared, apart, rtol=1e-4, atol=1e-4)
+
+
 def test_the_layout_of_choices_that_is_drawn_in_its_docstring():
     a, b, c, d, e, f, g, h, i, pad = range(10)
     queries = torch.tensor([[a, b, pad], [f, g, h]])
     responses = torch.tensor([[[c, d], [e, pad]], [[i, pad], [pad, pad]]])
-    layout, _, ends = lay_out_choices(queries, responses, pad)
+    choices = lay_out_choices(queries, responses, pad)
+    layout, ends = choices.layout, choices.ends
     assert layout.tokens.tolist() == [a, b, c, d, e, f, g, h, i]
     assert layout.positions.tolist() == [0, 1, 2, 3, 2, 0, 1, 2, 3]
     assert ends.tolist() == [[3, 4], [8, -1]] and layout.longest == 4
+    assert choices.before.tolist() == [1, 2, 1, 7]
     rectangle = layout.packing.to_rectangle(layout.tokens[:, None].float() + 1)[..., 0] - 1
     assert rectangle.tolist() == [[a, b, -1, c, d, e, -1], [f, g, h, i, -1, -1, -1]]
 

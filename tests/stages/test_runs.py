@@ -22,7 +22,9 @@ from lm_human_preferences.train_policy import PPOTrainer
 
 from conftest import Goldens
 from recorded import ppo_trainer
-from small import CONFIG, flags, make_world, policy_flags, reward_flags, run_here, sft_flags
+from small import CONFIG, dpo_flags, flags, make_world, policy_flags, reward_flags, run_here, sft_flags
+
+STAGES = ("train_reward", "train_policy", "train_sft", "train_dpo")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def world(tmp_path_factory):
     """The small world with a reward model, and a run of each stage that was stopped after its second step."""
     folder = make_world(tmp_path_factory.mktemp("runs"))
     run_here("train_reward", "movies", "reward", *reward_flags(folder))
-    for stage in ("train_reward", "train_policy", "train_sft"):
+    for stage in STAGES:
         count = itertools.count(1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(StopRequest, "agreed", lambda request, count=count: next(count) == 2)
@@ -44,6 +46,7 @@ def words_of(world: Path, stage: str, **changes) -> list[str]:
         "train_reward": reward_flags(world),
         "train_policy": policy_flags(world, world / "runs/reward"),  # a run for its reward model
         "train_sft": sft_flags(world),
+        "train_dpo": dpo_flags(world),
     }[stage]
     return [*words, *flags(**changes)]
 
@@ -68,7 +71,7 @@ def rewrite(path: Path, change) -> None:
 # --- what a run says of itself ---
 
 
-@pytest.mark.parametrize("stage", ["train_reward", "train_policy", "train_sft"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_run_says_what_it_computed_with(world, stage):
     config = json.loads((world / f"runs/stopped_{stage}/config.json").read_text())
     computed = config["computed"]
@@ -103,7 +106,7 @@ def test_a_runs_name_stands_for_its_model(world):
 # --- what a run notices ---
 
 
-@pytest.mark.parametrize("stage", ["train_reward", "train_policy", "train_sft"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_do_not_work_on_one_run(world, stage):
     run = copy_of_stopped(world, stage, f"shared_{stage}")
     before = sorted((path.name, path.read_bytes()) for path in run.glob("*.json*"))
@@ -235,6 +238,13 @@ def test_numbers_that_cannot_work(world, changes, says):
         ("train_sft", dict(optimizer__warmup=-5), "--optimizer.warmup -5: must not be negative"),
         ("train_sft", dict(optimizer__weight_decay=-3), "--optimizer.weight_decay -3.0: must not be negative"),
         ("train_sft", dict(validation__rows=-1), "--validation.rows -1: must not be negative"),
+        ("train_dpo", dict(loss="kto"), "--loss kto: must be dpo, ipo, ipo_mean, cdpo or robust"),
+        ("train_dpo", dict(beta=0), "--beta 0.0: must be positive"),
+        ("train_dpo", dict(epochs=0), "--epochs 0: must be at least 1"),
+        ("train_dpo", dict(labels__num_train=33), "--labels.num_train 33 does not divide by --batch_size 8"),
+        ("train_dpo", dict(labels__type="scalar_rating"), "train_dpo learns from choices, best_of_N"),
+        ("train_dpo", dict(loss="robust", label_smoothing=0.75), "--label_smoothing 0.75: must lie in [0, 0.75)"),
+        ("train_dpo", dict(task__response_length=60), "context is 64"),
         ("train_sft", dict(validation__patience=-1), "--validation.patience -1: must not be negative"),
     ],
 )

@@ -21,22 +21,25 @@ from safetensors.torch import load_file
 
 from lm_human_preferences.learning.reward_model import RewardModel
 
-from small import LAUNCH, ROOT, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags
+from small import LAUNCH, ROOT, dpo_flags, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags
 
 STAGES = {
     "train_reward": (reward_flags, "reward_model"),
     "train_policy": (policy_flags, "policy"),
     "train_sft": (sft_flags, "lm"),
+    "train_dpo": (dpo_flags, "policy"),
 }
+RUNS = {stage: stage.removeprefix("train_") for stage in STAGES}  # the runs in the small world
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The small world with a finished run of each stage: runs/reward, runs/policy, runs/sft."""
+    """The small world with a finished run of each stage: runs/reward, runs/policy, runs/sft, runs/dpo."""
     folder = make_world(tmp_path_factory.mktemp("world"))
     launch("train_reward", "movies", "reward", *reward_flags(folder))
     launch("train_policy", "movies", "policy", *policy_flags(folder, folder / "runs/reward/reward_model"))
     launch("train_sft", "movies", "sft", *sft_flags(folder))
+    launch("train_dpo", "movies", "dpo", *dpo_flags(folder))
     return folder
 
 
@@ -173,7 +176,7 @@ def test_supervised_training_learns(world):
     )
 
 
-@pytest.mark.parametrize("run", ["reward", "policy", "sft"])
+@pytest.mark.parametrize("run", RUNS.values())
 def test_every_metric_is_explained(world, run):
     rows = [json.loads(line) for line in (world / "runs" / run / "metrics.jsonl").read_text().splitlines()]
     explained = set(re.findall(r"`([a-z_0-9/]+)`", (ROOT / "docs/metrics.md").read_text()))
@@ -182,7 +185,7 @@ def test_every_metric_is_explained(world, run):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_same_seed_same_run_other_seed_other_run(world, stage):
-    name = {"train_reward": "reward", "train_policy": "policy", "train_sft": "sft"}[stage]
+    name = RUNS[stage]
     launch(stage, "movies", f"again_{name}", *stage_words(world, stage), PYTHONHASHSEED="7")  # sets of another order
     launch(stage, "movies", f"other_{name}", *stage_words(world, stage), "--run.seed", 2)
     runs = world / "runs"
@@ -196,7 +199,7 @@ def test_resume_after_kill_equals_an_uninterrupted_run(world, stage):
     """Killed as soon as a checkpoint exists; the metrics have no gap and no double, the weights are bitwise the
     same.
     """
-    name, runs = {"train_reward": "reward", "train_policy": "policy", "train_sft": "sft"}[stage], world / "runs"
+    name, runs = RUNS[stage], world / "runs"
     words = [*LAUNCH, stage, "movies", f"killed_{name}", *map(str, stage_words(world, stage))]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -234,7 +237,7 @@ def signalled(process: subprocess.Popen, run: Path, number: int, pids: Callable[
     "stage, number", [("train_sft", signal.SIGTERM), ("train_reward", signal.SIGTERM), ("train_policy", signal.SIGINT)]
 )
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(world, stage, number):
-    name, runs = {"train_reward": "reward", "train_policy": "policy", "train_sft": "sft"}[stage], world / "runs"
+    name, runs = RUNS[stage], world / "runs"
     words = [stage, "movies", f"asked_{name}", *map(str, stage_words(world, stage)), "--run.save_interval", "0"]
     process = subprocess.Popen([*LAUNCH, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     signalled(process, runs / f"asked_{name}", number, lambda: [process.pid])
@@ -303,16 +306,16 @@ def test_damaged_checkpoints_are_skipped(world):
     assert metrics(runs / "damaged") == metrics(runs / "policy")
 
 
-@pytest.mark.parametrize("stage", ["train_reward", "train_policy", "train_sft"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_micro_batches_change_only_rounding(world, stage):
-    name, runs = {"train_reward": "reward", "train_policy": "policy", "train_sft": "sft"}[stage], world / "runs"
+    name, runs = RUNS[stage], world / "runs"
     launch(stage, "movies", f"micro_{name}", *stage_words(world, stage), "--run.micro_batch", 5)
     assert_same_weights(runs / f"micro_{name}" / STAGES[stage][1], runs / name / STAGES[stage][1], atol=5e-5)
 
 
-@pytest.mark.parametrize("stage", ["train_reward", "train_policy", "train_sft"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_equal_one(world, stage):
-    name, runs = {"train_reward": "reward", "train_policy": "policy", "train_sft": "sft"}[stage], world / "runs"
+    name, runs = RUNS[stage], world / "runs"
     result = subprocess.run(
         [
             sys.executable,
@@ -387,7 +390,7 @@ def test_sample_and_report(world):
     first = launch("sample", "policy", *save, "--count", 3).stdout
     assert first.count("|") == 3 and first == launch("sample", "policy", *save, "--count", 3).stdout
     assert launch("sample", "sft", *save, "--prompt", "hello", "--length", 7, "--top_k", 1).stdout.startswith("hello|")
-    for run in ("policy", "reward", "sft"):
+    for run in RUNS.values():
         assert "index.html" in launch("report", run, *flags(save_dir=world / "runs")).stdout
         page = (world / "runs" / run / "report/index.html").read_text()
         assert "<img" in page and "http://" not in page.replace("http://www.w3.org", "")
@@ -399,3 +402,28 @@ def test_nothing_random_is_left_to_the_rank(world):
 
     draws = [torch.rand(3, generator=generator_for(1, "policy/rollout", step)) for step in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("loss", ["ipo", "ipo_mean", "cdpo", "robust"])
+def test_other_losses_of_direct_preference_optimisation(world, loss):
+    """Each starts from the reference, where all implicit rewards are 0, and goes its own way."""
+    launch("train_dpo", "movies", loss, *dpo_flags(world), *flags(loss=loss))
+    ours, theirs = metrics(world / "runs" / loss), metrics(world / "runs/dpo")
+    assert ours[0]["train/accuracy"] == theirs[0]["train/accuracy"] == pytest.approx(0.25)
+    assert theirs[0]["train/loss"] == pytest.approx(np.log(4), abs=1e-5) and ours[0]["train/margin"] == 0
+    assert ours[-2]["train/loss"] != theirs[-2]["train/loss"]
+
+
+def test_the_policy_of_direct_training_is_a_policy_like_any_other(world):
+    """It trains on from, is sampled from, and its distance from the reference is measured."""
+    launch(
+        "train_policy",
+        "movies",
+        "from_dpo",
+        *policy_flags(world, world / "runs/reward/reward_model"),
+        *flags(task__policy__initial_model=world / "runs/dpo", ppo__total_episodes=16),
+    )
+    assert metrics(world / "runs/from_dpo")[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    rows = metrics(world / "runs/dpo")
+    np.testing.assert_allclose([row["train/lr"] for row in rows[:-1]], [0.003 * (1 - i / 8) for i in range(8)])
+    assert rows[-1]["validation/choices"] == 8 and rows[-2]["train/margin"] > rows[0]["train/margin"] == 0

@@ -24,6 +24,7 @@ from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.runs.tracking import read_jsonl
+from lm_human_preferences.train_dpo import DPOParams
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 from lm_human_preferences.train_reward import RewardTrainingParams
 from lm_human_preferences.train_sft import SFTParams
@@ -32,9 +33,26 @@ from lm_human_preferences.watching.doctor import Diagnosis, Examination, Watch, 
 from lm_human_preferences.watching.doctor_page import doctor_page
 from lm_human_preferences.watching.history import STAGES, History
 
-from small import PAD, ROOT, flags, launch, make_world, metrics, policy_flags, reward_flags, run_here, sft_flags
+from small import (
+    PAD,
+    ROOT,
+    dpo_flags,
+    flags,
+    launch,
+    make_world,
+    metrics,
+    policy_flags,
+    reward_flags,
+    run_here,
+    sft_flags,
+)
 
-PARAMS = {"train_policy": PolicyTrainingParams, "train_reward": RewardTrainingParams, "train_sft": SFTParams}
+PARAMS = {
+    "train_policy": PolicyTrainingParams,
+    "train_reward": RewardTrainingParams,
+    "train_sft": SFTParams,
+    "train_dpo": DPOParams,
+}
 RECORDED = ROOT / "tests/data/demo"
 REWARD = dict(
     labels__num_train=800, batch_size=16, lr=0.003, normalize_samples=256, rollout_batch_size=64, run__save_interval=0
@@ -47,6 +65,7 @@ POLICY = dict(
     run__save_interval=0,
 )
 SFT = dict(run__save_interval=0)
+DPO = dict(labels__num_train=800, batch_size=16, epochs=1, lr=0.003, run__save_interval=0)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +130,11 @@ def in_world(world, stage: str) -> tuple[list[str], dict]:
     """A stage's flags and the settings under which a run of it is healthy."""
     if stage == "train_policy":
         return policy_flags(world, world / "runs/reward/reward_model"), POLICY
-    return {"train_reward": (reward_flags(world), REWARD), "train_sft": (sft_flags(world), SFT)}[stage]
+    return {
+        "train_reward": (reward_flags(world), REWARD),
+        "train_sft": (sft_flags(world), SFT),
+        "train_dpo": (dpo_flags(world), DPO),
+    }[stage]
 
 
 def found(diagnosis: Diagnosis) -> set[str]:
@@ -128,6 +151,7 @@ def found(diagnosis: Diagnosis) -> set[str]:
         ("train_reward", dict(labels__type="scalar_compare", labels__source="comparisons.json")),
         ("train_policy", dict(ppo__total_episodes=32 * 48, rewards__kl_coef=0.3, ppo__vf_coef=1)),
         ("train_sft", {}),
+        ("train_dpo", {}),
     ],
 )
 def test_a_small_healthy_run_has_no_findings(world, capsys, stage, changes):
@@ -136,7 +160,7 @@ def test_a_small_healthy_run_has_no_findings(world, capsys, stage, changes):
     name = f"healthy_{stage}_{changes.get('labels__type', '')}"
     diagnosis = run(world, stage, name, words, **settings | changes)
     assert diagnosis.healthy, describe(diagnosis, name)
-    assert len(diagnosis.fine) >= {"train_policy": 16, "train_reward": 6, "train_sft": 5}[stage]
+    assert len(diagnosis.fine) >= {"train_policy": 16, "train_reward": 6, "train_sft": 5, "train_dpo": 8}[stage]
     assert not (world / "runs" / name / "warnings.jsonl").exists() and "WARNING" not in capsys.readouterr().err
 
 
@@ -170,6 +194,8 @@ BROKEN = [
         {"chance"},
         set(),
     ),
+    ("shuffled choices", "train_dpo", dict(labels__source="shuffled.json"), {"chance"}, {"chance"}),
+    ("far too high a rate", "train_dpo", dict(lr=0.3), {"best_lost"}, set()),
     (
         "ratings are noise",
         "train_reward",

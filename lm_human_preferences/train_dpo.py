@@ -1,0 +1,310 @@
+"""Direct preference optimisation: the policy learns people's choices itself, without a reward model and without
+sampling (Rafailov et al. 2023, arXiv 2305.18290, and its kin).
+
+Begin with `DPOTrainer.run`, from top to bottom: labels -> the reference's log-probabilities of all their responses,
+once -> passes over the labels, in which responses that share a query share its pass -> accuracy of the implicit rewards
+on held-out labels -> the run's `policy/` folder.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lm_human_preferences.compute.distributed import World, generator_for
+from lm_human_preferences.compute.optim import TensorFlowAdam, linear_decay
+from lm_human_preferences.compute.parallel import place_frozen
+from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.data.label_files import load_train_and_valid
+from lm_human_preferences.data.labels import LabelBatch, LabelParams, check_labels
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, check_task_numbers, padding_share
+from lm_human_preferences.foundation.configuration import param
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import write_json
+from lm_human_preferences.language.encoding import get_encoding
+from lm_human_preferences.language.model_folders import load_model, save_model
+from lm_human_preferences.learning.direct_preference import (
+    LOSSES,
+    SMOOTHED,
+    ChoicePolicy,
+    preference_losses,
+    preference_statistics,
+)
+from lm_human_preferences.learning.reward_model import label_parts
+from lm_human_preferences.runs.checkpoints import check_finite
+from lm_human_preferences.runs.folder import Run, go_on_after_restart, model_folder, open_run
+from lm_human_preferences.runs.loop import Loop
+from lm_human_preferences.runs.params import RunParams, check_run_params, computing
+from lm_human_preferences.runs.stage_memory import direct_training_memory
+from lm_human_preferences.runs.tracking import TrackingParams, check_tracking
+from lm_human_preferences.runs.training import Probes, Training, blank_rows
+from lm_human_preferences.watching.doctor import open_watched
+
+
+@dataclass
+class DPOParams:
+    """Everything a run of direct preference optimisation can be told."""
+
+    task: TaskParams = param(TaskParams, "")
+    labels: LabelParams = param(LabelParams, "")
+    loss: str = param(
+        "dpo",
+        "dpo: Plackett and Luce's probability of the choice; ipo: squared distance of log ratios from 1 / (2 beta), "
+        "ipo_mean: the same of log ratios per token; cdpo and robust: dpo where some labels are wrong",
+    )
+    beta: float = param(0.1, "price of a nat of KL to the reference: the smaller, the further the policy may go")
+    label_smoothing: float = param(0.1, "share of labels that are wrong, for the losses cdpo and robust")
+    epochs: int = param(1, "passes over the training labels")
+    batch_size: int = param(32, "labels in an optimizer step, over all ranks")
+    lr: float = param(1e-5, "learning rate of the first step; it falls linearly to lr / steps at the last")
+    run: RunParams = param(RunParams, "")
+    tracking: TrackingParams = param(TrackingParams, "")
+
+
+def settle(params: DPOParams) -> DPOParams:
+    """What a run will use: a copy in which a run that was named as start model has become its model folder."""
+    params = copy.deepcopy(params)
+    policy = params.task.policy
+    policy.initial_model = model_folder(policy.initial_model, params.run.save_dir, ("lm", "policy"))
+    return params
+
+
+def check(params: DPOParams) -> None:
+    """Raises UserError, naming the flag and the numbers, for parameters that cannot work."""
+    check_run_params(params.run)
+    check_tracking(params.tracking)
+    check_task_numbers(params.task)
+    kind = check_labels(params.labels, params.batch_size)
+    if not kind.is_choice:
+        raise UserError(f"--labels.type {params.labels.type}: train_dpo learns from choices, best_of_N")
+    if params.loss not in LOSSES:
+        raise UserError(f"--loss {params.loss}: must be {', '.join(LOSSES[:-1])} or {LOSSES[-1]}")
+    if params.epochs < 1:
+        raise UserError(f"--epochs {params.epochs}: must be at least 1")
+    for name in ("lr", "beta"):
+        if not 0 < getattr(params, name) < math.inf:
+            raise UserError(f"--{name} {getattr(params, name)}: must be positive")
+    chance = 1 - 1 / kind.n_responses  # as many labels are wrong where they say nothing
+    if params.loss in SMOOTHED and not 0 <= params.label_smoothing < chance:
+        raise UserError(
+            f"--label_smoothing {params.label_smoothing}: must lie in [0, {chance:g}); labels among "
+            f"{kind.n_responses} that are wrong as often say nothing"
+        )
+
+
+def train(params: DPOParams, task: str, experiment: str) -> Path:
+    """Run the stage; returns the `policy/` folder. Raises UserError before anything is written if something cannot
+    work.
+    """
+    params = settle(params)
+    check(params)
+    with computing(params.run) as (precision, world):
+        go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
+        return DPOTrainer.prepare(params, precision, world).run(task, experiment)
+
+
+class DPOTrainer:
+    """What the stage works on; `run` is the stage from start to end, `step` one optimizer step."""
+
+    def __init__(
+        self,
+        policy: ChoicePolicy,
+        reference: ChoicePolicy,
+        train: LabelBatch,
+        valid: LabelBatch | None,
+        params: DPOParams,
+        precision: Precision,
+        world: World = World(),
+    ):
+        """valid: held-out labels, None if there are none."""
+        self.policy, self.train_labels, self.valid_labels = policy, train, valid
+        self.params, self.precision, self.world, self.seed = params, precision, world, params.run.seed
+        self.steps = params.epochs * params.labels.num_train // params.batch_size
+        world.share(params.batch_size, "--batch_size")
+        config, K = policy.transformer.config, train.responses.shape[1]
+        memory = direct_training_memory(params, config, K, precision, world.size, policy.formatter.length)
+        self.training = Training(
+            policy, memory, lambda p: TensorFlowAdam(p.parameter_groups()), params.run, precision, world
+        )
+        self.parallel, self.optimizer = self.training.parallel, self.training.optimizer
+        self.reference: ChoicePolicy | None = place_frozen(reference, world, precision, params.run.sharding)
+
+    @classmethod
+    def prepare(cls, params: DPOParams, precision: Precision, world: World) -> "DPOTrainer":
+        """Read model and labels; UserError if one of them does not fit. params: settled."""
+        check(params)
+        folder, task = Path(params.task.policy.initial_model), params.task
+        transformer = load_model(folder)
+        encoding = get_encoding(transformer.config.encoding)
+        check_task(task, encoding, transformer.config.n_ctx)
+        kind = check_labels(params.labels, params.batch_size)
+        train, valid = load_train_and_valid(params.labels, kind, task, encoding)
+        formatter, temperature = QueryFormatter.of(task, encoding), task.policy.temperature
+        policy, reference = (ChoicePolicy(model, formatter, temperature) for model in (transformer, load_model(folder)))
+        return cls(policy, reference, train, valid, params, precision, world)
+
+    def run(self, task: str, experiment: str) -> Path:
+        """The stage from its first step, or where it stopped, to its result; returns the `policy/` folder."""
+        p = self.params
+        inputs = {
+            "task.policy.initial_model": p.task.policy.initial_model,
+            "labels.source": p.labels.source,
+            "labels.valid_source": p.labels.valid_source,
+        }
+        with open_run("train_dpo", task, experiment, p, inputs, self.world) as run:
+            first = self.resume(run) if p.run.resume else 0
+            self.training.try_micro_batches(self.memory_probes())
+            run.record_computed(self.training.computed())
+            run.say(
+                f"{experiment}: {p.labels.num_train:,} labels ({p.labels.type}), loss {p.loss} at beta {p.beta:g}, "
+                f"{self.steps:,} steps, {self.training.in_words()}"
+            )
+            self.ask_reference()
+            with open_watched(run, p, "train_dpo", experiment, first) as tracker:
+                metrics = self.label_padding() if first == 0 else {}
+                remedy = f"--lr than {p.lr}"
+                with Loop(
+                    run, tracker, self.training, self.steps, experiment, first, self.state, remedy, ["train/loss"]
+                ) as loop:
+                    for step in loop:
+                        stats = self.step(step, self.order(step))
+                        metrics |= {f"train/{name}": value for name, value in stats.items()}
+                        metrics["labels_per_second"] = p.batch_size / loop.seconds
+                        loop.log(metrics, f"loss {stats['loss']:.3f}")
+                        metrics = {}
+                result = self.evaluate()
+                tracker.log(self.steps, {f"validation/{name}": value for name, value in result.items()})
+            return self.finish(run, task, result)
+
+    # --- the reference, once ---
+
+    def ask_reference(self) -> None:
+        """The reference's log-probabilities of all labels' responses; then its weights are let go."""
+        assert self.reference is not None
+        self.train_reference = self.logprobs_of(self.reference, self.train_labels)
+        if self.valid_labels is not None:
+            self.valid_reference = self.logprobs_of(self.reference, self.valid_labels)
+        self.reference = None
+
+    @torch.no_grad()
+    def logprobs_of(self, model: ChoicePolicy, labels: LabelBatch) -> torch.Tensor:
+        """Summed log-probabilities float32 [n, K] of all labels' responses, the ranks sharing the work; on the CPU."""
+        mine = labels.rows(self.world.share_of(torch.arange(len(labels))))
+        parts = []
+        for part in label_parts(mine, self.training.micro_batches.scoring):
+            part = part.to(self.precision.device)
+            with self.precision.autocast():
+                parts.append(model(part.queries, part.responses).sum(2).cpu())
+        return self.world.gather(torch.cat(parts))[: len(labels)]
+
+    # --- one step ---
+
+    def order(self, step: int) -> torch.Tensor:
+        """Indices of the labels of global batch `step` [batch_size]: a slice of its epoch's permutation of all."""
+        count, size = self.params.labels.num_train, self.params.batch_size
+        epoch, start = divmod(step * size, count)
+        return torch.randperm(count, generator=generator_for(self.seed, "dpo/order", epoch))[start : start + size]
+
+    def step(self, step: int, indices: torch.Tensor) -> dict[str, float]:
+        """One optimizer step on the labels at `indices`; statistics of the whole global batch before the update."""
+        lr, device = linear_decay(self.params.lr, step, self.steps), self.precision.device
+        batch, reference = self.train_labels.rows(indices), self.train_reference[indices]
+        share = self.world.share(len(indices), "--batch_size")
+        mine, before = batch.rows(share), reference[share].to(device)
+        ratios, labels = [], label_parts(mine, self.training.micro_batches.training)
+        references = before.split([len(part) for part in labels])
+        for part, reference_logprobs in self.parallel.micro_batches(list(zip(labels, references, strict=True))):
+            part = part.to(device)
+            with self.precision.autocast():
+                logprobs = self.parallel(part.queries, part.responses)
+            log_ratios = logprobs.sum(2) - reference_logprobs
+            self.parallel.backward(self.losses(log_ratios, part).sum() / len(batch))
+            ratios.append(log_ratios.detach())
+        self.optimizer.step(lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        whole = self.world.gather(torch.cat(ratios)).cpu()
+        return preference_statistics(self.losses(whole, batch), whole, batch.target, self.params.beta) | {"lr": lr}
+
+    def losses(self, log_ratios: torch.Tensor, labels: LabelBatch) -> torch.Tensor:
+        """The loss of each label, float32 [B], from log pi - log rho of its responses, float32 [B, K]."""
+        p, lengths = self.params, (labels.responses != self.policy.transformer.config.padding_token).sum(2)
+        return preference_losses(p.loss, log_ratios, lengths, labels.target, p.beta, p.label_smoothing)
+
+    # --- around the steps ---
+
+    def evaluate(self) -> dict[str, float]:
+        """Quality on the held-out labels: how often the implicit reward picks what people did, its standard error and
+        chance; loss, margin and log ratios.
+        """
+        if self.valid_labels is None:
+            return {}
+        labels, count = self.valid_labels, len(self.valid_labels)
+        log_ratios = self.logprobs_of(self.policy, labels) - self.valid_reference
+        stats = preference_statistics(self.losses(log_ratios, labels), log_ratios, labels.target, self.params.beta)
+        error = math.sqrt(stats["accuracy"] * (1 - stats["accuracy"]) / count)
+        return stats | {"standard_error": error, "choices": count, "chance": 1 / labels.responses.shape[1]}
+
+    def finish(self, run: Run, task: str, result: dict[str, float]) -> Path:
+        """Write the policy and drop the checkpoints; returns the `policy/` folder."""
+        folder = run.folder / "policy"
+        check_finite(dict(self.policy.named_parameters()), "policy", self.world)
+        note = {"stage": "train_dpo", "task": task, **result}
+        save_model(folder, self.policy.transformer, note=note, world=self.world)
+        if self.world.is_main:
+            write_json(run.folder / "result.json", result)
+        run.checkpoints.drop()
+        run.say(describe_result(result) + f"\npolicy in {folder}")
+        self.world.barrier()
+        return folder
+
+    def label_padding(self) -> dict[str, float]:
+        """How much of the training labels' queries and responses is padding."""
+        padding = self.policy.transformer.config.padding_token
+        return {
+            "labels/query_padding": padding_share(self.train_labels.queries, padding),
+            "labels/response_padding": padding_share(self.train_labels.responses, padding),
+        }
+
+    def state(self) -> dict[str, object]:
+        """The loop state of a checkpoint: a step is a function of its number and the weights."""
+        return {}
+
+    def resume(self, run: Run) -> int:
+        """Go back to the newest checkpoint; returns the step to go on at."""
+        state = self.training.restore(run.checkpoints.load)
+        return 0 if state is None else int(state["step"])
+
+    def memory_probes(self) -> Probes:
+        """For each kind of pass a function that does one over made-up rows: it takes the memory of the largest pass in
+        training, and changes nothing.
+        """
+        queries, responses = blank_rows(self.params.task, self.precision.device)
+        K = self.train_labels.responses.shape[1]
+
+        def of(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+            labels = max(1, rows // K)
+            return queries.expand(labels, -1), responses.expand(labels, K, -1)
+
+        def scoring(rows: int) -> None:
+            with torch.no_grad(), self.precision.autocast():
+                self.policy(*of(rows))
+
+        def training(rows: int) -> None:
+            with self.parallel.micro_batch(last=False):
+                with self.precision.autocast():
+                    logprobs = self.parallel(*of(rows))
+                self.parallel.backward(logprobs.sum())
+
+        return {"scoring": scoring, "training": training}
+
+
+def describe_result(result: dict[str, float]) -> str:
+    """The held-out quality in one line for people."""
+    if not result:
+        return "warning: there are no labels beyond num_train to measure on; nothing tells whether the policy learned"
+    return (
+        f"the implicit reward picks people's choice in {result['accuracy']:.1%} +- {result['standard_error']:.1%} "
+        f"(standard error) of {result['choices']:,} held-out labels; chance is {result['chance']:.1%}"
+    )
