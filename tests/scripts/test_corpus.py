@@ -81,6 +81,55 @@ def test_named_sources_only(texts, tmp_path):
     assert documents(tmp_path, "train") == ["first x"] and documents(tmp_path, "valid") == ["held out x"]
 
 
+def test_weights_repeat_and_thin_out_sources(texts, tmp_path):
+    """Of the split train alone; a fraction takes a share of the documents, and always the same ones."""
+    (texts / "d.jsonl").write_text("".join(json.dumps({"source": "z", "text": f"z {n}"}) + "\n" for n in range(400)))
+    run(tmp_path, "--weights", "x=2,y=0,z=1.25")
+    train = documents(tmp_path, "train")
+    assert train[:4] == ["A café.", STORY, "first x", "first x"] and "first y" not in train
+    counts = [train.count(f"z {n}") for n in range(400)]
+    assert set(counts) == {1, 2} and 60 <= counts.count(2) <= 140
+    assert documents(tmp_path, "valid") == ["held out x", "held out y"]
+    run(tmp_path, "--weights", "x=2,y=0,z=1.25")
+    assert documents(tmp_path, "train") == train
+
+
+def test_paragraphs_with_unwanted_words(texts, tmp_path):
+    """Whole words in any case, in all splits; a document of which nothing is left goes."""
+    words = tmp_path / "words.txt"
+    words.write_text("# a comment with fine words\nUgly\nhalf-bad\n\n")
+    rows = ["An ugly one.\n\nAn uglier, fine one.", "UGLY", "a Half-Bad one", "half, bad", "A comment."]
+    (texts / "c.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    (texts / "valid.txt").write_text("Held out.\n\nSo ugly.")
+    result = run(tmp_path, "--drop_words", words)
+    assert documents(tmp_path, "train")[2:] == ["An uglier, fine one.", "half, bad", "A comment."]
+    assert "Held out." in documents(tmp_path, "valid")
+    assert "left out 4 of " in result.stdout and f"for words of {words}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "weights, says",
+    [
+        ("x", "--weights x: expected SOURCE=WEIGHT"),
+        ("x=2,=1", "--weights =1: expected SOURCE=WEIGHT"),
+        ("x=-1", "--weights x=-1: expected SOURCE=WEIGHT"),
+        ("x=nan", "--weights x=nan: expected SOURCE=WEIGHT"),
+        ("x=1,q=2", "--weights q: no document is of this source; x, y are"),
+    ],
+)
+def test_weights_that_cannot_be(texts, tmp_path, weights, says):
+    result = run(tmp_path, "--weights", weights, check=False)
+    assert result.returncode == 2 and says in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_lists_of_words_that_cannot_be(texts, tmp_path):
+    (tmp_path / "words.txt").write_text("# nothing\n")
+    result = run(tmp_path, "--drop_words", tmp_path / "words.txt", check=False)
+    assert result.returncode == 2 and "words.txt holds no word; expected one a line" in result.stderr
+    result = run(tmp_path, "--drop_words", tmp_path / "missing.txt", check=False)
+    assert result.returncode == 2 and "missing.txt is not readable" in result.stderr
+
+
 def test_a_share_is_held_out_where_no_file_is(texts, tmp_path):
     for path in texts.iterdir():
         path.unlink()
