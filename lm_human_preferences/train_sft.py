@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -278,7 +279,7 @@ class SFTTrainer:
         for part in self.parallel.micro_batches(mine.split(self.training.micro_batches.training)):
             dropout = RowDropout(o.dropout, [seeds[row] for row in part], inputs.shape[1]) if o.dropout else None
             with self.precision.autocast():
-                losses = self.parallel(inputs[part].to(device), labels[part].to(device), dropout, self.sampled, step)
+                losses = self.parallel(inputs[part].to(device), labels[part], dropout, self.sampled, step)
             loss = losses.sum() / n_tokens
             self.parallel.backward(loss)
             total += loss.detach()
@@ -379,8 +380,12 @@ def batch_rows(seed: int, n_rows: int, batch_size: int, step: int) -> np.ndarray
     epochs.
     """
     wanted = np.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {
-        epoch: torch.randperm(n_rows, generator=generator_for(seed, "sft/order", epoch)).numpy()
-        for epoch in np.unique(wanted // n_rows)
-    }
-    return np.array([orders[i // n_rows][i % n_rows] for i in wanted])
+    epochs, places = np.divmod(wanted, n_rows)
+    return np.concatenate([row_order(seed, n_rows, epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)])
+
+
+@lru_cache(maxsize=2)
+def row_order(seed: int, n_rows: int, epoch: int) -> np.ndarray:
+    """The seeded permutation of all rows in which an epoch reads them."""
+    order: np.ndarray = torch.randperm(n_rows, generator=generator_for(seed, "sft/order", epoch)).numpy()
+    return order

@@ -55,11 +55,10 @@ class Rows:
 
     def batch(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and labels of these rows, int64 [len(rows), block] each."""
-        filled = np.full((len(rows), self.block + 1), self.padding, dtype=np.int64)
-        for i, row in enumerate(rows):
-            part = self.file.tokens[self.starts[row] : self.ends[row]]
-            filled[i, : len(part)] = part
-        tokens = torch.from_numpy(filled)
+        places = self.starts[rows, None] + np.arange(self.block + 1)
+        inside, last = places < self.ends[rows, None], len(self.file.tokens) - 1
+        found = self.file.tokens[places.clip(max=last)].astype(np.int64)
+        tokens = torch.from_numpy(np.where(inside, found, self.padding))
         return tokens[:, :-1], tokens[:, 1:]
 
 

@@ -35,8 +35,8 @@ class SampledVocabulary:
         self.position = torch.full((n_vocab,), -1)
 
     def losses(self, model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
-        """Estimated negative log-likelihoods float32 [N] of `labels` int64 [N] given hidden states [N, C]; the tokens
-        that take part are drawn for each step.
+        """Estimated negative log-likelihoods float32 [N] of `labels` int64 [N], best on the host, given hidden states
+        [N, C]; the tokens that take part are drawn for each step.
         """
         generator = generator_for(self.seed, "sft/vocabulary", step)
         drawn = torch.rand(len(self.probability), generator=generator, dtype=torch.float64) < self.probability
@@ -44,9 +44,9 @@ class SampledVocabulary:
         self.position[candidates] = torch.arange(len(candidates))
         places = self.position[labels.cpu()]
         self.position[candidates] = -1
-        device = hidden.device
         bias = -self.probability[candidates].log().float()
-        arguments = (hidden.float(), model.wte.weight, labels, *(x.to(device) for x in (candidates, bias, places)))
+        moved = (x.to(hidden.device, non_blocking=True) for x in (labels, candidates, bias, places))
+        arguments = (hidden.float(), model.wte.weight, *moved)
         losses: torch.Tensor = _SampledLoss.apply(*arguments)  # type: ignore[no-untyped-call]  # PyTorch's own
         return losses
 

@@ -10,6 +10,7 @@ from lm_human_preferences.data.rows import ReferenceRows, Rows
 from lm_human_preferences.language.dropout import RowDropout
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.logprobs import token_logprobs
+from lm_human_preferences.language.packing import gather_rows
 from lm_human_preferences.language.sampled_vocabulary import SampledVocabulary
 
 
@@ -28,12 +29,18 @@ class NextTokenLoss(nn.Module):
         sampled: SampledVocabulary | None = None,
         step: int = 0,
     ) -> torch.Tensor:
-        """Negative log-likelihoods float32 [N] of the labels that are no padding; inputs and labels int64 [B, T]."""
-        hidden = self.transformer(inputs, dropout=dropout)
-        real = labels != self.transformer.config.padding_token
-        hidden, labels = hidden[real], labels[real]
+        """Negative log-likelihoods float32 [N] of the labels that are no padding; inputs and labels int64 [B, T].
+
+        Labels may lie on the host whatever the device: then nothing here waits for a GPU.
+        """
+        hidden = self.transformer(inputs, dropout=dropout).flatten(0, 1)
+        labels = labels.flatten()
+        places = (labels != self.transformer.config.padding_token).nonzero()[:, 0]
+        if len(places) < len(labels):
+            hidden, labels = gather_rows(hidden, places.to(hidden.device, non_blocking=True)), labels[places]
         if sampled is not None:
             return sampled.losses(self.transformer, hidden, labels, step)
+        labels = labels.to(hidden.device, non_blocking=True)
         return -token_logprobs(self.transformer, hidden, labels, entropies=False)[0]
 
 
@@ -58,7 +65,7 @@ def validate(
         for part in mine.split(micro_batch):
             inputs, labels = rows.batch(part.numpy())
             with precision.autocast():
-                losses = model(inputs.to(precision.device), labels.to(precision.device)).double().cpu()
+                losses = model(inputs.to(precision.device), labels).double().cpu()
             real = labels != rows.padding
             of_row = torch.arange(len(part))[:, None].expand_as(labels)[real]
             of_rows = torch.zeros(len(part), dtype=torch.float64).index_add_(0, of_row, losses)
