@@ -4,7 +4,7 @@ Begin with the stages, which lie here: `train_sft.py`, `train_reward.py`, `train
 needs no reward model. Each reads from top to bottom. What they use lies in rooms; each imports only from those before
 it in this list (tests/house/test_rooms.py keeps it):
 
-    foundation  compute  language  data  learning  judging  runs  watching  (the stages)  reports  commands
+    foundation  compute  language  data  learning  judging  runs  watching  people  (the stages)  reports  commands
 
 The first lines of a room's `__init__.py` say what lives there and where to begin.
 """

@@ -17,7 +17,16 @@ from typing import Any
 import fire
 
 from lm_human_preferences import train_dpo, train_policy, train_reward, train_sft
-from lm_human_preferences.commands import evaluate, inspect_labels, perplexity, plan, reward_quality, sample, sweep
+from lm_human_preferences.commands import (
+    collect,
+    evaluate,
+    inspect_labels,
+    perplexity,
+    plan,
+    reward_quality,
+    sample,
+    sweep,
+)
 from lm_human_preferences.commands.command import HELP, Command, Experiments, find_command, find_entry, words_and_flags
 from lm_human_preferences.commands.help import changes, command_help, general_help, task_in_full, task_table
 from lm_human_preferences.commands.inputs import check_present, find_run, missing
@@ -121,6 +130,13 @@ def run_evaluate(words: Words, flags: Flags, experiments: Experiments) -> None:
     entry = find_entry("train_policy", words[0], experiments)()
     params = find_paths(apply_overrides(evaluate.EvaluateParams(task=entry.task), flags))
     evaluate.evaluate(params, words[0])
+
+
+def run_collect(words: Words, flags: Flags, experiments: Experiments) -> None:
+    task, experiment = words
+    entry = find_entry("train_policy", task, experiments)()
+    params = find_paths(apply_overrides(collect.CollectParams(task=entry.task), flags))
+    collect.collect(params, task, experiment)
 
 
 def run_reward_quality(words: Words, flags: Flags, experiments: Experiments) -> None:
@@ -252,6 +268,18 @@ COMMANDS = (
         of_entry=lambda entry: evaluate.EvaluateParams(task=entry.task),
         hidden=NOT_EVALUATED,
         about=("docs/evaluation.md explains judges and figures",),
+    ),
+    Command(
+        "collect",
+        "TASK EXPERIMENT --labellers NAME,NAME",
+        "a task and a name for the study",
+        (2, 2),
+        "ask people which response is best, on a web page of this machine",
+        run_collect,
+        (collect.CollectParams,),
+        stage="train_policy",
+        of_entry=lambda entry: collect.CollectParams(task=entry.task),
+        about=("docs/people.md explains how a study is run",),
     ),
     Command(
         "reward_quality",

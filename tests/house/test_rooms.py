@@ -19,6 +19,7 @@ ORDER = [
     "judging",
     "runs",
     "watching",
+    "people",
     "stages",
     "reports",
     "commands",
