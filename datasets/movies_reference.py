@@ -9,10 +9,8 @@ lm_human_preferences/judging/ratings.py.
 """
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from lm_human_preferences.data.queries import datasets_folder
-from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.foundation.errors import exit_on_user_error
 from lm_human_preferences.foundation.files import read_json, write_json
-from lm_human_preferences.judging.calibration import top_shares
+from lm_human_preferences.judging.rated_choices import choice_accuracy, load_choices, point, rater_credit
 from lm_human_preferences.judging.ratings import (
     ALPHAS,
     FOLDS,
@@ -31,72 +29,7 @@ from lm_human_preferences.judging.ratings import (
     lexicon_scores,
     linear_model,
     load_sentences,
-    rated_rows,
 )
-
-# ---- the data
-
-
-@dataclass(frozen=True)
-class RatedChoices:
-    """Choices among four: sentence texts [n][4], each rating [n][4][m], and the index of the best, int64 [n]."""
-
-    texts: list[list[str]]
-    ratings: list[list[list[int]]]
-    best: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-
-def load_choices(folder: Path, split: str) -> RatedChoices:
-    """The choices of labels_SPLIT.jsonl with whole sentences, query included."""
-    by_id = {row["id"]: row for row in rated_rows(Path(folder) / "sentences.jsonl")}
-    labels = rated_rows(Path(folder) / f"labels_{split}.jsonl")
-    if not labels:
-        raise UserError(f"{folder} has no choices for {split!r}: prepare the data set from more sentences")
-    return RatedChoices(
-        [[by_id[number]["text"] for number in label["ids"]] for label in labels],
-        [[by_id[number]["ratings"] for number in label["ids"]] for label in labels],
-        np.array([label["best"] for label in labels]),
-    )
-
-
-# ---- arithmetic
-
-
-def choice_credit(scores: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """How right it is to choose by the highest score: `scores` [n, k], `best` int [n] -> [n] from 0 to 1.
-
-    1 where the best alone scores highest, 0 where another scores higher, 1/m where m tie with it.
-    """
-    return top_shares(np.asarray(scores))[np.arange(len(scores)), best]
-
-
-def rater_credit(ratings: Sequence[Sequence[int]], best: int) -> float:
-    """The same for one person's ratings of four sentences, mean over persons: `ratings` [4][m], m may differ by
-    sentence.
-
-    Person j is the j-th rating of each sentence, as far as the shortest list goes. The person's own rating is part of
-    the mean that says which sentence is best, which raises the figure a little.
-    """
-    persons = min(len(given) for given in ratings)
-    scores = np.array([given[:persons] for given in ratings]).T  # [m, 4]
-    return float(choice_credit(scores, np.full(persons, best)).mean())
-
-
-def point(credits: np.ndarray) -> dict[str, float]:
-    """Accuracy p of n choices and its standard error sqrt(p (1 - p) / n), which takes the choices for independent."""
-    p, n = float(np.mean(credits)), len(credits)
-    return {"accuracy": p, "standard_error": math.sqrt(p * (1 - p) / n)}
-
-
-def _accuracy(rate: Callable[[list[str]], np.ndarray], choices: RatedChoices) -> np.ndarray:
-    """Credit of choosing by `rate`, which gives one score a text; [n]."""
-    unique = {text: i for i, text in enumerate(dict.fromkeys(text for four in choices.texts for text in four))}
-    scores = rate(list(unique))
-    return choice_credit(scores[[[unique[text] for text in four] for four in choices.texts]], choices.best)
-
 
 # ---- the references
 
@@ -121,8 +54,8 @@ def reference_points(folder: Path) -> dict[str, Any]:
     return {
         "choices": len(test),
         "chance": point(np.full(len(test), 0.25)),
-        "lexicon": point(_accuracy(lexicon_scores, test)),
-        "tfidf_ridge": point(_accuracy(tfidf_ridge(folder), test)),
+        "lexicon": point(choice_accuracy(lexicon_scores, test)),
+        "tfidf_ridge": point(choice_accuracy(tfidf_ridge(folder), test)),
         "one_rater": point(
             np.array([rater_credit(ratings, int(best)) for ratings, best in zip(test.ratings, test.best, strict=True)])
         ),

@@ -32,6 +32,7 @@ from lm_human_preferences.judging.evaluation import (
     uniforms_of,
     write_comparison,
 )
+from lm_human_preferences.judging.judges import SENTENCE_JUDGES
 from lm_human_preferences.judging.training_rewards import load_rewards
 from lm_human_preferences.language.captured import decoding_graphs
 from lm_human_preferences.language.encoding import Encoding, get_encoding
@@ -74,8 +75,8 @@ class RewardsParams:
     adaptive_kl: AdaptiveKLParams | None = param(None, "on: steer the coefficient to a target KL; off: keep it fixed")
     trained_model: str | None = param(
         None,
-        "a run of train_reward or its model folder; or hf:PATH[#label], a sequence classifier of Hugging Face, whose "
-        "score is not normalised; none trains a new one first",
+        "a run of train_reward or its model folder; or a judge, hf:PATH[#label], ratings:FOLDER or embeddings:FOLDER, "
+        "whose score is not normalised; none trains a new one first",
         "path",
     )
     function: str | None = param(
@@ -105,7 +106,7 @@ def settle(params: PolicyTrainingParams) -> PolicyTrainingParams:
     params = copy.deepcopy(params)
     rewards, save_dir = params.rewards, params.run.save_dir
     params.task.policy.initial_model = model_folder(params.task.policy.initial_model, save_dir, ("policy", "lm"))
-    if rewards.trained_model is not None and not rewards.trained_model.startswith("hf:"):
+    if rewards.trained_model is not None and not rewards.trained_model.startswith(SENTENCE_JUDGES):
         rewards.trained_model = model_folder(rewards.trained_model, save_dir, ("reward_model",))
     if rewards.trained_model is not None or rewards.function is not None:
         rewards.train_new_model = None

@@ -33,7 +33,7 @@ from lm_human_preferences.foundation.files import atomic_file, make_folder, read
 from lm_human_preferences.judging.bootstrap import Bootstrap, Interval
 from lm_human_preferences.judging.evaluation import sample_and_score, uniforms_of
 from lm_human_preferences.judging.frontier import best_of_n_kl, best_of_n_weights, betas_for, means, optimal_policy
-from lm_human_preferences.judging.judges import SPECS, Judge
+from lm_human_preferences.judging.judges import SPECS, Judge, held_out_judges
 from lm_human_preferences.judging.training_rewards import load_rewards
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.policy import Policy
@@ -67,8 +67,9 @@ class SweepParams(PolicyTrainingParams):
     seeds: int = param(1, "policies for each coefficient: of the seeds run.seed, run.seed + 1, ...")
     judges: str | None = param(
         None,
-        "gold judges, SPEC,SPEC,... or NAME=SPEC,..., that have no part in training; none takes the human ratings of "
-        f"the query data set where it has some (ratings:datasets/movies). {SPECS}",
+        "gold judges, SPEC,SPEC,... or NAME=SPEC,..., that have no part in training; none takes those of the query "
+        "data set's human ratings where it has some (embeddings:datasets/movies_judge if it is made, "
+        f"ratings:datasets/movies). {SPECS}",
     )
     samples: int = param(256, "held-out queries on which all are measured")
     split: str = param("test", "split of the query data set that they come from")
@@ -195,10 +196,11 @@ def check(params: SweepParams) -> None:
         )
     # a sweep always goes on where it stopped, so that --run.overwrite may stand beside --run.resume
     train_policy.check(dataclasses.replace(params, run=dataclasses.replace(params.run, resume=False)))
-    if not params.judges and not (folder := dataset_split(params.task, params.split)[0] / "sentences.jsonl").is_file():
+    folder = dataset_split(params.task, params.split)[0]
+    if not params.judges and not held_out_judges(folder):
         raise UserError(
-            f"{folder} does not exist, so no human ratings can judge; name a judge that has no part in training with "
-            "--judges SPEC"
+            f"{folder / 'sentences.jsonl'} does not exist, so no human ratings can judge; name a judge that has no "
+            "part in training with --judges SPEC"
         )
 
 
@@ -306,7 +308,7 @@ class Measuring:
             load_rewards(params.rewards.trained_model, params.rewards.function, config, task, torch.device("cpu"))
         held_out = held_out_queries(task, encoding, params.samples, params.split, params.run.seed)
         judges, people = load_judges(
-            params.judges or f"ratings:{dataset_split(task, params.split)[0]}", precision.device
+            params.judges or held_out_judges(dataset_split(task, params.split)[0]), precision.device
         )
         if people:
             raise UserError(

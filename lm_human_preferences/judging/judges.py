@@ -2,7 +2,8 @@
 
 saved_models/my_reward/reward_model   a reward model of ours
 lexicon                               VADER's compound score
-ratings:FOLDER                        a linear model of the human ratings held out in a data set (ratings.py)
+ratings:FOLDER                        words: a linear model of the human ratings held out in a data set (ratings.py)
+embeddings:FOLDER                     sentences: the same ratings, by a sentence encoder (embeddings.py)
 hf:PATH_OR_NAME[#label]               a sequence classifier of Hugging Face
 module:function                       any Python function of queries and responses
 choices:FILE                          people, who choose between two policies' responses (`PeoplesChoices`)
@@ -30,13 +31,18 @@ from lm_human_preferences.data.tasks import readable
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.records import read_records
 from lm_human_preferences.foundation.root import find_path
+from lm_human_preferences.judging.embeddings import RATING, EmbeddingJudge
 from lm_human_preferences.judging.hf_classifier import HFClassifier, first_line
 from lm_human_preferences.judging.ratings import HeldOutJudge, lexicon_scores
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.learning.scoring import Rewards
 
-SPECS = "a reward-model folder, lexicon, ratings:FOLDER, hf:PATH_OR_NAME[#label], module:function or choices:FILE"
+SPECS = (
+    "a reward-model folder, lexicon, ratings:FOLDER, embeddings:FOLDER, hf:PATH_OR_NAME[#label], module:function or "
+    "choices:FILE"
+)
+SENTENCE_JUDGES = ("hf:", "ratings:", "embeddings:")  # how specs begin whose judges can be a policy's reward too
 MICRO_BATCH = 64  # texts in memory at once
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:\w+")
 _CPU = torch.device("cpu")
@@ -256,6 +262,8 @@ def load_judge(spec: str, device: torch.device = _CPU) -> Judge | PeoplesChoices
         return SentenceJudge(given or text, lexicon_scores)
     if kind == "ratings" and rest:
         return SentenceJudge(given or kind, HeldOutJudge.fit(find_path(rest)).rate)
+    if kind == "embeddings" and rest:
+        return SentenceJudge(given or kind, EmbeddingJudge.load(find_path(rest), device).rate)
     if kind == "hf" and rest:
         return SentenceJudge(given or Path(rest).name, HFClassifier(rest, device).rate)
     if kind == "choices" and rest:
@@ -268,6 +276,16 @@ def load_judge(spec: str, device: torch.device = _CPU) -> Judge | PeoplesChoices
     if _FUNCTION.fullmatch(text):
         return FunctionJudge(given or text, load_function(text))
     raise UserError(f"there is no judge {text!r}: expected {SPECS}")
+
+
+def held_out_judges(data: Path) -> str | None:
+    """The judges of a data set's held-out ratings, as a specification: that of sentences where
+    `datasets/movies_judge.py` or its like has made it, and that of words. None where there are no ratings.
+    """
+    if not (data / "sentences.jsonl").is_file():
+        return None
+    sentences = data.with_name(f"{data.name}_judge")
+    return (f"embeddings:{sentences}," if (sentences / RATING).is_file() else "") + f"ratings:{data}"
 
 
 def load_function(spec: str) -> ScoringFunction:

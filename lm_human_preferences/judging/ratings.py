@@ -54,6 +54,31 @@ def load_sentences(folder: Path, splits: Sequence[str]) -> Sentences:
     raise UserError(f'{path}: expected {{"text": text, "rating": number, "split": name}} in each line')
 
 
+def held_out_sentences(folder: Path) -> Sentences:
+    """Those of valid and test, on which judges are fitted: no label and no text that a model is trained on has any of
+    them. Raises UserError where they are missing, too few or teach nothing.
+    """
+    data = load_sentences(folder, ["valid", "test"])
+    if len(data.texts) < 2 * FOLDS:
+        raise UserError(
+            f"{folder} holds {len(data.texts)} held-out sentences, the judge needs at least {2 * FOLDS}: prepare more"
+        )
+    if not np.ptp(data.ratings):
+        raise UserError(f"{folder}: all held-out sentences have the same rating, {data.ratings[0]:g}")
+    return data
+
+
+def folds_of(n: int) -> np.ndarray:
+    """The fold of cross-validation in which each of n sentences is held out, int64 [n], always the same."""
+    return np.random.RandomState(0).permutation(n) % FOLDS
+
+
+def agreement(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Of predicted with true ratings, float64 [n] both: {"pearson", "r2"}, the latter 1 − squared errors / variance."""
+    errors, spread = ((truth - predicted) ** 2).sum(), ((truth - truth.mean()) ** 2).sum()
+    return {"pearson": float(np.corrcoef(truth, predicted)[0, 1]), "r2": float(1 - errors / spread)}
+
+
 def lexicon_scores(texts: list[str]) -> np.ndarray:
     """VADER's compound score of each text, float64 [n], -1 to +1. Raises UserError without the package."""
     analyzer = _lexicon()
@@ -95,8 +120,9 @@ class HeldOutJudge:
 
     def __init__(self, data: Sentences):
         self.data = data
-        self._measured = self._cross_validate()
-        self.alpha = max(ALPHAS, key=lambda alpha: self._measured[alpha]["r2"])
+        predicted = self._cross_validate()
+        self.alpha = max(ALPHAS, key=lambda alpha: agreement(predicted[alpha], data.ratings)["r2"])
+        self.out_of_fold = predicted[self.alpha]  # float64 [n]
         self._model = linear_model(self.alpha, characters=True).fit(data.texts, data.ratings)
 
     @classmethod
@@ -104,14 +130,7 @@ class HeldOutJudge:
         """From a prepared data set. Raises UserError where that is missing, too small or teaches nothing, or
         scikit-learn is not installed.
         """
-        data = load_sentences(folder, ["valid", "test"])
-        if len(data.texts) < 2 * FOLDS:
-            raise UserError(
-                f"{folder} holds {len(data.texts)} held-out sentences, the judge needs at least {2 * FOLDS}: "
-                "prepare more"
-            )
-        if not np.ptp(data.ratings):
-            raise UserError(f"{folder}: all held-out sentences have the same rating, {data.ratings[0]:g}")
+        data = held_out_sentences(folder)
         try:
             return cls(data)
         except ValueError as error:  # scikit-learn's, for texts without words
@@ -128,11 +147,15 @@ class HeldOutJudge:
 
         Returns {"pearson", "r2", "alpha", "sentences"}; alpha was chosen by r2 in the same folds.
         """
-        return {**self._measured[self.alpha], "alpha": self.alpha, "sentences": len(self.data.texts)}
+        return {
+            **agreement(self.out_of_fold, self.data.ratings),
+            "alpha": self.alpha,
+            "sentences": len(self.data.texts),
+        }
 
-    def _cross_validate(self) -> dict[float, dict[str, float]]:
-        """Agreement for each of ALPHAS."""
-        truth, folds = self.data.ratings, np.random.RandomState(0).permutation(len(self.data.texts)) % FOLDS
+    def _cross_validate(self) -> dict[float, np.ndarray]:
+        """For each of ALPHAS the rating of each sentence by a model fitted without its fold, float64 [n]."""
+        truth, folds = self.data.ratings, folds_of(len(self.data.texts))
         predicted = {alpha: np.empty_like(truth) for alpha in ALPHAS}
         for fold in range(FOLDS):
             held, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
@@ -142,11 +165,4 @@ class HeldOutJudge:
             unseen = features.transform([self.data.texts[i] for i in held])
             for alpha, model in models.items():
                 predicted[alpha][held] = model[-1].fit(seen, truth[rest]).predict(unseen)
-        spread = ((truth - truth.mean()) ** 2).sum()
-        return {
-            alpha: {
-                "pearson": float(np.corrcoef(truth, values)[0, 1]),
-                "r2": float(1 - ((truth - values) ** 2).sum() / spread),
-            }
-            for alpha, values in predicted.items()
-        }
+        return predicted

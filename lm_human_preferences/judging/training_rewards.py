@@ -1,4 +1,6 @@
-"""What a policy is trained for: a trained reward model, a classifier or a function, as a function of token tensors."""
+"""What a policy is trained for: a trained reward model, a judge of sentences or a function, as a function of token
+tensors.
+"""
 
 from pathlib import Path
 
@@ -6,8 +8,7 @@ import torch
 
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.judging.hf_classifier import HFClassifier
-from lm_human_preferences.judging.judges import FunctionJudge, SentenceJudge, load_function
+from lm_human_preferences.judging.judges import SENTENCE_JUDGES, FunctionJudge, SentenceJudge, load_function, load_judge
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -24,9 +25,10 @@ def load_rewards(
         return FunctionJudge(function, load_function(function)).on_tokens(get_encoding(policy.encoding))
     if trained_model is None:
         raise UserError("no reward model: give a folder with --rewards.trained_model PATH")
-    if trained_model.startswith("hf:"):
-        classifier = HFClassifier(trained_model.removeprefix("hf:"), device)
-        return SentenceJudge(trained_model, classifier.rate).on_tokens(get_encoding(policy.encoding))
+    if trained_model.startswith(SENTENCE_JUDGES):
+        judge = load_judge(trained_model, device)
+        assert isinstance(judge, SentenceJudge)
+        return judge.on_tokens(get_encoding(policy.encoding))
     reward_model = RewardModel.load(Path(trained_model))
     check_reward_model(reward_model.transformer.config, policy, task)
     return reward_model

@@ -6,19 +6,24 @@ from pathlib import Path
 
 from lm_human_preferences.data.queries import dataset_folder
 from lm_human_preferences.foundation.files import sha256
+from lm_human_preferences.foundation.root import find_path
+from lm_human_preferences.judging.judges import SENTENCE_JUDGES
 
 _FILES_THAT_COUNT = ("*.safetensors", "config.json", "meta.json")  # of a model folder, of a data set
 
 
 def input_digests(inputs: Mapping[str, str | None]) -> dict[str, str]:
-    """The digest of what each flag's value names: a file, a model folder or a data set. What lies elsewhere (an
-    address, a hub's model, a function) or is not there has none.
+    """The digest of what each flag's value names: a file, a model folder, a data set, or the folder of a judge of
+    sentences. What lies elsewhere (an address, a hub's model, a function) or is not there has none.
     """
     digests = {}
     for flag, value in inputs.items():
         if value is None or "://" in value or value.startswith("hf:"):
             continue
-        path = dataset_folder(value.partition(":")[0]) if flag.endswith("dataset") else Path(value)
+        if value.startswith(SENTENCE_JUDGES):
+            path = find_path(value.partition(":")[2])
+        else:
+            path = dataset_folder(value.partition(":")[0]) if flag.endswith("dataset") else Path(value)
         if path.is_file():
             digests[flag] = sha256(path)
         elif path.is_dir():

@@ -2,6 +2,7 @@
 
 import math
 
+from lm_human_preferences.judging.judges import SENTENCE_JUDGES
 from lm_human_preferences.watching.check import FINE, WARNING, AtMost, Judgement, MoreThan, check
 from lm_human_preferences.watching.history import SHORT, WINDOW, History, Series, is_finite
 
@@ -177,7 +178,8 @@ SCALE_DEVIATION = AtMost(
 @check(
     "train_policy",
     looks_at="`objective/score`, `objective/score_std` and `objective/valid` of step 0, penalties taken out, if at "
-    f"least {SCALE_SAMPLES} scores are left; not for `rewards.function` and `hf:` rewards, which are not normalised",
+    f"least {SCALE_SAMPLES} scores are left; not where a function or a judge is the reward: their scores are not "
+    "normalised",
     limits=(SCALE_MEAN, SCALE_DEVIATION),
     why="penalty, KL coefficient and scores are in units of the start model's deviation; on another scale they mean "
     "something else",
@@ -192,7 +194,7 @@ def score_scale(h: History) -> Judgement | None:
         return None
     if valid * size < SCALE_SAMPLES:
         return None
-    if h.parameter("rewards.function") or str(h.parameter("rewards.trained_model")).startswith("hf:"):
+    if h.parameter("rewards.function") or str(h.parameter("rewards.trained_model")).startswith(SENTENCE_JUDGES):
         return None  # used as they are, on a scale of their own
     n, average = valid * size, (score - (1 - valid) * penalty) / valid
     all_squares = all_scores * all_scores + score * score

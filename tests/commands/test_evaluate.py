@@ -26,6 +26,7 @@ from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel
 
 from classifiers import save_classifier
+from encoders import write_judge
 from params import EXPERIMENTS
 from small import CONFIG, PAD, QUERY, RESPONSE, flags, launch, make_world, policy_flags, run_here
 
@@ -415,15 +416,22 @@ def test_help_is_true(capsys):
 
 
 @pytest.mark.parametrize(
-    "source", [dict(rewards__function="vowel_scores:vowels"), dict(rewards__trained_model="hf:classifier#quality")]
+    "source",
+    [
+        dict(rewards__function="vowel_scores:vowels"),
+        dict(rewards__trained_model="hf:classifier#quality"),
+        dict(rewards__trained_model="embeddings:judge"),
+    ],
 )
 def test_a_policy_learns_from_a_judge(world, source):
-    """A function, a classifier: truncation and penalty as with a reward model; the scores are the judge's own, not
-    normalised.
+    """A function, a classifier, an encoder: truncation and penalty as with a reward model; the scores are the judge's
+    own, not normalised.
     """
-    name = next(iter(source)).rpartition("__")[2]
-    if name == "trained_model":
+    name = next(iter(source.values())).partition(":")[0]
+    if name == "hf":
         save_classifier(world / "classifier", ["quality"])
+    elif name == "embeddings":
+        write_judge(world / "judge")
     run_here(
         "train_policy",
         "movies",

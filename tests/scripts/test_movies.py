@@ -324,22 +324,6 @@ def test_full_disk_leaves_nothing(source, tmp_path, monkeypatch):
 # ---- reference points
 
 
-def test_choice_credit():
-    scores = np.array([[1.0, 2.0, 3.0, 0.0], [5.0, 5.0, 1.0, 5.0], [0.0, 0.0, 0.0, 0.0], [2.0, 1.0, 1.0, 1.0]])
-    assert reference.choice_credit(scores, np.array([2, 1, 3, 1])).tolist() == [1.0, 1 / 3, 0.25, 0.0]
-    assert reference.point(np.array([1.0, 0.0, 1.0, 1.0])) == {
-        "accuracy": 0.75,
-        "standard_error": np.sqrt(0.75 * 0.25 / 4),
-    }
-
-
-def test_rater_credit():
-    # Three persons (the shortest list): the first picks sentence 1, the second ties 0 and 1, the third picks 3.
-    ratings = [[0, 2, 1, 4], [3, 2, 0], [1, 1, 1, 4], [-1, 0, 2, 4, 4]]
-    assert reference.rater_credit(ratings, 1) == pytest.approx((1 + 1 / 2 + 0) / 3)
-    assert reference.rater_credit(ratings, 2) == 0
-
-
 def test_reference_points(tmp_path):
     """A hand-made data set of one choice: the lexicon and the linear model both know which word is good."""
     pytest.importorskip("sklearn")

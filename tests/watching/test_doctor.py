@@ -372,7 +372,14 @@ def test_a_changed_number_of_the_demo_is_found(stage, metric, values, expected):
     assert expected in found(diagnose(History(f"train_{stage}", config), rows, [], result))
 
 
-@pytest.mark.parametrize("rewards", [{"function": "my_scores:length"}, {"trained_model": "hf:saved_models/classifier"}])
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        {"function": "my_scores:length"},
+        {"trained_model": "hf:saved_models/classifier"},
+        {"trained_model": "ratings:datasets/movies"},
+    ],
+)
 def test_rewards_that_nobody_normalised_have_no_scale_to_be_off(rewards):
     rows, config, result = recorded("policy")
     rows[0]["objective/score_std"] = 9.0

