@@ -81,7 +81,8 @@ def measure(args: argparse.Namespace) -> dict[str, int]:
         "scoring": memory.scoring.bytes(sizes.scoring),
         "training": training.bytes(sizes.training),
     }
-    device_queries = trainer.queries.batch(args.batch).to(device)
+    queries = trainer.queries.batch(args.batch)
+    device_queries, real = queries.to(device), queries != config.padding_token
     uniforms = trainer.uniforms(0).to(device)
     responses = torch.randint(
         config.n_vocab - 1, (args.batch, trainer.params.task.response_length), generator=generator_for(1, "responses")
@@ -99,14 +100,15 @@ def measure(args: argparse.Namespace) -> dict[str, int]:
                 responses[: sizes.scoring],
                 zeros[: sizes.scoring],
                 zeros[: sizes.scoring],
+                real[: sizes.scoring],
             )
 
     def training_step() -> None:
         whole = Rollout(
-            device_queries, responses, zeros - 1, zeros, zeros - 1, zeros[:, 0], zeros[:, 0] > -1, responses
+            device_queries, responses, zeros - 1, zeros, zeros - 1, zeros[:, 0], zeros[:, 0] > -1, responses, real
         )
         rows = min(args.batch, 2 * sizes.training) if args.quick else args.batch
-        trainer.train_minibatch(whole, zeros, torch.arange(rows, device=device), 1e-6)
+        trainer.train_minibatch(whole, zeros, torch.arange(rows), 1e-6)
 
     found = {}
     for name, work in (("rollout", rollout), ("scoring", scoring), ("training", training_step)):

@@ -21,6 +21,7 @@ from lm_human_preferences.data.rows import Rows
 from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
+from lm_human_preferences.language.logprobs import slices
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.ppo import PPOParams
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -120,13 +121,14 @@ def rollout(trainer: PPOTrainer, clock: PhaseClock) -> Subject:
     """Sampling the responses of a batch."""
     config, precision, B = trainer.policy.transformer.config, trainer.precision, trainer.params.ppo.batch_size
     queries, uniforms = _batch(trainer)
+    real = (queries != config.padding_token).cpu()
     contexts, R = _lengths(trainer.policy.formatter(queries), config.padding_token), uniforms.shape[1]
 
     def work():
         rows = trainer.training.micro_batches.rollout
         with torch.no_grad(), precision.autocast():
-            for q, u in zip(queries.split(rows), uniforms.split(rows), strict=True):
-                trainer.policy.respond(q, u)
+            for q, u, r in zip(queries.split(rows), uniforms.split(rows), real.split(rows), strict=True):
+                trainer.policy.respond(q, u, real=r)
 
     return Subject(work, B, lambda: B * R, lambda: sum(response_flops(config, context, R) for context in contexts))
 
@@ -140,8 +142,8 @@ def scoring(trainer: PPOTrainer, clock: PhaseClock) -> Subject:
 
     def work():
         with torch.no_grad():
-            for rows in torch.arange(B, device=trainer.precision.device).split(trainer.training.micro_batches.scoring):
-                trainer.score(*(column[rows] for column in rollout[:4]))
+            for rows in slices(0, B, trainer.training.micro_batches.scoring):
+                trainer.score(*(column[rows] for column in rollout[:4]), rollout.real[rows])
 
     def flops() -> int:
         return _scoring_flops(trainer, rollout) + trainer.recompute * _analysis_flops(trainer, rollout)

@@ -36,6 +36,7 @@ from lm_human_preferences.judging.judges import SENTENCE_JUDGES
 from lm_human_preferences.judging.training_rewards import load_rewards
 from lm_human_preferences.language.captured import decoding_graphs
 from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.language.logprobs import slices
 from lm_human_preferences.language.model_folders import load_model
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.ppo import (
@@ -273,7 +274,7 @@ class PPOTrainer:
         minibatches = [
             self.train_minibatch(rollout, rewards, index, lr)
             for epoch in range(ppo.noptepochs)
-            for index in self.order(step, epoch).to(self.precision.device).split(ppo.batch_size // ppo.nminibatches)
+            for index in self.order(step, epoch).split(ppo.batch_size // ppo.nminibatches)
         ]
         metrics = self.statistics(step, rollout, non_score, kl_coef) | update_stats(minibatches) | {"lr": lr}
         self.kl_controller.update(metrics["objective/kl"], ppo.batch_size)
@@ -282,20 +283,26 @@ class PPOTrainer:
     @torch.no_grad()
     def sample(self, step: int) -> Rollout:
         """Responses to the step's queries, then scored; each rank does its share, then all have everything."""
-        B, rows = self.params.ppo.batch_size, self.training.micro_batches
-        queries, uniforms, mine = self.queries.batch(B), self.uniforms(step), self.world.share(B, "--ppo.batch_size")
-        parts = []
+        B, rows, device = self.params.ppo.batch_size, self.training.micro_batches, self.precision.device
+        mine = self.world.share(B, "--ppo.batch_size")
+        queries, uniforms = self.queries.batch(B)[mine], self.uniforms(step)[mine]
+        real, parts = queries != self.policy.transformer.config.padding_token, []
         with gathered(self.policy):
-            for q, u in zip(queries[mine].split(rows.rollout), uniforms[mine].split(rows.rollout), strict=True):
-                q, u = q.to(self.precision.device), u.to(self.precision.device)
+            for q, u, r in zip(*(column.split(rows.rollout) for column in (queries, uniforms, real)), strict=True):
+                q, u = q.to(device, non_blocking=True), u.to(device, non_blocking=True)
                 with self.precision.autocast():
-                    parts.append((q, *self.policy.respond(q, u)))
-        sampled = [torch.cat(column) for column in zip(*parts, strict=True)]
+                    parts.append((q, *self.policy.respond(q, u, real=r)))
+        sampled = [*(torch.cat(column) for column in zip(*parts, strict=True)), real]
         scored = [self.score(*part) for part in zip(*(column.split(rows.scoring) for column in sampled), strict=True)]
         return Rollout(*(self.world.gather(torch.cat(column)) for column in zip(*scored, strict=True)))
 
     def score(
-        self, queries: torch.Tensor, responses: torch.Tensor, logprobs: torch.Tensor, values: torch.Tensor
+        self,
+        queries: torch.Tensor,
+        responses: torch.Tensor,
+        logprobs: torch.Tensor,
+        values: torch.Tensor,
+        real: torch.Tensor,
     ) -> Rollout:
         """A part of a step's episodes with the reference's log-probabilities and the scores added.
 
@@ -304,27 +311,29 @@ class PPOTrainer:
         """
         sampled = logprobs
         with self.precision.autocast():
-            reference = self.reference.analyze(queries, responses, entropies=False)
+            reference = self.reference.analyze(queries, responses, entropies=False, real=real)
             if self.recompute:
-                logprobs, values, _ = self.policy.analyze(queries, responses, entropies=False)
+                logprobs, values, _ = self.policy.analyze(queries, responses, entropies=False, real=real)
             scores = self.scorer(queries, responses)
-        return Rollout(queries, responses, logprobs, values, sampled, reference.logprobs, *scores)
+        return Rollout(queries, responses, logprobs, values, sampled, reference.logprobs, *scores, real)
 
     def train_minibatch(
         self, rollout: Rollout, rewards: torch.Tensor, index: torch.Tensor, lr: float
-    ) -> dict[str, float]:
-        """One optimizer step on the episodes at `index`, int64 [b]; its statistics before that step.
+    ) -> dict[str, torch.Tensor]:
+        """One optimizer step on the episodes at `index`, int64 [b] on the host; its statistics before that step.
 
-        Whitening looks at the whole minibatch; ranks and micro-batches only share the work.
+        Whitening looks at the whole minibatch; ranks and micro-batches only share the work. Nothing here waits for the
+        device.
         """
-        ppo, precision = self.params.ppo, self.precision
+        ppo, precision, real = self.params.ppo, self.precision, rollout.real[index.cpu()]
+        index = index.to(precision.device, non_blocking=True)
         targets = minibatch_targets(rewards[index], rollout.logprobs[index], rollout.values[index], ppo)
-        share = self.world.share(len(index), "--ppo.batch_size / --ppo.nminibatches")
-        mine = torch.arange(len(index), device=index.device)[share]
+        mine = self.world.share(len(index), "--ppo.batch_size / --ppo.nminibatches")
         parts = []
-        for rows in self.parallel.micro_batches(mine.split(self.training.micro_batches.training)):
+        for rows in self.parallel.micro_batches(slices(mine.start, mine.stop, self.training.micro_batches.training)):
+            chosen = index[rows]
             with precision.autocast():
-                analysis = self.parallel(rollout.queries[index[rows]], rollout.responses[index[rows]])
+                analysis = self.parallel(rollout.queries[chosen], rollout.responses[chosen], real[rows])
             losses = ppo_losses(analysis.logprobs, analysis.values, targets.rows(rows), ppo)
             loss = losses.policy.sum() + ppo.vf_coef * losses.value.sum()
             self.parallel.backward(loss / targets.returns.numel())

@@ -118,7 +118,14 @@ class QueryFormatter:
 
     def __call__(self, queries: torch.Tensor) -> torch.Tensor:
         """queries int64 [B, Q] -> contexts int64 [B, prefix + Q + suffix]."""
-        prefix, suffix = (part.to(queries.device).expand(len(queries), -1) for part in (self.prefix, self.suffix))
+        prefix, suffix = (
+            part.to(queries.device, non_blocking=True).expand(len(queries), -1) for part in (self.prefix, self.suffix)
+        )
+        return torch.cat([prefix, queries, suffix], dim=1)
+
+    def real(self, queries: torch.Tensor) -> torch.Tensor:
+        """Where contexts have no padding, bool [B, prefix + Q + suffix], from where queries have none, bool [B, Q]."""
+        prefix, suffix = (queries.new_ones(len(queries), len(part)) for part in (self.prefix, self.suffix))
         return torch.cat([prefix, queries, suffix], dim=1)
 
 

@@ -272,15 +272,20 @@ class GPT2(nn.Module):
                 module.to(torch.bfloat16)
 
     def forward(
-        self, tokens: torch.Tensor, columns: slice = slice(None), dropout: RowDropout | None = None
+        self,
+        tokens: torch.Tensor,
+        columns: slice = slice(None),
+        dropout: RowDropout | None = None,
+        real: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Final hidden states (after ln_f) at `columns`.
 
         tokens: int64 [B, T], padding anywhere but in the first column. Returns [B, T', C], where T' is the number of
         columns; at a padded place it is the hidden state of the last real token before it, and gradients flow into that
-        one. Raises ValueError for a row that starts with padding or has more than n_ctx real tokens.
+        one. `real`: bool [B, T] on the host, where no padding is; None looks at the tokens, which a GPU is waited for.
+        Raises ValueError for a row that starts with padding or has more than n_ctx real tokens.
         """
-        layout = self._lay_out(tokens)
+        layout = self._lay_out(tokens, real)
         self._check_length(layout.longest)
         rows = Rows(layout.packing, causal, dropout)
         x = rows.drop(self._embed(layout.tokens, layout.positions), 0)
@@ -365,13 +370,15 @@ class GPT2(nn.Module):
             torch.zeros(batch, dtype=torch.int64, device=device),
         )
 
-    def extend(self, tokens: torch.Tensor, cache: KVCache, columns: slice = slice(None)) -> torch.Tensor:
+    def extend(
+        self, tokens: torch.Tensor, cache: KVCache, columns: slice = slice(None), real: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The same as `forward` for a chunk that continues what `cache` holds; the cache then holds the chunk too.
 
-        tokens: int64 [B, T]; no row may start with padding (as in the original, for each chunk). Returns [B, T', C].
-        Raises ValueError if the chunk does not fit into the cache or the context.
+        tokens: int64 [B, T]; no row may start with padding (as in the original, for each chunk); `real` as in
+        `forward`. Returns [B, T', C]. Raises ValueError if the chunk does not fit into the cache or the context.
         """
-        layout = self._lay_out(tokens)
+        layout = self._lay_out(tokens, real)
         n, past = layout.packing.width, cache.used
         if past + n > cache.capacity:
             raise ValueError(f"the cache has {cache.capacity} columns, {past} of them used: {n} more do not fit")
@@ -410,8 +417,8 @@ class GPT2(nn.Module):
         seen = torch.ones(n, end, dtype=torch.bool, device=cache.real.device).tril(cache.used)
         return (cache.real[:, None, :end] & seen)[:, None]
 
-    def _lay_out(self, tokens: torch.Tensor) -> Layout:
-        layout = lay_out(tokens, self.config.padding_token)
+    def _lay_out(self, tokens: torch.Tensor, real: torch.Tensor | None = None) -> Layout:
+        layout = lay_out(tokens, self.config.padding_token, real)
         self._check_start(layout)
         return layout
 

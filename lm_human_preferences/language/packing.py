@@ -80,12 +80,12 @@ class Layout:
     longest: int  # the most real tokens that one token sees, itself included: what the context must hold
 
 
-def lay_out(tokens: torch.Tensor, padding_token: int) -> Layout:
+def lay_out(tokens: torch.Tensor, padding_token: int, real: torch.Tensor | None = None) -> Layout:
     """The layout of int64 [B, T] with padding anywhere. The one thing that a pass over tokens on a GPU waits for is
-    where their padding is.
+    where their padding is; not even that, if `real` says it: bool [B, T] on the host, true where no padding is.
     """
     (B, T), device = tokens.shape, tokens.device
-    real = (tokens != padding_token).cpu()
+    real = (tokens != padding_token if real is None else real).cpu()
     if bool(real.all()):
         everything = torch.arange(B * T, device=device)
         return Layout(

@@ -37,20 +37,22 @@ def sample(
     top_p: float = 1.0,
     value_head: Callable[[torch.Tensor], torch.Tensor] | None = None,
     captured: Captured | None = None,
+    real: torch.Tensor | None = None,
 ) -> Sample:
     """Draw a continuation of each context by inverting the cumulative distribution at the given uniforms.
 
     contexts: int64 [B, T], padding anywhere but in the first column; uniforms: float32 [B, R] in [0, 1), R tokens are
     drawn (there is no stop token). top_k 0 and top_p 1 exclude nothing. Unlike the original, top-k and top-p apply to
     the first token too. Each step after the first costs one token's work per row. captured: graphs of the decoding
-    after the contexts' pass; one `Captured` serves one model, whose weights must keep their memory.
+    after the contexts' pass; one `Captured` serves one model, whose weights must keep their memory. real: bool [B, T]
+    on the host, where contexts have no padding, if that is known.
     """
     (B, R), T = uniforms.shape, contexts.shape[1]
     draw_all = partial(decode, model, temperature=temperature, top_k=top_k, top_p=top_p, value_head=value_head)
     if captured is None:
         with rounding_once():
             cache = model.new_cache(B, T + R)
-            return draw_all(cache, model.extend(contexts, cache, columns=slice(-1, None))[:, 0], uniforms)
+            return draw_all(cache, model.extend(contexts, cache, slice(-1, None), real)[:, 0], uniforms)
 
     def work(hidden: torch.Tensor, uniforms: torch.Tensor) -> Sample:
         with rounding_once():  # of the weights as they are whenever the graph runs
@@ -58,7 +60,7 @@ def sample(
 
     kind = (B, T + R, torch.is_autocast_enabled(contexts.device.type))
     cache = captured.memory(kind, lambda: model.new_cache(B, T + R)).cleared()
-    hidden = model.extend(contexts, cache, columns=slice(-1, None))[:, 0]
+    hidden = model.extend(contexts, cache, slice(-1, None), real)[:, 0]
     key = (R, cache.used, cache.has_gaps, temperature, top_k, top_p, value_head is None)
     tokens, logprobs, values = captured.run(key, work, (hidden, uniforms), kept=(cache.count,))
     assert tokens is not None and logprobs is not None

@@ -51,12 +51,21 @@ class Policy(nn.Module):
         heads: dict[str, torch.Tensor] = {"value.weight": self.value_head.weight, "value.bias": self.value_head.bias}
         save_model(folder, self.transformer, heads, note=note, world=world)
 
-    def forward(self, queries: torch.Tensor, responses: torch.Tensor) -> Analysis:
+    def forward(self, queries: torch.Tensor, responses: torch.Tensor, real: torch.Tensor | None = None) -> Analysis:
         """`analyze`, as training asks for it."""
-        return self.analyze(queries, responses)
+        return self.analyze(queries, responses, real=real)
 
-    def respond(self, queries: torch.Tensor, uniforms: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> Sample:
-        """Sample responses to queries int64 [B, Q] at uniforms float32 [B, R]; see `language.sampling.sample`."""
+    def respond(
+        self,
+        queries: torch.Tensor,
+        uniforms: torch.Tensor,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        real: torch.Tensor | None = None,
+    ) -> Sample:
+        """Sample responses to queries int64 [B, Q] at uniforms float32 [B, R]; see `language.sampling.sample`. `real`
+        as in `analyze`.
+        """
         return sample(
             self.transformer,
             self.formatter(queries),
@@ -66,21 +75,30 @@ class Policy(nn.Module):
             top_p=top_p,
             value_head=self.value_head,
             captured=self.captured,
+            real=None if real is None else self.formatter.real(real),
         )
 
     def analyze(
-        self, queries: torch.Tensor, responses: torch.Tensor, entropies: bool = True, temperature: float | None = None
+        self,
+        queries: torch.Tensor,
+        responses: torch.Tensor,
+        entropies: bool = True,
+        temperature: float | None = None,
+        real: torch.Tensor | None = None,
     ) -> Analysis:
         """Log-probabilities, values and entropies of unpadded responses int64 [B, R] to queries int64 [B, Q], in one
         pass.
 
-        Logits are computed at the response's places only. `temperature` None is the policy's own. Original: policy.py
+        Logits are computed at the response's places only. `temperature` None is the policy's own. `real`: bool [B, Q]
+        on the host, where queries have no padding; None asks the device, and a GPU is waited for. Original: policy.py
         analyze_responses_op.
         """
         contexts = self.formatter(queries)
         start, R = contexts.shape[1] - 1, responses.shape[1]
         rows = torch.cat([contexts, responses[:, :-1]], dim=1)  # what follows the last token is of no interest
-        hidden = self.transformer(rows, columns=slice(start, start + R))  # [B, R, C]
+        if real is not None:
+            real = torch.cat([self.formatter.real(real), real.new_ones(len(responses), R - 1)], dim=1)
+        hidden = self.transformer(rows, columns=slice(start, start + R), real=real)  # [B, R, C]
         logprobs, entropy = token_logprobs(
             self.transformer, hidden, responses, self.temperature if temperature is None else temperature, entropies
         )

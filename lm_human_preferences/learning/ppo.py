@@ -110,6 +110,7 @@ class Rollout(NamedTuple):
     scores: torch.Tensor  # float32 [B], of the truncated responses, with the penalty
     valid: torch.Tensor  # bool [B]
     truncated: torch.Tensor  # int64 [B, R], the responses as the score sees them
+    real: torch.Tensor  # bool [B, Q] on the host: where queries have no padding, which a GPU need not be asked then
 
 
 class FixedKLController:
@@ -239,8 +240,10 @@ def ppo_losses(logprobs: torch.Tensor, values: torch.Tensor, targets: Targets, p
 
 def minibatch_stats(
     losses: Losses, values: torch.Tensor, entropies: torch.Tensor, targets: Targets, params: PPOParams
-) -> dict[str, float]:
-    """The original's statistics of one minibatch, from per-position tensors [B, R] of the whole global minibatch."""
+) -> dict[str, torch.Tensor]:
+    """The original's statistics of one minibatch, from per-position tensors [B, R] of the whole global minibatch;
+    float32 scalars without gradient, where the tensors are: nothing waits for them yet.
+    """
     policy, value = losses.policy.mean(), losses.value.mean()
     stats = {
         "loss/policy": policy,
@@ -258,7 +261,7 @@ def minibatch_stats(
         "val/var": targets.old_values.var(correction=0),
         "ratio/std": losses.ratio.std(correction=0),
     }
-    return to_numbers(stats)
+    return {name: value.detach().float() for name, value in stats.items()}
 
 
 def rollout_stats(
@@ -286,18 +289,16 @@ def rollout_stats(
     return to_numbers(stats) | {"objective/kl_coef": kl_coef, "objective/distinct": distinct}
 
 
-def update_stats(minibatches: list[dict[str, float]]) -> dict[str, float]:
+def update_stats(minibatches: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     """A step's statistics from those of its minibatches: their means, and the deviation of the ratio in the first one,
-    before any optimizer step, where it is 0 but for rounding.
+    before any optimizer step, where it is 0 but for rounding. A GPU is waited for once for all of them.
     """
-    stats = {
-        f"ppo/{name}": sum(row[name] for row in minibatches) / len(minibatches)
-        for name in minibatches[0]
-        if name != "ratio/std"
-    }
+    rows = torch.stack([torch.stack(list(row.values())) for row in minibatches]).tolist()
+    columns = dict(zip(minibatches[0], zip(*rows, strict=True), strict=True))
+    stats = {f"ppo/{name}": sum(column) / len(column) for name, column in columns.items() if name != "ratio/std"}
     variance = stats["ppo/returns/var"]
     stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / variance if variance > 0 else 0.0
-    return stats | {"ppo/ratio/std_before": minibatches[0]["ratio/std"]}
+    return stats | {"ppo/ratio/std_before": columns["ratio/std"][0]}
 
 
 def to_numbers(stats: dict[str, torch.Tensor]) -> dict[str, float]:
