@@ -83,7 +83,7 @@ def policy_trainer(case: Case, precision: Precision, run: RunParams | None = Non
     params = PolicyTrainingParams(
         task=task,
         rewards=RewardsParams(),
-        run=run or RunParams(seed=SEED, captured_decoding=case.captured),
+        run=run or RunParams(seed=SEED, captured_decoding="on" if case.captured else "off"),
         ppo=PPOParams(
             total_episodes=1000 * case.batch,
             batch_size=case.batch,

@@ -8,7 +8,9 @@ run; what surrounds the steps (models, memory, checkpoints) stands before and af
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,9 @@ from lm_human_preferences.learning.scoring import Rewards, Scorer
 from lm_human_preferences.runs.checkpoints import check_finite
 from lm_human_preferences.runs.folder import Run, go_on_after_restart, model_folder, open_run, same_finished_run
 from lm_human_preferences.runs.loop import Loop
+from lm_human_preferences.runs.micro_batches import SHARE, fitting_micro_batches, free_memory
 from lm_human_preferences.runs.params import RunParams, check_run_params, computing
-from lm_human_preferences.runs.stage_memory import policy_training_memory
+from lm_human_preferences.runs.stage_memory import StageMemory, policy_training_memory
 from lm_human_preferences.runs.tracking import TrackingParams, check_tracking
 from lm_human_preferences.runs.training import Probes, Training, blank_rows, rollout_probe
 from lm_human_preferences.train_reward import RewardTrainingParams
@@ -116,7 +119,7 @@ def settle(params: PolicyTrainingParams) -> PolicyTrainingParams:
         new.task, new.tracking = params.task, params.tracking
         new.run = dataclasses.replace(
             params.run,
-            captured_decoding=False,  # reward training does not sample at each step
+            captured_decoding="off",  # reward training does not sample at each step
             save_interval=own.save_interval,  # its steps are of another length
             keep_checkpoints=own.keep_checkpoints,
         )
@@ -204,16 +207,23 @@ class PPOTrainer:
         ppo, kl, config, sharding = params.ppo, params.rewards, policy.transformer.config, params.run.sharding
         self.total_steps = math.ceil(ppo.total_episodes / ppo.batch_size)
         world.share(ppo.batch_size // ppo.nminibatches, "--ppo.batch_size / --ppo.nminibatches")
-        if params.run.captured_decoding:
-            policy.captured = decoding_graphs(precision.device.type, sharding)
         reward_config = rewards.transformer.config if isinstance(rewards, RewardModel) else None
-        memory = policy_training_memory(params, config, precision, world.size, policy.formatter.length, reward_config)
-        methods = ("analyze", "respond")
+        prefix = policy.formatter.length
+        memory = partial(policy_training_memory, params, config, precision, world.size, prefix, reward_config)
+        captured = captures(params.run, memory, precision, world)
+        if captured:
+            policy.captured = decoding_graphs(precision.device.type, sharding)
         self.training = Training(
-            policy, memory, lambda p: TensorFlowAdam(p.parameter_groups()), params.run, precision, world, methods
+            policy,
+            memory(captured=captured),
+            lambda p: TensorFlowAdam(p.parameter_groups()),
+            params.run,
+            precision,
+            world,
+            ("analyze", "respond"),
         )
         self.parallel, self.optimizer = self.training.parallel, self.training.optimizer
-        self.reference = place_frozen(reference, world, precision, sharding, methods)
+        self.reference = place_frozen(reference, world, precision, sharding, ("analyze", "respond"))
         if isinstance(rewards, RewardModel):
             place_frozen(rewards, world, precision, sharding)
         self.scorer = Scorer(rewards, params.task, config.padding_token)
@@ -244,7 +254,8 @@ class PPOTrainer:
         with open_run("train_policy", task, experiment, p, self.inputs(), self.world) as run:
             first = self.resume(run) if p.run.resume else 0
             self.training.try_micro_batches(self.memory_probes())
-            run.record_computed(self.training.computed())
+            captured = {"captured_decoding": self.policy.captured is not None}
+            run.record_computed(self.training.computed() | captured)
             steered = f" steered to {p.rewards.adaptive_kl.target} nats" if p.rewards.adaptive_kl else ""
             run.say(
                 f"{experiment}: {self.total_steps:,} steps of {p.ppo.batch_size} episodes, KL coefficient "
@@ -449,6 +460,22 @@ class PPOTrainer:
 
         rollout = rollout_probe(self.policy, self.params.task, self.precision)
         return {"rollout": rollout, "scoring": scoring, "training": training}
+
+
+def captures(run: RunParams, memory: Callable[..., StageMemory], precision: Precision, world: World) -> bool:
+    """Whether decoding is captured; the same on every rank. `auto`: on a GPU, where weights stay where they are, if
+    every pass has as many rows beside the cache that stays. memory: policy_training_memory but for `captured`.
+    """
+    if run.captured_decoding != "auto":
+        return run.captured_decoding == "on"
+    if precision.device.type != "cuda" or run.sharding != "ddp":
+        return False
+    budget = world.min_over_ranks(int(SHARE * free_memory(precision.device, world)))
+    without, beside = (
+        fitting_micro_batches(run, memory(captured=captured), budget, precision.device.type)
+        for captured in (False, True)
+    )
+    return without == beside
 
 
 def sample_rows(rollout: Rollout, kl_coef: float, encoding: Encoding, count: int = 4) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ def parameters(folder: Path, setting: Setting, captured: bool) -> PolicyTraining
     params.evaluation.samples = 0
     run = params.run
     run.device, run.save_dir, run.save_interval = str(setting.device), str(folder / "runs"), 0
-    run.captured_decoding = captured
+    run.captured_decoding = "on" if captured else "off"
     if setting.quick:
         params.ppo.batch_size, params.task.response_length, params.task.truncate_after = 8, 4, 2
     return params

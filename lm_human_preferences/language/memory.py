@@ -99,12 +99,16 @@ class Shape:
         """One chunk of logits and their probabilities."""
         return 2 * CHUNK_ROWS[self.device] * self.config.n_vocab * 4
 
+    def cache(self, tokens: int) -> int:
+        """Keys and values of a row of so many tokens."""
+        return 2 * self.config.n_layer * self.config.n_embd * tokens * self.block_number
+
     def rollout(self, context: int, response: int, rows: int, whole: int = 0) -> Pass:
         """Sampling: keys and values of all tokens, the context's pass, and tables as wide as the vocabulary.
 
         whole: bytes of the weights that are made whole or rounded for all tokens at once.
         """
-        cache = 2 * self.config.n_layer * self.config.n_embd * (context + response) * self.block_number
+        cache = self.cache(context + response)
         tables = VOCABULARY_TABLES * 4 * self.config.n_vocab
         return Pass(whole, cache + context * self.passing() + tables, rows)
 

@@ -35,10 +35,11 @@ class RunParams:
     )
     micro_batch_rollout: int | None = param(None, "the same while responses are sampled")
     micro_batch_scoring: int | None = param(None, "the same in passes without gradient: reference, reward, validation")
-    captured_decoding: bool = param(
-        False,
-        "in policy training on a GPU: hand all of a rollout's decoding over at once, as a CUDA graph for each length "
-        "of query (16 at most); its cache then stays in memory",
+    captured_decoding: str = param(
+        "auto",
+        "on: policy training on a GPU hands all of a rollout's decoding over at once, as a CUDA graph for each length "
+        "of query (16 at most), and its cache stays in memory; off; auto: on where no pass has to do with fewer rows "
+        "for it",
     )
     recompute_activations: str = param(
         "auto",
@@ -64,7 +65,9 @@ class RunParams:
 
 def check_run_params(params: RunParams, rollouts: bool = False) -> None:
     """Raises UserError for numbers that no run can have; rollouts: whether it makes some at each step."""
-    if params.captured_decoding and not rollouts:
+    if params.captured_decoding not in ("auto", "on", "off"):
+        raise UserError(f"--run.captured_decoding {params.captured_decoding}: must be auto, on or off")
+    if params.captured_decoding == "on" and not rollouts:
         raise UserError("--run.captured_decoding on: only policy training samples at each step; leave it off")
     if params.overwrite and params.resume:
         raise UserError("--run.overwrite and --run.resume exclude each other; give one of them")

@@ -59,17 +59,27 @@ class Layout:
 
 
 def policy_training_memory(
-    params: Any, config: GPT2Config, precision: Precision, ranks: int, prefix: int = 0, reward: GPT2Config | None = None
+    params: Any,
+    config: GPT2Config,
+    precision: Precision,
+    ranks: int,
+    prefix: int = 0,
+    reward: GPT2Config | None = None,
+    captured: bool = False,
 ) -> StageMemory:
     """PPO. params: PolicyTrainingParams; prefix: tokens of the task's prefix and suffix; reward: the reward model, None
-    for one like the policy.
+    for one like the policy; captured: whether decoding is, whose cache then stays.
     """
     shape, layout = Shape(config, precision.bfloat16, precision.device.type), Layout(ranks, params.run.sharding)
     context, R = params.task.query_length + prefix, params.task.response_length
     rows, minibatch = -(-params.ppo.batch_size // ranks), -(-params.ppo.batch_size // params.ppo.nminibatches // ranks)
     whole = shape.weights() if layout.sharded else 0  # a sharded policy that samples is whole on every rank
+    held = layout.held(shape, {"reference": config, "reward model": reward or config})
+    if captured:
+        at_once = min(rows, params.run.micro_batch_rollout or MOST_ROWS[shape.device])
+        held["captured decoding"] = at_once * shape.cache(context + R)
     return StageMemory(
-        layout.held(shape, {"reference": config, "reward model": reward or config}),
+        held,
         shape.rollout(context, R, rows, whole + shape.rounded_blocks()),
         shape.scoring(context + R, rows),
         *layout.training(shape, context + R, minibatch, scored=R),

@@ -125,6 +125,7 @@ def test_reward_training_refuses(world, change, says):
             dict(run__captured_decoding="on", run__device="cpu"),
             "a CUDA graph needs a CUDA device, this run computes on cpu; leave it off",
         ),
+        (dict(run__captured_decoding="maybe"), "--run.captured_decoding maybe: must be auto, on or off"),
     ],
 )
 def test_policy_training_refuses(world, change, says):

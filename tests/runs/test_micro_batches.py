@@ -1,6 +1,7 @@
 """Micro-batches: what fits by prediction, what is tried, what is remembered; and `plan`."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from lm_human_preferences.runs.micro_batches import (
 )
 from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.runs.stage_memory import StageMemory, policy_training_memory, supervised_training_memory
+from lm_human_preferences.train_policy import captures
 from lm_human_preferences.train_sft import SFTParams
 
 from conftest import Goldens
@@ -225,6 +227,22 @@ def test_the_optimizers_state_is_what_is_predicted(method):
     assert predicted == sum(
         value.nbytes for state in optimizer.state.values() for value in state.values() if value.ndim
     )
+
+
+@pytest.mark.parametrize("gib, expected", [(80, True), (16, False)])
+def test_decoding_is_captured_where_its_cache_takes_no_rows(gib, expected, monkeypatch):
+    monkeypatch.setattr("lm_human_preferences.train_policy.free_memory", lambda device, world: gib * 2**30)
+    params = EXPERIMENTS["train_policy"]["sentiment"]()
+    gpu, run = Precision(torch.device("cuda"), True), params.run
+
+    def decided(precision: Precision = gpu, **changes) -> bool:
+        memory = partial(policy_training_memory, params, GPT2Config(), precision, 1)
+        return captures(replace(run, **changes), memory, precision, World())
+
+    assert decided() is expected and not decided(sharding="fsdp") and not decided(CPU)
+    assert decided(captured_decoding="on") and not decided(captured_decoding="off")
+    plain, held = (policy_training_memory(params, GPT2Config(), gpu, 1, captured=c).held for c in (False, True))
+    assert held == plain | {"captured decoding": 512 * 2 * 12 * 768 * 88 * 2}  # keys and values, bfloat16
 
 
 def test_sharding_and_precision_save_what_they_should():
