@@ -307,7 +307,7 @@ def memory(setting: Setting) -> Iterator[Line]:
     total = torch.cuda.mem_get_info(setting.device)[1]
     allowed = torch.cuda.memory_allocated(setting.device) + 6 * GIB
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(allowed / total, setting.device)
+    torch.cuda.set_per_process_memory_fraction(allowed / total)
     try:
         trainer.training.try_micro_batches(trainer.memory_probes())
         found = trainer.training.micro_batches
@@ -315,7 +315,7 @@ def memory(setting: Setting) -> Iterator[Line]:
         trainer.step(0)
         peak = torch.cuda.max_memory_reserved(setting.device) / GIB
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, setting.device)
+        torch.cuda.set_per_process_memory_fraction(1.0)
     check(found.training < chosen.training, f"nothing was halved: {found.describe()} in {allowed / GIB:.1f} GiB")
     yield line(
         f"micro-batches in {allowed / GIB:.1f} GiB",
