@@ -265,9 +265,9 @@ class RewardTrainer:
         labels, count = self.valid_labels, len(self.valid_labels)
         rewards = rewards_of(self.model, labels, self.precision, self.training.micro_batches.scoring, self.world)
         stats = label_statistics(self.kind, rewards, labels.target)
-        if not self.kind.is_choice:
+        if "accuracy" not in stats:
             return stats | {"labels": count}
-        accuracy = float((rewards.argmax(1) == labels.target).float().mean())
+        accuracy = stats["accuracy"]
         return {
             "accuracy": accuracy,
             "standard_error": math.sqrt(accuracy * (1 - accuracy) / count),
@@ -325,7 +325,7 @@ def describe_result(result: dict[str, float], kind: LabelType) -> str:
             "warning: there are no labels beyond num_train to measure on; nothing tells whether the reward model "
             "learned"
         )
-    if kind.is_choice:
+    if "accuracy" in result:
         return (
             f"held-out accuracy {result['accuracy']:.1%} +- {result['standard_error']:.1%} (standard error) on "
             f"{result['choices']:,} choices among {kind.n_responses}; chance is {result['chance']:.1%}"

@@ -21,6 +21,7 @@ from lm_human_preferences.commands import (
     collect,
     evaluate,
     inspect_labels,
+    people_labels,
     perplexity,
     plan,
     reward_quality,
@@ -194,6 +195,20 @@ def run_doctor(words: Words, flags: Flags, experiments: Experiments) -> None:
 
 
 def run_labels(words: Words, flags: Flags, experiments: Experiments) -> None:
+    """`inspect` and `convert` take label files; `inspect`, `quality` and `export` take what people answered."""
+    save_dir = flags.get("save_dir", "saved_models")
+    of_study = words[0] in ("export", "quality") or (
+        words[0] == "inspect" and people_labels.find_study(words[1], save_dir) is not None
+    )
+    if len(words) == 2 and of_study:
+        study = find_paths(apply_overrides(people_labels.StudyLabelsParams(), flags))
+        do = {
+            "export": people_labels.export,
+            "quality": people_labels.study_quality,
+            "inspect": people_labels.inspect_study,
+        }
+        print(do[words[0]](words[1], study))
+        return
     params = apply_overrides(inspect_labels.LabelToolParams(), flags)
     if words[0] == "inspect" and len(words) == 2:
         print(inspect_labels.inspect(words[1], params))
@@ -201,8 +216,8 @@ def run_labels(words: Words, flags: Flags, experiments: Experiments) -> None:
         print(inspect_labels.convert(words[1], words[2], params))
     else:
         raise UserError(
-            "labels takes two forms: python launch.py labels inspect SOURCE, "
-            "python launch.py labels convert SOURCE OUTPUT"
+            "labels takes these forms: python launch.py labels inspect SOURCE, labels convert SOURCE OUTPUT, labels "
+            "quality STUDY, labels export STUDY"
         )
 
 
@@ -344,13 +359,17 @@ COMMANDS = (
     ),
     Command(
         "labels",
-        "inspect SOURCE | convert SOURCE OUTPUT",
-        "two forms",
+        "inspect SOURCE | convert SOURCE OUTPUT | quality STUDY | export STUDY",
+        "one of these forms",
         (2, 3),
-        "look into a label file, or write it in the other form",
+        "look into a label file or write it in the other form; what people answered, and how far it can be trusted",
         run_labels,
-        (inspect_labels.LabelToolParams,),
-        about=("SOURCE is a file or a web address; OUTPUT ends in .json (token lists) or .jsonl (texts).",),
+        (inspect_labels.LabelToolParams, people_labels.StudyLabelsParams),
+        about=(
+            "SOURCE is a file, a web address or a study; OUTPUT ends in .json (token lists) or .jsonl (texts).",
+            "STUDY is a study of collect, by name or path; quality and export take --merge, --output, --save_dir",
+            "(docs/people.md).",
+        ),
     ),
     Command(
         "tasks", "[TASK]", "one task at most", (0, 1), "list the tasks, or print one in full", run_tasks, (TasksParams,)

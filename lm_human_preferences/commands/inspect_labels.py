@@ -75,7 +75,7 @@ def inspect(source: str, params: LabelToolParams) -> str:
         f"query     {_spread(query_lengths)} of {batch.queries.shape[1]} tokens",
         f"response  {_spread(lengths)} of {batch.responses.shape[2]} tokens",
     ]
-    lines += _choices(batch, lengths) if kind.is_choice else _numbers(batch, lengths, kind)
+    lines += _choices(batch, lengths) if kind.is_choice or kind.is_ranking else _numbers(batch, lengths, kind)
     same = sum(len({row.tobytes() for row in responses}) < len(responses) for responses in batch.responses.numpy())
     if same:
         lines.append(f"{same:,} labels show the same response twice")
@@ -83,10 +83,13 @@ def inspect(source: str, params: LabelToolParams) -> str:
         label = readable_label(batch, index, kind, encoding)
         lines += ["", f"label {index}: {label['query']!r}"]
         for n, text in enumerate(label["responses"]):
-            mark = "best ->" if kind.is_choice and n == label["best"] else "       "
+            mark = "best ->" if kind.is_choice and n == label.get("best") else "       "
             lines.append(f"  {mark} {n}: {text!r}")
-        if not kind.is_choice:
-            lines.append(f"  {kind.answer}: {label[kind.answer]:g}")
+        lines += [
+            f"  {name}: {value if isinstance(value, list) else format(value, 'g')}"
+            for name, value in label.items()
+            if name not in ("query", "responses", "best")
+        ]
     return "\n".join(lines)
 
 
@@ -103,10 +106,10 @@ def position_shares(best: torch.Tensor, n: int) -> tuple[list[float], float]:
 
 def _choices(batch: LabelBatch, lengths: torch.Tensor) -> list[str]:
     n = batch.responses.shape[1]
-    shares, error = position_shares(batch.target, n)
+    shares, error = position_shares(batch.best, n)
     lines = [f"best at position {at}: {share:.1%}{_warning(share, 1 / n, error)}" for at, share in enumerate(shares)]
     lines[0] += f"   (alike they would be {1 / n:.1%}, give or take {error:.1%})"
-    best = lengths.gather(1, batch.target[:, None])[:, 0]
+    best = lengths.gather(1, batch.best[:, None])[:, 0]
     different = lengths.min(1).values < lengths.max(1).values
     if different.any():
         longest = (best == lengths.max(1).values)[different].double().mean()

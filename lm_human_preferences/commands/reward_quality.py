@@ -7,7 +7,7 @@ with people -> a learning curve of reward models trained on fewer labels -> a ta
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +99,7 @@ class Choices:
 
     @property
     def best(self) -> np.ndarray:
-        return self.batch.target.numpy()
+        return self.batch.best.numpy()
 
 
 def reward_quality(experiment: str, params: RewardQualityParams, settings: RewardTrainingParams | None) -> Path:
@@ -186,6 +186,7 @@ def held_out_choices(subject: Subject, params: RewardQualityParams, encoding: En
     )
     if batch is None:
         raise UserError(f"{subject.name} holds no labels out; give a file of choices with --labels")
+    batch = replace(batch, target=batch.best)  # of a distribution over the responses the most probable one
     texts = [readable_label(batch, i, kind, encoding) for i in range(len(batch))]
     return Choices(
         batch,
@@ -214,7 +215,7 @@ def rated_responses(source: str, skip: int, batch: LabelBatch, given: str | None
     )
     try:
         found = [[by_id[number] for number in row["ids"]] for row in rows]
-        fits = [row["best"] for row in rows] == batch.target.tolist() and all(
+        fits = [row["best"] for row in rows] == batch.best.tolist() and all(
             len(row) == batch.responses.shape[1] for row in found
         )
         if fits and all(sentence["ratings"] for row in found for sentence in row):

@@ -1,8 +1,10 @@
 """Label files in and out.
 
 Two forms are read. The original's JSON is a list of objects with token lists (`query`, `sample0`, ..., `best`); the
-readable JSONL has texts, a line a label: {"query": text, "responses": [text, ...], "best": 2}. A source may be a web
-address: the file is fetched once and its digest checked at each use. Original: train_reward.py download_labels.
+readable JSONL has texts, a line a label: {"query": text, "responses": [text, ...], "best": 2}. In the place of `best` a
+choice may have `target`, a distribution over the responses. A ranking has `ranking`, a list of responses' numbers, the
+best first, of all of them or of the first ones. A source may be a web address: the file is fetched once and its digest
+checked at each use. Original: train_reward.py download_labels.
 """
 
 import json
@@ -86,14 +88,14 @@ def load_labels_if_any(
             tokens.extend(_checked_tokens(label[name], length, vocabulary, encoding, f"{where}: {name}"))
         if label["query"][0] == encoding.padding_token:
             raise UserError(f"{where}: query is empty: it starts with padding")
-        answers.append(_answer(label[kind.answer], kind, where))
+        answers.append(_answer(label, kind, where))
     if not answers:
         return None
     rows = torch.from_numpy(np.frombuffer(tokens, np.int32)).view(len(answers), -1)
     batch = LabelBatch(
         rows[:, : task.query_length],
         rows[:, task.query_length :].view(len(answers), len(names), -1),
-        torch.tensor(answers, dtype=torch.int64 if kind.is_choice else torch.float32),
+        _targets(answers, kind),
     )
     twice, throughout = _same_responses(batch)
     first = f"the first {task.response_length} tokens (--task.response_length)"
@@ -157,6 +159,8 @@ def _label_of_tokens(
     names = ["query", *kind.response_names(), kind.answer]
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected an object with {', '.join(names)}")
+    if kind.is_choice and "target" in entry and kind.answer not in entry:
+        names[-1] = "target"
     if "responses" in entry or isinstance(entry.get("query"), str):
         entry = _tokenised(entry, kind, task, encoding, where, cut)
     for name in names:
@@ -203,7 +207,13 @@ def _checked_tokens(
     return value
 
 
-def _answer(value: object, kind: LabelType, where: str) -> int | float:
+def _answer(label: dict[str, Any], kind: LabelType, where: str) -> int | float | list[int] | list[float]:
+    """The answer as it stands in `LabelBatch.target`. UserError for one that cannot be."""
+    if kind.is_ranking:
+        return _ranking(label[kind.answer], kind.n_responses, where)
+    if kind.is_choice and kind.answer not in label:
+        return _distribution(label["target"], kind.n_responses, where)
+    value = label[kind.answer]
     if kind.is_choice:
         if type(value) is not int or not 0 <= value < kind.n_responses:
             raise UserError(f"{where}: 'best' is {value!r}; it must be a whole number from 0 to {kind.n_responses - 1}")
@@ -217,6 +227,34 @@ def _answer(value: object, kind: LabelType, where: str) -> int | float:
     return float(value)
 
 
+def _ranking(value: object, n: int, where: str) -> list[int]:
+    if not isinstance(value, list) or not 1 <= len(value) == len(
+        {number for number in value if type(number) is int and 0 <= number < n}
+    ):
+        raise UserError(f"{where}: 'ranking' is {value!r}; it must be a list of different numbers from 0 to {n - 1}")
+    return [*value, *(-1 - number for number in range(n) if number not in value)]
+
+
+def _distribution(value: object, n: int, where: str) -> list[float]:
+    if (
+        not isinstance(value, list)
+        or len(value) != n
+        or not all(type(share) in (int, float) and 0 <= share <= 1 for share in value)
+        or abs(sum(value) - 1) > 1e-3
+    ):
+        raise UserError(f"{where}: 'target' is {value!r}; it must be {n} shares from 0 to 1 that sum to 1")
+    return [share / sum(value) for share in value]
+
+
+def _targets(answers: list[Any], kind: LabelType) -> torch.Tensor:
+    """All answers as `LabelBatch.target`; choices whose distributions each have one response alone are indices."""
+    if kind.is_choice and any(isinstance(answer, list) for answer in answers):
+        eye = torch.eye(kind.n_responses)
+        rows = torch.stack([torch.tensor(answer) if isinstance(answer, list) else eye[answer] for answer in answers])
+        return rows.argmax(1) if bool((rows.amax(1) == 1).all()) else rows
+    return torch.tensor(answers, dtype=torch.int64 if kind.is_choice or kind.is_ranking else torch.float32)
+
+
 def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
     """Given responses, padded: queries int64 [n, Q] and responses int64 [n, R] of a JSONL file of {"query": text,
     "response": text}, or the chosen responses of a file of choices in either form. Texts are cut as `load_labels` cuts
@@ -226,9 +264,9 @@ def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.T
         raise UserError(f"the file of texts {path} does not exist")
     entries = read_records(local_file(path), "row")
     start, first = next(entries, ("", None))
-    if isinstance(first, dict) and "best" in first:
+    if isinstance(first, dict) and any(key in first for key in ("best", "target", "ranking")):
         batch = load_labels(path, infer_kind(path), task, encoding).to(torch.device("cpu"))
-        return batch.queries, batch.responses[torch.arange(len(batch)), batch.target]
+        return batch.queries, batch.responses[torch.arange(len(batch)), batch.best]
     rows, rating, cut = [], label_type("scalar_rating"), _Cut()
     for where, entry in chain([(start, first)] if start else [], entries):
         if (
@@ -262,13 +300,16 @@ def infer_kind(source: str) -> LabelType:
         )
         for answer, name in (
             ("best", f"best_of_{samples}"),
+            ("target", f"best_of_{samples}"),
+            ("ranking", f"ranking_of_{samples}"),
             ("difference", "scalar_compare"),
             ("score", "scalar_rating"),
         ):
-            if answer in keys and (answer != "best" or samples >= 2):
+            if answer in keys and (answer not in ("best", "target", "ranking") or samples >= 2):
                 return label_type(name)
         raise UserError(
-            f"{where}: expected the answer in 'best' (of two or more samples), 'score' or 'difference'; it has "
+            f"{where}: expected the answer in 'best', 'target' or 'ranking' (of two or more samples), 'score' or "
+            f"'difference'; it has "
             f"{', '.join(keys) or 'no keys'}"
         )
     raise UserError(f"{path} has no labels")
@@ -304,14 +345,22 @@ def readable_label(batch: LabelBatch, index: int, kind: LabelType, encoding: Enc
     return {
         "query": text(batch.queries[index]),
         "responses": [text(response) for response in batch.responses[index]],
-        kind.answer: batch.target[index].item(),
+        **_answer_as_written(batch, index, kind),
     }
 
 
 def token_label(batch: LabelBatch, index: int, kind: LabelType) -> dict[str, Any]:
     """One label as the original writes it."""
     samples = {name: batch.responses[index, n].tolist() for n, name in enumerate(kind.response_names())}
-    return {"query": batch.queries[index].tolist(), **samples, kind.answer: batch.target[index].item()}
+    return {"query": batch.queries[index].tolist(), **samples, **_answer_as_written(batch, index, kind)}
+
+
+def _answer_as_written(batch: LabelBatch, index: int, kind: LabelType) -> dict[str, Any]:
+    """The answer of one label under the key that files have."""
+    answer = batch.target[index].tolist()
+    if kind.is_ranking:
+        return {"ranking": [number for number in answer if number >= 0]}
+    return {"target" if isinstance(answer, list) else kind.answer: answer}
 
 
 def save_labels(path: Path, labels: Iterator[dict[str, Any]]) -> int:

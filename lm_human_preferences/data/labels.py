@@ -16,7 +16,8 @@ class LabelParams:
     """Which labels."""
 
     type: str = param(
-        "best_of_4", "best_of_N for any N, scalar_rating or scalar_compare (also called scalar_comparison)"
+        "best_of_4",
+        "best_of_N or ranking_of_N for any N, scalar_rating or scalar_compare (also called scalar_comparison)",
     )
     num_train: int = param(4992, "labels to train on: the first of the file; a multiple of the batch size")
     source: str = param("", "label file (JSON of token lists or JSONL of texts), or its web address", "path")
@@ -41,15 +42,23 @@ def check_labels(params: LabelParams, batch_size: int) -> "LabelType":
 
 @dataclass
 class LabelBatch:
-    """Labels as tensors. `target` is the best response's index (int64) for best_of_N, else a float32 rating or
-    difference.
+    """Labels as tensors. `target` is for best_of_N the best response's index, int64 [B], or a distribution over the
+    responses, float32 [B, N]; for ranking_of_N the responses' indices, the best first, int64 [B, N], where -1 - n is
+    response n without a rank; else a float32 rating or difference [B].
 
     Tokens may be int32, as files are read; `to` makes them the int64 that models take.
     """
 
     queries: torch.Tensor  # [B, Q]
     responses: torch.Tensor  # [B, N, R]; N is 1 for scalar_rating, 2 for scalar_compare
-    target: torch.Tensor  # [B]
+    target: torch.Tensor  # [B] or [B, N]
+
+    @property
+    def best(self) -> torch.Tensor:
+        """Of choices and rankings the best response's index, int64 [B]; of several most probable ones the first."""
+        if self.target.ndim == 1:
+            return self.target
+        return self.target.argmax(1) if self.target.is_floating_point() else self.target[:, 0]
 
     def __len__(self) -> int:
         return len(self.target)
@@ -66,8 +75,8 @@ class LabelBatch:
 
 @dataclass(frozen=True)
 class LabelType:
-    """One kind of question to people: how many responses it shows, and what the answer is called ("best", "score" or
-    "difference").
+    """One kind of question to people: how many responses it shows, and what the answer is called ("best", "ranking",
+    "score" or "difference").
     """
 
     name: str
@@ -78,18 +87,22 @@ class LabelType:
     def is_choice(self) -> bool:
         return self.answer == "best"
 
+    @property
+    def is_ranking(self) -> bool:
+        return self.answer == "ranking"
+
     def response_names(self) -> list[str]:
         """The responses' keys in the original's JSON."""
         return ["sample"] if self.answer == "score" else [f"sample{i}" for i in range(self.n_responses)]
 
     def target_mean_std(self, target: torch.Tensor) -> tuple[float, float]:
-        """Mean and deviation that rewards are normalised to *before* training: 0 and 1 for choices, else those of all
-        labels [n].
+        """Mean and deviation that rewards are normalised to *before* training: 0 and 1 for choices and rankings, else
+        those of all labels [n].
 
         The deviation is the biased one; for comparisons both are of `difference` / 2. After training it is always 0
         and 1.
         """
-        if self.is_choice:
+        if self.is_choice or self.is_ranking:
             return 0.0, 1.0
         values = target.double() / (2 if self.answer == "difference" else 1)
         return float(values.mean()), float(values.std(correction=0))
@@ -97,14 +110,14 @@ class LabelType:
 
 def label_type(name: str) -> LabelType:
     """The label type of that name. Raises UserError for an unknown one."""
-    if (
-        name.startswith("best_of_")
-        and name.removeprefix("best_of_").isdigit()
-        and int(name.removeprefix("best_of_")) >= 2
-    ):
-        return LabelType(name, int(name.removeprefix("best_of_")), "best")
+    for answer in ("best", "ranking"):
+        number = name.removeprefix(f"{answer}_of_")
+        if number != name and number.isdigit() and int(number) >= 2:
+            return LabelType(name, int(number), answer)
     if name == "scalar_rating":
         return LabelType(name, 1, "score")
     if name in ("scalar_compare", "scalar_comparison"):
         return LabelType(name, 2, "difference")
-    raise UserError(f"--labels.type {name}: must be best_of_N (N at least 2), scalar_rating or scalar_compare")
+    raise UserError(
+        f"--labels.type {name}: must be best_of_N or ranking_of_N (N at least 2), scalar_rating or scalar_compare"
+    )

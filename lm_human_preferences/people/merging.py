@@ -125,8 +125,9 @@ def _posterior(
 ) -> np.ndarray:
     """The E-step [questions, labels]."""
     logs = np.zeros((questions, len(prior)))
-    np.add.at(logs, question, np.log2(errors[labeller, label]))
-    joint = np.log2(prior) + logs
+    with np.errstate(divide="ignore"):  # a label that nobody gave has prior 0
+        np.add.at(logs, question, np.log2(errors[labeller, label]))
+        joint = np.log2(prior) + logs
     joint = np.exp2(joint - joint.max(1, keepdims=True))
     found: np.ndarray = joint / joint.sum(1, keepdims=True)
     return found

@@ -43,6 +43,8 @@ def test_texts_are_cut_padded_and_ended(tmp_path):
             [{"query": "a", "responses": ["b"], "score": -1.5}, {"query": "a", "responses": ["c"], "score": 2}],
         ),
         ("scalar_compare", [{"query": "a", "responses": ["b", "c"], "difference": 0.25}]),
+        ("best_of_2", [{"query": "a", "responses": ["b", "c"], "target": [0.25, 0.75]}]),
+        ("ranking_of_3", [{"query": "a", "responses": ["b", "c", "d"], "ranking": [2, 0]}]),
     ],
 )
 def test_both_forms_give_the_same_tensors(tmp_path, name, rows):
@@ -311,8 +313,8 @@ def test_tokens_that_the_encoder_would_not_choose_are_counted(tmp_path):
         (["inspect", "{}/a.json", "--query_length", "7"], "query has 3 tokens, the task's length is 7"),
         (["convert", "{}/a.json", "{}/b.txt"], "must end in .json"),
         (["convert", "{}/a.json", "{}/a.json"], "exists already"),
-        (["convert", "{}/a.json"], "labels takes two forms"),
-        (["inspct", "{}/a.json"], "labels takes two forms"),
+        (["convert", "{}/a.json"], "labels takes these forms"),
+        (["inspct", "{}/a.json"], "labels takes these forms"),
         (["inspect", "{}/a.json", "--exmples", "3"], "did you mean --examples?"),
     ],
 )
@@ -344,3 +346,45 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("sys.argv", ["launch.py", "labels", *words])
         launch.main()
         assert says in capsys.readouterr().out
+
+
+def test_distributions_and_rankings(tmp_path):
+    kind, row = label_type("best_of_4"), {"query": "a", "responses": ["b", "c", "d", "e"]}
+    rows = [
+        row | {"target": [0.5, 0, 0.25, 0.25]},
+        row | {"best": 2},
+        row | {"best": 1, "target": "as before: ignored"},
+    ]
+    batch = load_labels(write(tmp_path / "a.jsonl", rows), kind, TASK, LETTERS)
+    assert batch.target.tolist() == [[0.5, 0, 0.25, 0.25], [0, 0, 1, 0], [0, 1, 0, 0]]
+    assert batch.best.tolist() == [0, 2, 1] and infer_kind(str(tmp_path / "a.jsonl")) == kind
+    one = [row | {"target": [0, 1, 0, 0.0]}, row | {"best": 3}]
+    indices = load_labels(write(tmp_path / "b.jsonl", one), kind, TASK, LETTERS).target
+    assert indices.tolist() == [1, 3] and indices.dtype == torch.int64  # as if both were `best`
+    ranked = write(tmp_path / "c.jsonl", [row | {"ranking": [3, 1]}, row | {"ranking": [0, 1, 2, 3]}])
+    assert infer_kind(ranked).name == "ranking_of_4"
+    batch = load_labels(ranked, infer_kind(ranked), TASK, LETTERS)
+    assert batch.target.tolist() == [[3, 1, -1, -3], [0, 1, 2, 3]] and batch.best.tolist() == [3, 0]
+    assert "ranking: [3, 1]" in inspect(ranked, LabelToolParams(encoding="letters"))
+    assert "target: [0.5, 0.0, 0.25, 0.25]" in inspect(str(tmp_path / "a.jsonl"), LabelToolParams(encoding="letters"))
+
+
+@pytest.mark.parametrize(
+    "name, answer, says",
+    [
+        ("best_of_4", {"target": [0.5, 0.5]}, "4 shares"),
+        ("best_of_4", {"target": [0.5, 0.5, 0.5, 0]}, "sum to 1"),
+        ("best_of_4", {"target": [1.5, -0.5, 0, 0]}, "from 0 to 1"),
+        ("best_of_4", {"target": [True, 0, 0, 0]}, "from 0 to 1"),
+        ("best_of_4", {"target": 3}, "4 shares"),
+        ("ranking_of_4", {"ranking": []}, "different numbers"),
+        ("ranking_of_4", {"ranking": [1, 1]}, "different numbers"),
+        ("ranking_of_4", {"ranking": [0, 4]}, "from 0 to 3"),
+        ("ranking_of_4", {"ranking": 2}, "must be a list"),
+        ("ranking_of_4", {"best": 2}, "'ranking' is missing"),
+    ],
+)
+def test_wrong_distributions_and_rankings(tmp_path, name, answer, says):
+    path = write(tmp_path / "a.jsonl", [{"query": "a", "responses": ["b", "c", "d", "e"]} | answer])
+    with pytest.raises(UserError, match=says):
+        load_labels(path, label_type(name), TASK, LETTERS)

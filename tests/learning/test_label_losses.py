@@ -1,12 +1,16 @@
 """Losses and statistics of labels, by hand; the recorded values are in test_cycles.py."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from lm_human_preferences.data.labels import label_type
-from lm_human_preferences.learning.label_losses import label_losses, label_statistics
+from lm_human_preferences.learning.label_losses import choice_accuracy, label_losses, label_statistics, ranking_losses
+
+from small import ROOT
 
 
 def test_losses_and_statistics_by_hand():
@@ -26,3 +30,46 @@ def test_losses_and_statistics_by_hand():
         "corr"
     ] == pytest.approx(1)
     assert (stats["label_mean"], stats["label_var"]) == (3.0, pytest.approx(14 / 3))
+
+
+@pytest.fixture
+def recorded():
+    with np.load(ROOT / "tests/data/people/labels.npz") as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files if name.startswith("soft/")}
+
+
+def test_a_distribution_as_recorded(recorded):
+    """Loss and gradient of targets with ties, of all alike and of any, in float64."""
+    rewards = recorded["soft/rewards"].requires_grad_()
+    losses = label_losses(label_type("best_of_4"), rewards, recorded["soft/target"])
+    losses.mean().backward()
+    for found, name in ((losses, "loss"), (losses.mean(), "mean"), (rewards.grad, "grad")):
+        torch.testing.assert_close(found, recorded[f"soft/{name}"], rtol=0, atol=1e-9)
+    assert bool((losses >= recorded["soft/entropy"] - 1e-12).all())
+
+
+def test_rankings_sum_to_one_and_need_not_be_whole():
+    """Over all orders, over all first and second places; the best one alone is equation 1, bit for bit."""
+    rewards = torch.tensor([0.3, -1.0, 2.0, 0.5])
+
+    def probabilities(orders):
+        return torch.exp(-ranking_losses(rewards.expand(len(orders), -1), torch.tensor(orders))).sum()
+
+    whole = list(itertools.permutations(range(4)))
+    pairs = [[*some, *(-1 - n for n in range(4) if n not in some)] for some in itertools.permutations(range(4), 2)]
+    assert float(probabilities(whole)) == pytest.approx(1) and float(probabilities(pairs)) == pytest.approx(1)
+    alone = torch.tensor([[2, -1, -2, -4]])
+    assert float(ranking_losses(rewards[None], alone)) == pytest.approx(
+        float(label_losses(label_type("best_of_4"), rewards[None], torch.tensor([2]))), rel=1e-6
+    )
+    stats = label_statistics(
+        label_type("ranking_of_4"), rewards.expand(2, -1), torch.tensor([[2, 3, 0, 1], [0, 1, 2, 3]])
+    )
+    assert stats["accuracy"] == 0.5
+
+
+def test_accuracy_on_distributions_counts_each_of_the_most_probable():
+    rewards = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    target = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0]])
+    assert choice_accuracy(rewards, target) == pytest.approx(2 / 3)
+    assert choice_accuracy(rewards, torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)
