@@ -128,7 +128,7 @@ class DPOTrainer:
         self.training = Training(
             policy, memory, lambda p: TensorFlowAdam(p.parameter_groups()), params.run, precision, world
         )
-        self.parallel, self.optimizer = self.training.parallel, self.training.optimizer
+        self.optimizer = self.training.optimizer
         self.reference: ChoicePolicy | None = place_frozen(reference, world, precision, params.run.sharding)
 
     @classmethod
@@ -213,18 +213,18 @@ class DPOTrainer:
         batch, reference = self.train_labels.rows(indices), self.train_reference[indices]
         share = self.world.share(len(indices), "--batch_size")
         mine, before = batch.rows(share), reference[share].to(device)
-        ratios, labels = [], label_parts(mine, self.training.micro_batches.training)
+        labels = label_parts(mine, self.training.micro_batches.training)
         references = before.split([len(part) for part in labels])
-        for part, reference_logprobs in self.parallel.micro_batches(list(zip(labels, references, strict=True))):
-            part = part.to(device)
+
+        def losses_of(part: tuple[LabelBatch, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            micro_batch, reference_logprobs = part[0].to(device), part[1]
             with self.precision.autocast():
-                logprobs = self.parallel(part.queries, part.responses)
+                logprobs = self.training.parallel(micro_batch.queries, micro_batch.responses)
             log_ratios = logprobs.sum(2) - reference_logprobs
-            self.parallel.backward(self.losses(log_ratios, part).sum() / len(batch))
-            ratios.append(log_ratios.detach())
-        self.optimizer.step(lr)
-        self.optimizer.zero_grad(set_to_none=True)
-        whole = self.world.gather(torch.cat(ratios)).cpu()
+            return self.losses(log_ratios, micro_batch).sum() / len(batch), log_ratios
+
+        [whole] = self.training.update(list(zip(labels, references, strict=True)), lr, losses_of)
+        whole = whole.cpu()
         return preference_statistics(self.losses(whole, batch), whole, batch.target, self.params.beta) | {"lr": lr}
 
     def losses(self, log_ratios: torch.Tensor, labels: LabelBatch) -> torch.Tensor:
@@ -292,10 +292,10 @@ class DPOTrainer:
                 self.policy(*of(rows))
 
         def training(rows: int) -> None:
-            with self.parallel.micro_batch(last=False):
+            with self.training.parallel.micro_batch(last=False):
                 with self.precision.autocast():
-                    logprobs = self.parallel(*of(rows))
-                self.parallel.backward(logprobs.sum())
+                    logprobs = self.training.parallel(*of(rows))
+                self.training.parallel.backward(logprobs.sum())
 
         return {"scoring": scoring, "training": training}
 

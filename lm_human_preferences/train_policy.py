@@ -40,7 +40,17 @@ from lm_human_preferences.language.captured import decoding_graphs
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.logprobs import slices
 from lm_human_preferences.language.model_folders import load_model
-from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.learning.group_advantages import (
+    GroupLosses,
+    GroupTargets,
+    advantage_stats,
+    group_relative,
+    group_stats,
+    grpo_losses,
+    leave_one_out,
+    rloo_losses,
+)
+from lm_human_preferences.learning.policy import Analysis, Policy
 from lm_human_preferences.learning.ppo import (
     AdaptiveKLController,
     AdaptiveKLParams,
@@ -108,6 +118,8 @@ def settle(params: PolicyTrainingParams) -> PolicyTrainingParams:
     comes first is off where there is a reward already, or takes this run's task, device and seed.
     """
     params = copy.deepcopy(params)
+    if params.ppo.advantage_scale == "auto":
+        params.ppo.advantage_scale = "group" if params.ppo.estimator == "grpo" else "none"
     rewards, save_dir = params.rewards, params.run.save_dir
     params.task.policy.initial_model = model_folder(params.task.policy.initial_model, save_dir, ("policy", "lm"))
     if rewards.trained_model is not None and not rewards.trained_model.startswith(SENTENCE_JUDGES):
@@ -207,6 +219,8 @@ class PPOTrainer:
         ppo, kl, config, sharding = params.ppo, params.rewards, policy.transformer.config, params.run.sharding
         self.total_steps = math.ceil(ppo.total_episodes / ppo.batch_size)
         world.share(ppo.batch_size // ppo.nminibatches, "--ppo.batch_size / --ppo.nminibatches")
+        if ppo.estimator != "gae":  # nothing trains the value head, and DDP waits for each gradient
+            policy.value_head.requires_grad_(False)
         reward_config = rewards.transformer.config if isinstance(rewards, RewardModel) else None
         prefix = policy.formatter.length
         memory = partial(policy_training_memory, params, config, precision, world.size, prefix, reward_config)
@@ -281,22 +295,33 @@ class PPOTrainer:
         ppo, kl_coef = self.params.ppo, self.kl_controller.value
         rollout = self.sample(step)
         rewards, non_score = compute_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, kl_coef)
-        lr = linear_decay(ppo.lr, step, self.total_steps)
-        minibatches = [
-            self.train_minibatch(rollout, rewards, index, lr)
-            for epoch in range(ppo.noptepochs)
-            for index in self.order(step, epoch).split(ppo.batch_size // ppo.nminibatches)
-        ]
-        metrics = self.statistics(step, rollout, non_score, kl_coef) | update_stats(minibatches) | {"lr": lr}
+        lr, size = linear_decay(ppo.lr, step, self.total_steps), ppo.batch_size // ppo.nminibatches
+        indices = [index for epoch in range(ppo.noptepochs) for index in self.order(step, epoch).split(size)]
+        if ppo.estimator == "gae":
+            minibatches, of_groups = [self.train_minibatch(rollout, rewards, index, lr) for index in indices], {}
+        else:
+            targets = GroupTargets(self.advantages(rollout, rewards), rollout.logprobs, rollout.ref_logprobs)
+            minibatches = [self.train_group_minibatch(rollout, targets, index, lr, kl_coef) for index in indices]
+            of_groups = advantage_stats(rollout.scores, targets.advantages, ppo.responses_per_query)
+        metrics = self.statistics(step, rollout, non_score, kl_coef) | of_groups | update_stats(minibatches)
+        metrics["lr"] = lr
         self.kl_controller.update(metrics["objective/kl"], ppo.batch_size)
         return metrics, rollout
 
     @torch.no_grad()
     def sample(self, step: int) -> Rollout:
-        """Responses to the step's queries, then scored; each rank does its share, then all have everything."""
-        B, rows, device = self.params.ppo.batch_size, self.training.micro_batches, self.precision.device
-        mine = self.world.share(B, "--ppo.batch_size")
-        queries, uniforms = self.queries.batch(B)[mine], self.uniforms(step)[mine]
+        """Responses to the step's queries, then scored; each rank does its share, then all have everything.
+
+        Several responses to a query are neighbours.
+        """
+        B, k = self.params.ppo.batch_size, self.params.ppo.responses_per_query
+        mine, rows, device = (
+            self.world.share(B, "--ppo.batch_size"),
+            self.training.micro_batches,
+            self.precision.device,
+        )
+        queries = self.queries.batch(B // k).repeat_interleave(k, dim=0)[mine]
+        uniforms = self.uniforms(step)[mine]
         real, parts = queries != self.policy.transformer.config.padding_token, []
         with gathered(self.policy):
             for q, u, r in zip(*(column.split(rows.rollout) for column in (queries, uniforms, real)), strict=True):
@@ -336,23 +361,56 @@ class PPOTrainer:
         Whitening looks at the whole minibatch; ranks and micro-batches only share the work. Nothing here waits for the
         device.
         """
-        ppo, precision, real = self.params.ppo, self.precision, rollout.real[index.cpu()]
-        index = index.to(precision.device, non_blocking=True)
+        ppo, real = self.params.ppo, rollout.real[index.cpu()]
+        index = index.to(self.precision.device, non_blocking=True)
         targets = minibatch_targets(rewards[index], rollout.logprobs[index], rollout.values[index], ppo)
-        mine = self.world.share(len(index), "--ppo.batch_size / --ppo.nminibatches")
-        parts = []
-        for rows in self.parallel.micro_batches(slices(mine.start, mine.stop, self.training.micro_batches.training)):
-            chosen = index[rows]
-            with precision.autocast():
-                analysis = self.parallel(rollout.queries[chosen], rollout.responses[chosen], real[rows])
+
+        def losses_of(rows: slice) -> list[torch.Tensor]:
+            analysis = self.analyse(rollout, index[rows], real[rows])
             losses = ppo_losses(analysis.logprobs, analysis.values, targets.rows(rows), ppo)
             loss = losses.policy.sum() + ppo.vf_coef * losses.value.sum()
-            self.parallel.backward(loss / targets.returns.numel())
-            parts.append([*(part.detach() for part in losses), analysis.values.detach(), analysis.entropies])
-        self.optimizer.step(lr)
-        self.optimizer.zero_grad(set_to_none=True)
-        *whole, values, entropies = (self.world.gather(torch.cat(column)) for column in zip(*parts, strict=True))
+            return [loss / targets.returns.numel(), *losses, analysis.values, analysis.entropies]
+
+        *whole, values, entropies = self.training.update(self.parts(len(index)), lr, losses_of)
         return minibatch_stats(Losses(*whole), values, entropies, targets, ppo)
+
+    def advantages(self, rollout: Rollout, rewards: torch.Tensor) -> torch.Tensor:
+        """Advantages float32 [B] from the other responses to the same query: by scores for GRPO, whose KL is in the
+        loss, by whole rewards for RLOO, those of the tokens [B, R] added up.
+        """
+        k, scale = self.params.ppo.responses_per_query, self.params.ppo.advantage_scale
+        if self.params.ppo.estimator == "rloo":
+            return leave_one_out(rewards.sum(1), k, scale)
+        return group_relative(rollout.scores, k, scale)
+
+    def train_group_minibatch(
+        self, rollout: Rollout, targets: GroupTargets, index: torch.Tensor, lr: float, kl_coef: float
+    ) -> dict[str, torch.Tensor]:
+        """`train_minibatch` for RLOO and GRPO, which have no values; targets: of all the step's episodes."""
+        ppo, real = self.params.ppo, rollout.real[index.cpu()]
+        index = index.to(self.precision.device, non_blocking=True)
+
+        def losses_of(rows: slice) -> list[torch.Tensor]:
+            analysis, mine = self.analyse(rollout, index[rows], real[rows]), targets.rows(index[rows])
+            if ppo.estimator == "rloo":
+                losses = rloo_losses(analysis.logprobs, mine, ppo)
+            else:
+                losses = grpo_losses(analysis.logprobs, mine, ppo, kl_coef)
+            return [losses.total.sum() / len(index), *losses, analysis.entropies]
+
+        *whole, entropies = self.training.update(self.parts(len(index)), lr, losses_of)
+        return group_stats(GroupLosses(*whole), entropies)
+
+    def parts(self, size: int) -> list[slice]:
+        """This rank's micro-batches of a minibatch of that size, as slices of its rows."""
+        mine = self.world.share(size, "--ppo.batch_size / --ppo.nminibatches")
+        return slices(mine.start, mine.stop, self.training.micro_batches.training)
+
+    def analyse(self, rollout: Rollout, index: torch.Tensor, real: torch.Tensor) -> Analysis:
+        """A training pass over the episodes at `index`; real: where their queries are no padding, on the host."""
+        with self.precision.autocast():
+            analysis: Analysis = self.parallel(rollout.queries[index], rollout.responses[index], real)
+            return analysis
 
     def statistics(self, step: int, rollout: Rollout, non_score: torch.Tensor, kl_coef: float) -> dict[str, float]:
         """What the step's episodes are like; docs/metrics.md explains each number."""

@@ -16,10 +16,30 @@ from lm_human_preferences.foundation.errors import UserError
 LARGEST_ERROR = 0.2  # of the KL controller in one update, as a share (original: train_policy.py AdaptiveKLController)
 
 
+ESTIMATORS = ("gae", "rloo", "grpo")  # of advantages
+SCALES = ("auto", "none", "group", "batch")
+
+
 @dataclass
 class PPOParams:
     """Proximal policy optimisation; defaults are the original's."""
 
+    estimator: str = param(
+        "gae",
+        "where advantages come from. gae: a value function, as in the original; rloo and grpo: the other responses to "
+        "the same query, without one (docs/methods.md)",
+    )
+    responses_per_query: int = param(1, "responses to each query of a step; at least 2 for rloo and grpo")
+    advantage_scale: str = param(
+        "auto",
+        "rloo and grpo: divide advantages by the deviation of each query's rewards (group, grpo alone), of the whole "
+        "step's (batch), or not (none). auto: group for grpo, none for rloo",
+    )
+    unbiased_kl: bool = param(
+        False,
+        "grpo: weigh the KL in the loss by the probability ratio, so that its gradient is that of the KL of the policy "
+        "from the reference; off: as published, that of the reference from the policy",
+    )
     total_episodes: int = param(
         2_000_000, "responses to sample in the whole run; ceil(total_episodes / batch_size) steps are made"
     )
@@ -53,11 +73,12 @@ def check_ppo(params: PPOParams) -> None:
     for name in ("total_episodes", "batch_size", "nminibatches", "noptepochs"):
         if getattr(params, name) < 1:
             raise UserError(f"--ppo.{name} {getattr(params, name)}: must be at least 1")
+    check_estimator(params)
     if params.batch_size % params.nminibatches:
         raise UserError(
             f"--ppo.batch_size {params.batch_size} does not divide by --ppo.nminibatches {params.nminibatches}"
         )
-    if params.whiten_rewards and params.batch_size // params.nminibatches < 8:
+    if params.estimator == "gae" and params.whiten_rewards and params.batch_size // params.nminibatches < 8:
         raise UserError(
             "--ppo.whiten_rewards needs minibatches of at least 8 episodes, not "
             f"{params.batch_size // params.nminibatches}; raise --ppo.batch_size or switch it off"
@@ -72,6 +93,26 @@ def check_ppo(params: PPOParams) -> None:
             raise UserError(f"--ppo.{name} {getattr(params, name)}: must lie between 0 and 1")
     if not 0 <= params.vf_coef < math.inf:
         raise UserError(f"--ppo.vf_coef {params.vf_coef}: must not be negative")
+
+
+def check_estimator(params: PPOParams) -> None:
+    """Raises UserError for an estimator that does not exist, or that these numbers do not suit."""
+    k, estimator, scale = params.responses_per_query, params.estimator, params.advantage_scale
+    if estimator not in ESTIMATORS:
+        raise UserError(f"--ppo.estimator {estimator}: must be gae, rloo or grpo")
+    if scale not in SCALES:
+        raise UserError(f"--ppo.advantage_scale {scale}: must be auto, none, group or batch")
+    if k < 1 or params.batch_size % k:
+        raise UserError(f"--ppo.batch_size {params.batch_size} does not divide by --ppo.responses_per_query {k}")
+    if estimator != "gae" and k < 2:
+        raise UserError(
+            f"--ppo.estimator {estimator} compares the responses to one query with each other: give "
+            "--ppo.responses_per_query 2 or more"
+        )
+    if scale not in ("auto", "none") and estimator == "gae" or scale == "group" and estimator == "rloo":
+        raise UserError(f"--ppo.advantage_scale {scale} has no part in --ppo.estimator {estimator}; leave it at auto")
+    if params.unbiased_kl and estimator != "grpo":
+        raise UserError(f"--ppo.unbiased_kl has no part in --ppo.estimator {estimator}, whose rewards hold the KL")
 
 
 def check_kl(kl_coef: float, adaptive: AdaptiveKLParams | None, batch_size: int) -> None:
@@ -296,8 +337,9 @@ def update_stats(minibatches: list[dict[str, torch.Tensor]]) -> dict[str, float]
     rows = torch.stack([torch.stack(list(row.values())) for row in minibatches]).tolist()
     columns = dict(zip(minibatches[0], zip(*rows, strict=True), strict=True))
     stats = {f"ppo/{name}": sum(column) / len(column) for name, column in columns.items() if name != "ratio/std"}
-    variance = stats["ppo/returns/var"]
-    stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / variance if variance > 0 else 0.0
+    variance = stats.get("ppo/returns/var")  # without values there is none
+    if variance is not None:
+        stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / variance if variance > 0 else 0.0
     return stats | {"ppo/ratio/std_before": columns["ratio/std"][0]}
 
 

@@ -2,7 +2,7 @@
 and what a checkpoint holds of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,7 @@ from lm_human_preferences.runs.stage_memory import StageMemory
 Probes = dict[str, Callable[[int], None]]  # kind of pass -> a pass over that many rows that changes nothing
 
 
+Part = TypeVar("Part")
 AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer | CombinedOptimizer)
 
 
@@ -62,6 +63,22 @@ class Training(Generic[AnyOptimizer]):
         rows = asdict(self.micro_batches)
         recompute = rows.pop("recompute")
         return describe_computing(self.precision) | {"micro_batches": rows, "recompute_activations": recompute}
+
+    def update(
+        self, parts: Sequence[Part], lr: float, losses_of: Callable[[Part], Sequence[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """One optimizer step over this rank's micro-batches `parts`. `losses_of` a part gives first its share in the
+        loss of the global batch, then tensors of its rows, [rows, ...]; returns these for the whole global batch, in
+        rank order, as they were before the step.
+        """
+        rows = []
+        for part in self.parallel.micro_batches(parts):
+            loss, *tensors = losses_of(part)
+            self.parallel.backward(loss)
+            rows.append([tensor.detach() for tensor in tensors])
+        self.optimizer.step(lr)  # type: ignore[call-arg]  # TensorFlowAdam's takes the rate
+        self.optimizer.zero_grad(set_to_none=True)
+        return [self.world.gather(torch.cat(column)) for column in zip(*rows, strict=True)]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint holds: parameters and the optimizer's state, by name."""

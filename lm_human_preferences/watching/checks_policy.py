@@ -87,6 +87,35 @@ def kl_negative(h: History) -> Judgement | None:
     )
 
 
+EQUAL_GROUPS = AtMost(
+    "share of queries whose responses all have the same score, under `ppo.estimator` rloo or grpo",
+    warning=0.5,
+    severe=0.9,
+    why="half of what is sampled is wasted; at 0.9 nine tenths are",
+)
+
+
+@check(
+    "train_policy",
+    looks_at=f"`objective/equal_groups`, mean of the last {SHORT} steps",
+    limits=(EQUAL_GROUPS,),
+    why="a response is compared with the others to its query: where all score alike nothing is learned but the KL's "
+    "price; often all are penalised",
+    change="`--ppo.responses_per_query`, `--task.policy.temperature`; look at `objective/valid`",
+)
+def equal_groups(h: History) -> Judgement | None:
+    shares = h.so_far("objective/equal_groups")
+    if shares is None:
+        return None
+    average = shares.mean_last(SHORT)
+    return Judgement(
+        EQUAL_GROUPS.level(average),
+        f"{average:.0%} of the queries' responses all have the same score, limit {EQUAL_GROUPS.warning:.0%}",
+        f"raise {h.flag('ppo.responses_per_query')} or {h.flag('task.policy.temperature')}; look at objective/valid: "
+        "are all penalised?",
+    )
+
+
 # --- the distance from the reference ---
 
 KL_PER_TOKEN = AtMost(
@@ -485,4 +514,5 @@ POLICY_CHECKS = (
     value_function,
     update_size,
     loss_rising,
+    equal_groups,
 )

@@ -1,0 +1,119 @@
+"""Policy training with other estimators than PPO's own: resume, micro-batches and ranks change nothing; what each needs
+and has not.
+"""
+
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lm_human_preferences.foundation.errors import Interrupted, UserError
+from lm_human_preferences.runs.stopping import StopRequest
+
+from scaling import distance
+from scaling import run as run_on
+from small import flags, make_world, metrics, policy_flags, reward_flags, run_here
+
+VARIANTS = {
+    "rloo": dict(ppo__estimator="rloo", ppo__responses_per_query=4),
+    "grpo": dict(ppo__estimator="grpo", ppo__responses_per_query=2, ppo__nminibatches=2),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The small world with a reward model and a run of each variant."""
+    folder = make_world(tmp_path_factory.mktemp("estimators"))
+    run_here("train_reward", "movies", "reward", *reward_flags(folder))
+    for name in VARIANTS:
+        run_here("train_policy", "movies", name, *words_of(folder, name))
+    return folder
+
+
+def words_of(world, name: str, **changes) -> list[str]:
+    return policy_flags(world, world / "runs/reward/reward_model") + flags(**VARIANTS[name] | changes)
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    return load_file(run / "policy/model.safetensors") | load_file(run / "policy/heads.safetensors")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_resume_equals_an_uninterrupted_run(world, name):
+    """Stopped after the second step; bit for bit."""
+    count, words = itertools.count(1), words_of(world, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopRequest, "agreed", lambda request: next(count) == 2)
+        with pytest.raises(Interrupted):
+            run_here("train_policy", "movies", f"stopped_{name}", *words)
+    run_here("train_policy", "movies", f"stopped_{name}", *words, "--run.resume", "on")
+    runs = world / "runs"
+    assert metrics(runs / f"stopped_{name}") == metrics(runs / name)
+    ours, theirs = weights(runs / f"stopped_{name}"), weights(runs / name)
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_micro_batches_change_only_rounding(world, name):
+    more = dict(run__micro_batch=3, run__micro_batch_rollout=5, run__micro_batch_scoring=7)
+    run_here("train_policy", "movies", f"micro_{name}", *words_of(world, name, **more))
+    found = distance("train_policy", world / f"runs/micro_{name}", world / f"runs/{name}")
+    assert found["loss"] < 1e-4 and found["weights"] < 5e-5 and found["same responses"] == 1
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_ranks_equal_one(world, name):
+    """A query's responses may lie on two ranks."""
+    shutil.rmtree(world / f"runs/ranks_{name}", ignore_errors=True)
+    more = flags(**VARIANTS[name], ppo__total_episodes=64)
+    together = run_on("train_policy", f"ranks_{name}", world, 2, *map(str, more))
+    found = distance("train_policy", together, world / f"runs/{name}")
+    assert found["loss"] < 1e-4 and found["weights"] < 5e-5 and found["same responses"] == 1
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo"])
+def test_there_is_no_value_function(world, name):
+    rows, heads = metrics(world / "runs" / name), load_file(world / f"runs/{name}/policy/heads.safetensors")
+    assert not any(metric.startswith(("ppo/val", "ppo/returns")) for metric in rows[0])
+    assert float(heads["value.weight"].abs().max()) == 0
+    assert rows[0]["ppo/ratio/std_before"] < 1e-5 and rows[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert rows[0]["objective/advantage_std"] > 0 and 0 <= rows[0]["objective/equal_groups"] <= 1
+
+
+def test_a_query_is_sampled_once_for_its_responses(world):
+    """Neighbours have one query and different responses; as many queries as batch / k leave the stream."""
+    from lm_human_preferences.runs.tracking import read_jsonl
+
+    rows = [row for row in read_jsonl(world / "runs/rloo/samples.jsonl") if row["step"] == 0]
+    assert len({row["query"] for row in rows}) == 1 and len({row["response"] for row in rows}) > 1
+
+
+def test_scales_and_directions_differ(world):
+    """Each option changes the run."""
+    first = metrics(world / "runs/grpo")[1]["objective/score"], metrics(world / "runs/grpo")[-1]["objective/kl"]
+    options = (dict(ppo__advantage_scale="none"), dict(ppo__advantage_scale="batch"), dict(ppo__unbiased_kl="on"))
+    for number, change in enumerate(options):
+        run_here("train_policy", "movies", f"option_{number}", *words_of(world, "grpo", **change))
+        rows = metrics(world / f"runs/option_{number}")
+        assert (rows[1]["objective/score"], rows[-1]["objective/kl"]) != first
+        assert np.isfinite(rows[-1]["ppo/loss/total"])
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(ppo__estimator="reinforce"), "--ppo.estimator reinforce: must be gae, rloo or grpo"),
+        (dict(ppo__responses_per_query=1), "give --ppo.responses_per_query 2 or more"),
+        (dict(ppo__responses_per_query=3), "--ppo.batch_size 16 does not divide by --ppo.responses_per_query 3"),
+        (dict(ppo__advantage_scale="group"), "--ppo.advantage_scale group has no part in --ppo.estimator rloo"),
+        (dict(ppo__advantage_scale="all"), "--ppo.advantage_scale all: must be auto, none, group or batch"),
+        (dict(ppo__unbiased_kl="on"), "--ppo.unbiased_kl has no part in --ppo.estimator rloo"),
+    ],
+)
+def test_what_cannot_work_is_refused(world, changes, says):
+    with pytest.raises(UserError, match=says):
+        run_here("train_policy", "movies", "refused", *words_of(world, "rloo", **changes))
+    assert not (world / "runs/refused").exists()
