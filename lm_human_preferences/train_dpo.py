@@ -128,7 +128,7 @@ class DPOTrainer:
         self.training = Training(
             policy, memory, lambda p: TensorFlowAdam(p.parameter_groups()), params.run, precision, world
         )
-        self.optimizer = self.training.optimizer
+        self.parallel, self.optimizer = self.training.parallel, self.training.optimizer
         self.reference: ChoicePolicy | None = place_frozen(reference, world, precision, params.run.sharding)
 
     @classmethod
@@ -219,7 +219,7 @@ class DPOTrainer:
         def losses_of(part: tuple[LabelBatch, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
             micro_batch, reference_logprobs = part[0].to(device), part[1]
             with self.precision.autocast():
-                logprobs = self.training.parallel(micro_batch.queries, micro_batch.responses)
+                logprobs = self.parallel(micro_batch.queries, micro_batch.responses)
             log_ratios = logprobs.sum(2) - reference_logprobs
             return self.losses(log_ratios, micro_batch).sum() / len(batch), log_ratios
 
@@ -292,10 +292,10 @@ class DPOTrainer:
                 self.policy(*of(rows))
 
         def training(rows: int) -> None:
-            with self.training.parallel.micro_batch(last=False):
+            with self.parallel.micro_batch(last=False):
                 with self.precision.autocast():
-                    logprobs = self.training.parallel(*of(rows))
-                self.training.parallel.backward(logprobs.sum())
+                    logprobs = self.parallel(*of(rows))
+                self.parallel.backward(logprobs.sum())
 
         return {"scoring": scoring, "training": training}
 

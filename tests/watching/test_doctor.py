@@ -170,7 +170,7 @@ def test_the_recorded_demo_has_no_findings(stage):
     diagnosis = diagnose(History(f"train_{stage}", config), rows, [], result)
     assert diagnosis.healthy, describe(diagnosis, stage)
     assert diagnosis.not_looked_at == (
-        ["kl_coef", "samples_repeat"] if stage == "policy" else ["query_padding", "response_padding"]
+        ["kl_coef", "samples_repeat", "equal_groups"] if stage == "policy" else ["query_padding", "response_padding"]
     )
 
 
@@ -618,7 +618,11 @@ def test_the_page_names_flags_and_metrics_that_exist():
 
 @pytest.mark.parametrize(
     "metric, values, check",
-    [("objective/entropy", [16.0] * 10 + [0.1] * 20, "entropy"), ("objective/valid", [0.0] * 30, "penalised")],
+    [
+        ("objective/entropy", [16.0] * 10 + [0.1] * 20, "entropy"),
+        ("objective/valid", [0.0] * 30, "penalised"),
+        ("objective/equal_groups", [0.2] * 5 + [1.0] * 5, "equal_groups"),
+    ],
 )
 def test_what_becomes_severe_in_longer_runs(metric, values, check):
     """Rows as a run writes them: a policy that has become one response, and one whose responses never end."""
