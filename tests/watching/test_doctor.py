@@ -352,6 +352,7 @@ CHANGED = [
     ("policy", "objective/score_std", [9.0] * 32, "score_scale"),
     ("policy", "ppo/val/var_explained", [-0.1] * 32, "value_function"),
     ("policy", "ppo/policy/clipfrac", [0.1] * 20 + [0.5] * 12, "update_size"),
+    ("policy", "objective/equal_groups", [0.7] * 32, "equal_groups"),
     ("policy", "ppo/val/vpred", [0.1] * 20 + [None] * 12, "not_finite"),
     ("reward", "train/loss", [1.4 + step / 100 for step in range(300)], "loss_rising"),
     ("reward", "train/lr", [1e-3] * 300, "learning_rate"),
