@@ -311,18 +311,18 @@ def test_a_run_broken_like_this_is_found(world, capsys, name, stage, changes, ex
     )
 
 
-def cold(self, queries, uniforms, respond):
+def cold(self, queries, uniforms, respond, **more):
     """A bug: sampling at half the temperature of training."""
     temperature, self.temperature = self.temperature, self.temperature / 2
     try:
-        return respond(self, queries, uniforms)
+        return respond(self, queries, uniforms, **more)
     finally:
         self.temperature = temperature
 
 
-def uniform(self, queries, uniforms, respond):
+def uniform(self, queries, uniforms, respond, **more):
     """A bug: tokens that the policy did not draw."""
-    return respond(self, queries, uniforms)._replace(tokens=(uniforms * 26).long())
+    return respond(self, queries, uniforms, **more)._replace(tokens=(uniforms * 26).long())
 
 
 BUGS = [
