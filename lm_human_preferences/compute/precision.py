@@ -35,6 +35,10 @@ def gpu_has_fast_bfloat16(device: torch.device) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
 
 
+VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
+EXCLUDED = -1e10  # a logit whose probability is 0 in float32; finite, so that 0 times it is 0
+
+
 @dataclass(frozen=True)
 class Precision:
     """Where a run computes and in what precision."""
@@ -141,3 +145,47 @@ def vocabulary_projection(
         if out is not None:
             return torch.mm(hidden.float(), embedding.float().t(), out=out)
         return F.linear(hidden.float(), embedding.float())
+
+
+def aligned_vocabulary(embedding: torch.Tensor) -> torch.Tensor:
+    """The embedding [V, C] with rows of zeros up to a multiple of `VOCABULARY_MULTIPLE`; itself where that is V.
+
+    GPT-2's 50,257 is odd: on a GPU the products that it is an edge of run at a third of the speed (H200, TF32: 130
+    TFLOP/s instead of 400). The copy takes as long as a hundredth of them.
+    """
+    V, C = embedding.shape
+    missing = -V % VOCABULARY_MULTIPLE[embedding.device.type]
+    if not missing:
+        return embedding
+    aligned = embedding.new_empty(V + missing, C)
+    aligned[:V], aligned[V:] = embedding, 0
+    return aligned
+
+
+def scaled_projection(hidden: torch.Tensor, embedding: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
+    """`vocabulary_projection` into `out`, times `scale`: a GPU's product scales its float32 sums for nothing, where
+    another pass over all logits takes a tenth of the product's time.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.addmm(out, hidden.float(), embedding.float().t(), beta=0, alpha=scale, out=out)
+
+
+def tempered_logits(
+    hidden: torch.Tensor,
+    aligned: torch.Tensor,
+    vocabulary: int,
+    temperature: float = 1.0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`vocabulary_projection` of hidden [n, C], divided by the temperature, without gradient: float32 [n, rows of
+    `aligned`]. Where `aligned_vocabulary` has added rows their logits are `EXCLUDED`.
+    """
+    if out is not None and temperature != 1 and VOCABULARY_MULTIPLE[hidden.device.type] > 1:
+        logits = scaled_projection(hidden, aligned, 1 / temperature, out)
+    else:
+        logits = vocabulary_projection(hidden, aligned, out)
+        if temperature != 1:
+            logits.div_(temperature)
+    if len(aligned) > vocabulary:
+        logits[:, vocabulary:] = EXCLUDED
+    return logits

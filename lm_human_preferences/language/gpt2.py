@@ -347,11 +347,9 @@ class GPT2(nn.Module):
             x = x[places]
         return x.view(*read_at.shape, x.shape[1])
 
-    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """hidden [..., C] -> float32 logits [..., V] over the tied embedding; `out`: memory for those of hidden [n, C],
-        without gradient.
-        """
-        return vocabulary_projection(hidden, self.wte.weight, out)
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [..., C] -> float32 logits [..., V] over the tied embedding."""
+        return vocabulary_projection(hidden, self.wte.weight)
 
     def new_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` columns (padding of the first chunk takes no column)."""

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lm_human_preferences.compute.precision import vocabulary_projection, with_matmul_precision
+from lm_human_preferences.compute.precision import aligned_vocabulary, tempered_logits, with_matmul_precision
 from lm_human_preferences.language.gpt2 import GPT2
 
 CHUNK_ROWS = {"cpu": 128, "cuda": 2048}  # of a matrix product; 2,048 rows of 50,257 float32 logits are 400 MiB
 BLOCK_ROWS = {"cpu": 16, "cuda": 2048}  # of the passes over its result
-KEPT_BYTES = {"cpu": 2**29, "cuda": 2**31}  # of exponentials, from a forward pass to its backward pass
+KEPT_BYTES = {"cpu": 2**29, "cuda": 3 * 2**30}  # of exponentials, from a forward pass to its backward pass
 
 
 def token_logprobs(
@@ -98,14 +98,12 @@ class _TokenLogprobs(torch.autograd.Function):
         entropies: bool,
         kept: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        N, size = len(labels), CHUNK_ROWS[hidden.device.type]
+        N, V, size, weight = len(labels), len(embedding), CHUNK_ROWS[hidden.device.type], aligned_vocabulary(embedding)
         sums = _Sums(hidden.new_empty(N), hidden.new_empty(N), hidden.new_empty(N), hidden.new_zeros(N))
-        exponentials = hidden.new_empty(kept, len(embedding))
-        memory = hidden.new_empty(min(N, size), len(embedding))  # of one chunk's logits, for all chunks
+        exponentials = hidden.new_empty(kept, len(weight))
+        memory = hidden.new_empty(min(N, size), len(weight))  # of one chunk's logits, for all chunks
         for rows in slices(0, kept, size) + slices(kept, N, size):
-            logits = vocabulary_projection(hidden[rows], embedding, out=memory[: rows.stop - rows.start])
-            if temperature != 1:
-                logits.div_(temperature)
+            logits = tempered_logits(hidden[rows], weight, V, temperature, memory[: rows.stop - rows.start])
             keep = exponentials[rows] if rows.stop <= kept else None
             _add_up(logits, labels[rows], entropies, sums.of(rows), keep)
         log_total = sums.total.log()
@@ -124,7 +122,7 @@ class _TokenLogprobs(torch.autograd.Function):
         exponentials, ctx.exponentials = ctx.exponentials, None
         kept, N, device = 0 if exponentials is None else ctx.kept, len(labels), hidden.device.type
         needs_hidden, needs_embedding = ctx.needs_input_grad[:2]
-        grad, weight = grad.float() / ctx.temperature, embedding.float()
+        grad, V, weight = grad.float() / ctx.temperature, len(embedding), aligned_vocabulary(embedding.float())
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_embedding: torch.Tensor | None = None
         with torch.autocast(device, enabled=False), with_matmul_precision(ctx.matmul_precision):
@@ -132,7 +130,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 if rows.stop <= kept:
                     grad_logits = exponentials.mul_((-grad / total)[rows, None])  # -probability * grad
                 else:
-                    logits = vocabulary_projection(hidden[rows], embedding).div_(ctx.temperature)
+                    logits = tempered_logits(hidden[rows], weight, V, ctx.temperature)
                     grad_logits = logits.sub_(normaliser[rows, None]).exp_().mul_(-grad[rows, None])
                 grad_logits.scatter_add_(1, labels[rows, None], grad[rows, None])
                 if grad_hidden is not None:
@@ -143,5 +141,5 @@ class _TokenLogprobs(torch.autograd.Function):
                     grad_embedding.addmm_(grad_logits.t(), hidden[rows])
         if needs_embedding:
             grad_embedding = torch.zeros_like(weight) if grad_embedding is None else grad_embedding
-            grad_embedding = grad_embedding.to(embedding.dtype)
+            grad_embedding = grad_embedding[:V].to(embedding.dtype)
         return grad_hidden, grad_embedding, None, None, None, None

@@ -11,11 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from lm_human_preferences.compute.precision import rounding_once
+from lm_human_preferences.compute.precision import EXCLUDED, aligned_vocabulary, rounding_once, tempered_logits
 from lm_human_preferences.language.captured import Captured
 from lm_human_preferences.language.gpt2 import GPT2, KVCache
-
-_EXCLUDED = -1e10  # what the original gives to logits outside top-k and top-p
 
 
 class Sample(NamedTuple):
@@ -82,11 +80,10 @@ def decode(
     B, R = uniforms.shape
     tokens, logprobs = torch.empty(B, R, dtype=torch.int64, device=uniforms.device), uniforms.new_empty(B, R)
     values = uniforms.new_empty(B, R) if value_head else None
-    memory = torch.empty(B, model.config.n_vocab, dtype=torch.float32, device=uniforms.device)
+    V, weight = model.config.n_vocab, aligned_vocabulary(model.wte.weight)
+    memory = torch.empty(B, len(weight), dtype=torch.float32, device=uniforms.device)
     for t in range(R):
-        logits = model.logits(hidden, out=memory)
-        if temperature != 1:
-            logits.div_(max(temperature, 1e-10))
+        logits = tempered_logits(hidden, weight, V, max(temperature, 1e-10), memory)
         tokens[:, t], logprobs[:, t] = draw(exclude(logits, top_k, top_p), uniforms[:, t])
         if value_head and values is not None:
             values[:, t] = value_head(hidden)
@@ -158,7 +155,7 @@ def exclude(logits: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> torch.T
 def take_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
     """Keep the k largest logits of each row; ties with the k-th stay (original: utils/core.py take_top_k_logits)."""
     smallest = torch.topk(logits, min(k, logits.shape[-1]), dim=-1).values[..., -1:]
-    return torch.where(logits < smallest, _EXCLUDED, logits)
+    return torch.where(logits < smallest, EXCLUDED, logits)
 
 
 def take_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
@@ -170,4 +167,4 @@ def take_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     descending = torch.sort(logits, dim=-1, descending=True).values
     inside = (torch.softmax(descending, dim=-1).cumsum(-1) <= p).sum(-1, keepdim=True).clamp(min=1)
     smallest = descending.gather(-1, inside - 1)
-    return torch.where(logits < smallest, _EXCLUDED, logits)
+    return torch.where(logits < smallest, EXCLUDED, logits)

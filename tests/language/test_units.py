@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from lm_human_preferences.compute import precision
 from lm_human_preferences.data.labels import label_type
 from lm_human_preferences.language import logprobs
 from lm_human_preferences.language.gpt2 import GPT2, MLP, GPT2Config
 from lm_human_preferences.language.logprobs import token_logprobs
+from lm_human_preferences.language.sampling import sample
 from lm_human_preferences.learning.label_losses import label_statistics, pearson_r
 
-from conftest import tensor
+from conftest import TINY_CONFIG, tensor
 
 PADDING = 18
 
@@ -136,6 +138,33 @@ def test_logprobs_kept_in_part_or_made_again(kept, temperature, monkeypatch):
         torch.testing.assert_close(
             torch.autograd.grad((mine * factors).sum(), (hidden, weight), retain_graph=True), expected
         )
+
+
+@pytest.mark.parametrize("kept", [0, 7, 20])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_rows_that_align_the_vocabulary_change_nothing(kept, temperature, monkeypatch):
+    """As on a GPU: log-probabilities, entropies, gradients and draws where the embedding gets rows of zeros."""
+    model, generator = GPT2(TINY_CONFIG).initialise(torch.Generator().manual_seed(1)), torch.Generator().manual_seed(5)
+    V, rows = TINY_CONFIG.n_vocab, 20
+    monkeypatch.setitem(logprobs.CHUNK_ROWS, "cpu", 6)
+    monkeypatch.setitem(logprobs.BLOCK_ROWS, "cpu", 4)
+    monkeypatch.setitem(logprobs.KEPT_BYTES, "cpu", 4 * kept * V)
+    states = 30 * torch.randn(rows, TINY_CONFIG.n_embd, generator=generator)  # logits far from 0
+    labels, factors = torch.randint(V, (rows,), generator=generator), torch.randn(rows, generator=generator)
+    contexts, uniforms = torch.randint(V, (4, 9), generator=generator), torch.rand(4, 12, generator=generator)
+    found = []
+    for multiple in (1, 64):
+        monkeypatch.setitem(precision.VOCABULARY_MULTIPLE, "cpu", multiple)
+        hidden = states.clone().requires_grad_()
+        model.zero_grad()
+        results = token_logprobs(model, hidden, labels, temperature)
+        (results[0] * factors).sum().backward()
+        drawn = sample(model, contexts, uniforms, temperature=temperature, top_k=40, top_p=0.95)
+        assert model.wte.weight.grad.shape == (V, TINY_CONFIG.n_embd) and drawn.tokens.max() < V
+        found.append([*results, hidden.grad, model.wte.weight.grad, drawn.logprobs, drawn.tokens])
+    assert precision.aligned_vocabulary(model.wte.weight).shape == (128, TINY_CONFIG.n_embd)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)  # of sums of some hundreds
 
 
 def test_logprobs_of_no_rows_and_of_a_frozen_embedding():

@@ -7,6 +7,7 @@ import contextlib
 import pytest
 import torch
 
+from lm_human_preferences.compute import precision
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.language import logprobs
 from lm_human_preferences.learning.ppo import Rollout
@@ -22,6 +23,7 @@ def trainer(goldens, monkeypatch):
     """Of the recorded PPO cycle, its models on `meta`; its minibatches cut into micro-batches."""
     for table in (logprobs.CHUNK_ROWS, logprobs.BLOCK_ROWS, logprobs.KEPT_BYTES):
         monkeypatch.setitem(table, "meta", table["cpu"])
+    monkeypatch.setitem(precision.VOCABULARY_MULTIPLE, "meta", 64)  # as on a GPU
     monkeypatch.setattr("torch.autocast", lambda *args, **more: contextlib.nullcontext())  # there is none on `meta`
     monkeypatch.setattr("torch.is_autocast_enabled", lambda device: False)
     trainer = ppo_trainer(goldens, Goldens.json("hparams")["ppo_cycle"], micro_batch=3)
