@@ -8,10 +8,11 @@ RUN := $(VENV)/bin/python
 # Tests run side by side, one process a core; each computes on one thread.
 PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo check quick test bench clean help
+.PHONY: demo check-demo check quick test bench clean help
 
 help:
 	@echo "make demo   environment, data, reward training and policy training on task movies, report (some 17 minutes on 2 cores)"
+	@echo "make check-demo  whether the figures of a finished demo lie where static/expected.json says"
 	@echo "make check  environment, then ruff and mypy: what every commit must pass"
 	@echo "make quick  environment, then the tests of language, learning, data and the command line"
 	@echo "make test   environment, then the whole test suite"
@@ -50,6 +51,9 @@ demo: $(VENV)/.installed-run
 	$(RUN) launch.py report demo_reward
 	$(RUN) launch.py report demo_policy
 	$(RUN) launch.py report demo_evaluation
+
+check-demo: $(VENV)/.installed-run
+	$(RUN) tests/expected.py demo_reward demo_policy demo_evaluation
 
 check: $(VENV)/.installed-test
 	$(RUN) -m ruff check .

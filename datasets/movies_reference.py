@@ -30,6 +30,7 @@ from lm_human_preferences.judging.ratings import (
     linear_model,
     load_sentences,
 )
+from lm_human_preferences.reports.expected import ranges_beside
 
 # ---- the references
 
@@ -90,7 +91,9 @@ def main() -> None:
         write_json(
             arguments.compare / "result.json", result | {"reference_points": {name: points[name] for name in NAMES}}
         )
-        print(f"  {'reward model':<28}{100 * result['accuracy']:5.1f}% +- {100 * result['standard_error']:.1f}")
+        expected = ranges_beside(read_json(arguments.compare / "config.json"))
+        beside = f"; expected {expected.ranges['accuracy'].text('{:.1%}')} over seeds" if expected else ""
+        print(f"  {'reward model':<28}{100 * result['accuracy']:5.1f}% +- {100 * result['standard_error']:.1f}{beside}")
     judge = HeldOutJudge.fit(arguments.data).cross_validation()
     print(f"choice of the best among four, {points['choices']:,} choices of held-out sentences")
     for name, title in NAMES.items():

@@ -17,6 +17,7 @@ import torch
 
 from lm_human_preferences.compute import distributed
 from lm_human_preferences.compute.distributed import World, generator_for
+from lm_human_preferences.compute.hardware import describe_computing
 from lm_human_preferences.compute.precision import Precision, choose_precision
 from lm_human_preferences.data.label_files import load_texts
 from lm_human_preferences.data.queries import TokenFile, dataset_split, query_stream
@@ -40,6 +41,7 @@ from lm_human_preferences.language.gpt2 import GPT2Config
 from lm_human_preferences.language.model_folders import load_config
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.reports.evaluation_report import evaluation_table
+from lm_human_preferences.reports.expected import ranges_beside
 from lm_human_preferences.reports.samples import samples_of_evaluation, samples_text
 from lm_human_preferences.runs.description import describe_run
 from lm_human_preferences.runs.folder import free_result_folder, model_and_task
@@ -193,6 +195,7 @@ def evaluate(params: EvaluateParams, task: str) -> Path:
             for name, perplexity in text_perplexities.items():
                 result["policies"][name]["text_perplexity"] = perplexity
             description = describe_run("evaluate", task, folder.name, to_dict(params))
+            description["computed"] = describe_computing(precision)
             report_evaluation(folder, description, result, answers, comparison)
         return folder
 
@@ -430,7 +433,7 @@ def report_evaluation(
     write_evaluation(folder, description, result, rows)
     if params.people_sheet:
         write_sheet(Path(params.people_sheet), answers, loaded.held_out, params.seed)
-    print(evaluation_table(result))
+    print(evaluation_table(result, ranges_beside(description)))
     print(samples_text(samples_of_evaluation(rows[: params.shown])))
     print(f"\nresults in {folder}" + (f"; sheet to fill in: {params.people_sheet}" if params.people_sheet else ""))
 

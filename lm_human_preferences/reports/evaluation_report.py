@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from lm_human_preferences.foundation.files import read_json
 from lm_human_preferences.judging import text_metrics
+from lm_human_preferences.judging.bootstrap import Interval
+from lm_human_preferences.reports.expected import LEVEL, Expected, ranges_beside, wins_name
 from lm_human_preferences.reports.figures import COLOURS, DARK, DASHED, Drawing, in_percent, whiskers, write_figures
 from lm_human_preferences.reports.page import Section, joined, origin, part, write_page
 from lm_human_preferences.reports.samples import sample_cards, samples_of_evaluation
-from lm_human_preferences.reports.tables import Cell, aligned, interval_cell, interval_text, one_line
+from lm_human_preferences.reports.tables import Cell, aligned, interval_cell, one_line
 from lm_human_preferences.runs.tracking import read_jsonl
 
 if TYPE_CHECKING:
@@ -45,18 +47,44 @@ def _columns(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {**result["policies"], **baselines}
 
 
-def _rows(result: dict[str, Any]) -> list[tuple[str, list[Cell]]]:
-    """What was measured, and for each column its mean with the 95% interval."""
-    columns = list(_columns(result).values())
+def _rows(result: dict[str, Any], expected: Expected | None) -> list[tuple[str, list[Cell]]]:
+    """What was measured, and for each column its mean with the 95% interval, and the expected range where there is
+    one.
+    """
+    columns = _columns(result)
+
+    def cell(name: str, key: str, interval: Interval | None, form: str) -> Cell:
+        return beside(interval_cell(interval, form), f"{name}/{key}", form, expected)
+
     rows = [
-        (f"score of {judge}", [interval_cell(figures.get("scores", {}).get(judge), "{:+.3f}") for figures in columns])
+        (
+            f"score of {judge}",
+            [
+                cell(name, f"scores/{judge}", figures.get("scores", {}).get(judge), "{:+.3f}")
+                for name, figures in columns.items()
+            ],
+        )
         for judge in _judges(result)
     ]
     return rows + [
-        (title, [interval_cell(figures.get(key), form) for figures in columns])
+        (title, [cell(name, key, figures.get(key), form) for name, figures in columns.items()])
         for key, (title, form) in _FIGURES.items()
-        if any(key in figures for figures in columns)
+        if any(key in figures for figures in columns.values())
     ]
+
+
+def beside(cell: Cell, figure: str, form: str, expected: Expected | None) -> Cell:
+    """The cell with the expected range of the figure, where there is one."""
+    if expected is None or figure not in expected.ranges:
+        return cell
+    return Cell(cell.text, f"{cell.small}; expected {expected.ranges[figure].text(form)}")
+
+
+def _about_expected(expected: Expected) -> str:
+    return (
+        f"Expected: where {100 * LEVEL:.0f} of 100 such runs fall, by {expected.seeds} seeds in {expected.precision} "
+        "(static/expected.json)."
+    )
 
 
 def _judges(result: dict[str, Any]) -> list[str]:
@@ -66,20 +94,26 @@ def _judges(result: dict[str, Any]) -> list[str]:
 # --- the console ---
 
 
-def evaluation_table(result: dict[str, Any]) -> str:
-    """A column for each policy, means with their 95% intervals; then who wins."""
+def evaluation_table(result: dict[str, Any], expected: Expected | None = None) -> str:
+    """A column for each policy, means with their 95% intervals; then who wins. expected: the ranges of a documented
+    evaluation.
+    """
     lines = [
         f"\n{result['queries']:,} held-out queries ({result['split']}), reference {result['reference']}; "
         "95% intervals over queries",
-        *aligned([["", *_columns(result)], *([title, *map(one_line, cells)] for title, cells in _rows(result))]),
+        *aligned(
+            [["", *_columns(result)], *([title, *map(one_line, cells)] for title, cells in _rows(result, expected))]
+        ),
     ]
     if result["wins"]:
         lines.append("\nwins, ties split")
     lines += [
         f"  {win['policy']} against {win['against']} under {win['judge']}: "
-        f"{interval_text(win['share'], '{:.1%}')} of {win['queries']:,} queries"
+        f"{one_line(_wins_cell(win, expected))} of {win['queries']:,} queries"
         for win in result["wins"]
     ]
+    if expected is not None:
+        lines.append(f"\n{_about_expected(expected)}")
     return "\n".join(lines)
 
 
@@ -90,11 +124,11 @@ def write_evaluation_page(folder: Path, out: Path, shown: int) -> None:
     """`out/index.html` and its figures from the files in `folder`; `shown`: how many queries to show."""
     config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
     rows = read_jsonl(folder / "evaluation.jsonl")
-    table = part("number_table", ["", *_columns(result)], [[title, *cells] for title, cells in _rows(result)])
-    sections = [
-        Section("Figures of each policy", joined(part("note", "Small: 95% intervals over queries."), table)),
-        *_wins(result),
-    ]
+    expected = ranges_beside(config)
+    rows_of_table = [[title, *cells] for title, cells in _rows(result, expected)]
+    table = part("number_table", ["", *_columns(result)], rows_of_table)
+    about = "Small: 95% intervals over queries." + (f" {_about_expected(expected)}" if expected else "")
+    sections = [Section("Figures of each policy", joined(part("note", about), table)), *_wins(result, expected)]
     if drawings := _drawings(result):
         sections.append(Section("Figures", part("figures", write_figures(drawings, out, svg=True))))
     if rows[:shown]:
@@ -109,13 +143,17 @@ def write_evaluation_page(folder: Path, out: Path, shown: int) -> None:
     write_page(out / "index.html", title, facts, [*sections, origin(config)], script=bool(rows[:shown]))
 
 
-def _wins(result: dict[str, Any]) -> list[Section]:
+def _wins_cell(win: dict[str, Any], expected: Expected | None) -> Cell:
+    return beside(interval_cell(win["share"], "{:.1%}"), wins_name(win), "{:.1%}", expected)
+
+
+def _wins(result: dict[str, Any], expected: Expected | None) -> list[Section]:
     if not result["wins"]:
         return []
     rows = [
         [
             Cell(f"{win['policy']} against {win['against']}", f"under {win['judge']}"),
-            interval_cell(win["share"], "{:.1%}"),
+            _wins_cell(win, expected),
             f"{win['queries']:,}",
         ]
         for win in result["wins"]

@@ -274,7 +274,7 @@ def test_the_full_plan_has_both_tasks_padding_and_the_figure():
             line.strip()
             for page in (ROOT / "docs").glob("*.md")
             for line in page.read_text().splitlines()
-            if line.startswith("    python -m benchmarks")
+            if line.startswith("    python -m benchmarks ")
         }
     ),
 )

@@ -1,0 +1,374 @@
+"""The demonstration over seeds and precisions: static/expected.json and README's table.
+
+    python -m benchmarks.demo_seeds [--seeds 1,2,3,4,5] [--precisions float32,bfloat16] [--target_kl 8]
+
+For each seed and precision a reward model, a policy and an evaluation, as `make demo` makes them, in a process each;
+with --target_kl a second policy whose KL coefficient is steered to that KL, so that seeds and precisions compare at
+equal KL. Called again it goes on where it stopped. It needs what `make demo` prepares: datasets/movies.py and
+datasets/movies_judge.py.
+"""
+
+import argparse
+import concurrent.futures
+import math
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.foundation.files import make_folder, read_json_object, sha256, write_json
+from lm_human_preferences.foundation.root import project_root
+from lm_human_preferences.language.weight_files import WEIGHTS
+from lm_human_preferences.reports.expected import (
+    LEVEL,
+    MAKER,
+    START_MODEL,
+    expected_file,
+    figures_of,
+    prediction_range,
+    stated_parameters,
+)
+from lm_human_preferences.runs.description import package_versions
+from lm_human_preferences.runs.tracking import read_jsonl
+
+SAMPLES = 1000  # queries of an evaluation, as in `make demo`
+JUDGES = "sentences=embeddings:datasets/movies_judge,words=ratings:datasets/movies,reward="
+HORIZON = 640  # episodes over which the controller corrects: ten steps, where the default's 10,000 are twice the run
+ROUNDING = 0.25  # of a 95% interval's half width: what another processor's rounding may move a mean by
+KL_COURSE = (2.0, 4.0, 6.0, 8.0)  # nats at which runs are compared along their way
+SMOOTHED = 5  # steps of a course that a mean is taken over
+
+# stage of the demonstration -> the name of its run in `make demo`
+DEMO = {"reward": "demo_reward", "policy": "demo_policy", "evaluation": "demo_evaluation"}
+
+# rows of README's table: title, figure before, figure after
+ROWS = (
+    ("score of the reward model", "before/scores/reward", "after/scores/reward"),
+    ("rating by the judge of sentences, −4 to +4", "before/scores/sentences", "after/scores/sentences"),
+    ("rating by the judge of words, −4 to +4", "before/scores/words", "after/scores/words"),
+    ("preferred by the judge of sentences, ties split", None, "wins/sentences/after/before"),
+    ("preferred by the judge of words, ties split", None, "wins/words/after/before"),
+    ("KL to the initial model, nats per response", "before/kl", "after/kl"),
+    ("responses without a valid end", "before/no_valid_end", "after/no_valid_end"),
+    ("distinct pairs of tokens", "before/distinct_2", "after/distinct_2"),
+)
+
+
+class Member(NamedTuple):
+    """One demonstration."""
+
+    precision: str
+    seed: int
+
+    def name(self, stage: str) -> str:
+        return f"{stage}_{self.precision}_{self.seed}"
+
+
+class Command(NamedTuple):
+    """One process: a stage's command line, and the file that is there when it has ended well."""
+
+    name: str
+    words: list[str]
+    result: Path
+
+
+def commands_of(member: Member, folder: Path, device: str, threads: int, target_kl: float | None) -> list[Command]:
+    """What makes a demonstration, in this order; what differs from `make demo` is where it lies, seed and precision."""
+    run = ["--run.save_dir", str(folder), "--run.seed", str(member.seed), "--run.precision", member.precision]
+    run += ["--run.device", device, "--run.threads", str(threads)]
+    reward, commands = member.name("reward"), list[Command]()
+
+    def add(name: str, *words: str) -> None:
+        commands.append(Command(name, list(words), folder / name / "result.json"))
+
+    add(reward, "train_reward", "movies", reward, *run)
+    steered = ["--rewards.adaptive_kl", "on", "--rewards.adaptive_kl.target", str(target_kl)]
+    steered += ["--rewards.adaptive_kl.horizon", str(HORIZON)]
+    for kind, flags in [("", []), *([] if target_kl is None else [("steered_", steered)])]:
+        policy, evaluation = member.name(f"{kind}policy"), member.name(f"{kind}evaluation")
+        model = ["--rewards.trained_model", str(folder / reward / "reward_model")]
+        add(policy, "train_policy", "movies", policy, *model, *flags, *run)
+        policies = ["--policies", f"before={START_MODEL},after={folder / policy}", "--samples", str(SAMPLES)]
+        judges = ["--judges", f"{JUDGES}{folder / reward}", "--experiment", evaluation, "--save_dir", str(folder)]
+        computing = ["--device", device, "--precision", member.precision]
+        add(evaluation, "evaluate", "movies", *policies, *judges, *computing)
+    return commands
+
+
+# --- running ---
+
+
+class Runner:
+    """Runs demonstrations, several at once, each command in a process of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.processes, self.lock = folder, set[subprocess.Popen[bytes]](), threading.Lock()
+        self.stopped = False
+
+    def run(self, commands: Sequence[Command]) -> str | None:
+        """The commands of one demonstration one after the other, but for those that are finished. Returns the name of
+        the one that failed.
+        """
+        for command in commands:
+            if command.result.is_file():
+                continue
+            if not self._succeeds(command):
+                return command.name
+        return None
+
+    def _succeeds(self, command: Command) -> bool:
+        begun = (self.folder / command.name / "config.json").exists()
+        words = [*command.words, *(["--run.resume"] if begun and command.words[0] != "evaluate" else [])]
+        start = time.monotonic()
+        with open(make_folder(self.folder / "logs") / f"{command.name}.txt", "ab") as log:
+            with self.lock:
+                if self.stopped:
+                    return False
+                process = subprocess.Popen(
+                    [sys.executable, "launch.py", *words], cwd=project_root(), stdout=log, stderr=subprocess.STDOUT
+                )
+                self.processes.add(process)
+            status = process.wait()
+        with self.lock:
+            self.processes.discard(process)
+        ended = "done" if status == 0 else f"FAILED (exit status {status}), see {log.name}"
+        print(f"{command.name}: {ended} after {time.monotonic() - start:.0f} s", flush=True)
+        return status == 0
+
+    def stop(self) -> None:
+        """End the processes that this one started; their runs keep their checkpoints."""
+        with self.lock:
+            self.stopped = True
+            for process in self.processes:
+                process.terminate()
+
+
+def run_all(members: Sequence[Member], folder: Path, jobs: int, commands: dict[Member, list[Command]]) -> list[str]:
+    """All demonstrations, `jobs` of them at once; the names of those commands that failed."""
+    runner = Runner(folder)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            return [failed for failed in pool.map(runner.run, [commands[member] for member in members]) if failed]
+        except KeyboardInterrupt:
+            runner.stop()
+            raise UserError("stopped; the same command goes on from here") from None
+
+
+# --- what came of it ---
+
+
+def read_run(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """config.json and result.json of a finished run."""
+    if not (folder / name / "result.json").is_file():
+        return None
+    return read_json_object(folder / name / "config.json"), read_json_object(folder / name / "result.json")
+
+
+def figures_by_seed(folder: Path, members: Iterable[Member], stage: str) -> dict[str, dict[str, dict[int, Any]]]:
+    """Figure -> precision -> seed -> Figure, of the finished runs of a stage."""
+    found: dict[str, dict[str, dict[int, Any]]] = {}
+    for member in members:
+        if run := read_run(folder, member.name(stage)):
+            for key, figure in figures_of(run[1]).items():
+                found.setdefault(key, {}).setdefault(member.precision, {})[member.seed] = figure
+    return found
+
+
+def summary(figures: dict[int, Any], factor: float) -> dict[str, Any]:
+    """What expected.json says of one figure in one precision. figures: seed -> Figure, two at least."""
+    values = {seed: figure.value for seed, figure in sorted(figures.items())}
+    floor = ROUNDING * statistics.fmean(figure.half_width for figure in figures.values())
+    mean, low, high = prediction_range(list(values.values()), factor, floor)
+    return {
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "least": min(values.values()),
+        "most": max(values.values()),
+        "values": list(values.values()),
+        "seeds": list(values),
+    }
+
+
+def expected_runs(folder: Path, members: Sequence[Member]) -> dict[str, Any]:
+    """`runs` of expected.json. Raises UserError where a figure has one seed only, or two runs were told otherwise."""
+    from scipy.stats import t
+
+    runs: dict[str, Any] = {}
+    for stage, name in DEMO.items():
+        figures: dict[str, Any] = {}
+        for key, by_precision in figures_by_seed(folder, members, stage).items():
+            for precision, by_seed in by_precision.items():
+                if len(by_seed) < 2:
+                    raise UserError(f"{stage} in {precision}: a range needs two seeds at least, {len(by_seed)} is done")
+                factor = float(t.ppf((1 + LEVEL) / 2, len(by_seed) - 1))
+                figures.setdefault(key, {})[precision] = summary(by_seed, factor)
+        told = [stated_parameters(run[0]) for m in members if (run := read_run(folder, m.name(stage)))]
+        if not told:
+            raise UserError(f"{folder} has no finished run of {stage}")
+        if any(other != told[0] for other in told):
+            raise UserError(f"{folder}: runs of {stage} were told different parameters; take another --folder")
+        runs[name] = {"parameters": told[0], "figures": figures}
+    return runs
+
+
+def write_expected(path: Path, folder: Path, members: Sequence[Member]) -> None:
+    """expected.json of what is finished."""
+    configs = [run[0] for m in members if (run := read_run(folder, m.name("policy")))]
+    computed = {tuple(config["computed"].get(key) for key in ("processor", "precision", "torch")) for config in configs}
+    write_json(
+        path,
+        {
+            "made by": MAKER,
+            "commit": sorted({str(config["commit"]) for config in configs}),
+            "computed": sorted(map(list, computed)),
+            "versions": package_versions(),
+            "model": sha256(project_root() / START_MODEL / WEIGHTS),
+            "level": LEVEL,
+            "runs": expected_runs(folder, members),
+        },
+    )
+
+
+# --- tables ---
+
+
+def spread(figures: dict[int, Any]) -> str:
+    """Mean of the seeds and their extremes: "85.2% (80.3% to 87.4%)"."""
+    values, form = [figure.value + 0.0 for figure in figures.values()], next(iter(figures.values())).form
+    mean, least, most = (form.format(value) for value in (statistics.fmean(values), min(values), max(values)))
+    return mean if least == most else f"{mean} ({least} to {most})"
+
+
+def readme_table(folder: Path, members: Sequence[Member], stage: str = "evaluation") -> list[str]:
+    """README's table: a column before and one after for each precision, means over seeds with their extremes."""
+    figures = figures_by_seed(folder, members, stage)
+    precisions = sorted({precision for by in figures.values() for precision in by}, reverse=True)
+    if not precisions:
+        return [f"no finished {stage}"]
+    names = [f"{side}, {precision}" for precision in precisions for side in ("before", "after")]
+    lines = ["| | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
+    for title, *sides in ROWS:
+        cells = [
+            spread(figures[key][precision]) if key and precision in figures.get(key, {}) else ""
+            for precision in precisions
+            for key in sides
+        ]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def score_at(rows: Sequence[dict[str, Any]], kl: float) -> float:
+    """A run's score of training, means over SMOOTHED steps, where its KL passes `kl` for the first time, by linear
+    interpolation; NaN where it never does.
+    """
+    pairs = [
+        tuple(
+            statistics.fmean(row[key] for row in rows[i : i + SMOOTHED]) for key in ("objective/kl", "objective/score")
+        )
+        for i in range(len(rows) - SMOOTHED + 1)
+    ]
+    for (kl_0, score_0), (kl_1, score_1) in zip(pairs, pairs[1:], strict=False):
+        if kl_0 <= kl <= kl_1 and kl_0 < kl_1:
+            return score_0 + (score_1 - score_0) * (kl - kl_0) / (kl_1 - kl_0)
+    return math.nan
+
+
+def course_table(folder: Path, members: Sequence[Member]) -> list[str]:
+    """The reward model's score at equal KL along each run's way, means over seeds with extremes; the number of seeds
+    that came so far.
+    """
+    lines = ["| score at KL | " + " | ".join(f"{kl:g} nats" for kl in KL_COURSE) + " |"]
+    lines.append("|---|" + "--:|" * len(KL_COURSE))
+    for precision in dict.fromkeys(member.precision for member in members):
+        cells = []
+        for kl in KL_COURSE:
+            found = [
+                score_at(read_jsonl(path), kl)
+                for member in members
+                if member.precision == precision
+                and (path := folder / member.name("policy") / "metrics.jsonl").is_file()
+            ]
+            known = [value for value in found if not math.isnan(value)]
+            mean = f"{statistics.fmean(known):+.2f} ({min(known):+.2f} to {max(known):+.2f})" if known else "-"
+            cells.append(f"{mean}, {len(known)} of {len(found)}")
+        lines.append(f"| {precision} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def report(folder: Path, members: Sequence[Member], target_kl: float | None) -> None:
+    accuracy = figures_by_seed(folder, members, "reward").get("accuracy", {})
+    for precision, figures in accuracy.items():
+        print(f"\nheld-out accuracy of the reward model, {precision}: {spread(figures)}, {len(figures)} seeds")
+    print("\n" + "\n".join(readme_table(folder, members)))
+    print("\nAlong the runs, at equal KL:\n\n" + "\n".join(course_table(folder, members)))
+    if target_kl is not None:
+        print(f"\nSteered to {target_kl:g} nats:\n\n" + "\n".join(readme_table(folder, members, "steered_evaluation")))
+
+
+# --- the command ---
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.demo_seeds",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--seeds", default="1,2,3,4,5", metavar="A,B", help="seeds of reward model and policy")
+    p.add_argument("--precisions", default="float32,bfloat16", metavar="A,B", help="of float32, bfloat16")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N, as the stages' --run.device")
+    p.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of a process; 0: PyTorch's choice")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="demonstrations at once (several fit a GPU)")
+    p.add_argument("--folder", default="saved_models/demo_seeds", help="where all runs lie")
+    p.add_argument("--target_kl", type=float, metavar="NATS", help="another policy each, steered to this KL")
+    p.add_argument("--output", type=Path, default=expected_file(), metavar="FILE", help="default: static/expected.json")
+    p.add_argument("--only_report", action="store_true", help="run nothing; write and print what is finished")
+    p.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+    return p
+
+
+def members_of(seeds: str, precisions: str) -> list[Member]:
+    """Seed by seed, so that a run that is cut short has all precisions. Raises UserError for what is neither."""
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {seeds}: expected whole numbers with commas between them") from None
+    kinds = precisions.split(",")
+    for kind in kinds:
+        if kind not in ("float32", "bfloat16"):
+            raise UserError(f"--precisions {precisions}: {kind} is neither float32 nor bfloat16")
+    if len(set(numbers)) < len(numbers) or len(set(kinds)) < len(kinds):
+        raise UserError("--seeds and --precisions must not name anything twice")
+    return [Member(kind, seed) for seed in numbers for kind in kinds]
+
+
+@exit_on_user_error
+def main() -> None:
+    arguments = parser().parse_args()
+    members, folder = members_of(arguments.seeds, arguments.precisions), Path(arguments.folder)
+    if arguments.jobs < 1 or arguments.threads < 0 or (arguments.target_kl is not None and arguments.target_kl <= 0):
+        raise UserError("--jobs must be at least 1, --threads not negative, --target_kl positive")
+    commands = {
+        member: commands_of(member, folder, arguments.device, arguments.threads, arguments.target_kl)
+        for member in members
+    }
+    if arguments.dry_run:
+        for command in (command for member in members for command in commands[member]):
+            print(" ".join(["python launch.py", *command.words]))
+        return
+    failed = [] if arguments.only_report else run_all(members, folder, arguments.jobs, commands)
+    report(folder, members, arguments.target_kl)
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}; {arguments.output} is not written")
+    write_expected(arguments.output, folder, members)
+    print(f"\nwrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

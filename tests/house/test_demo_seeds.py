@@ -1,0 +1,155 @@
+"""The demonstration over seeds: its commands are the Makefile's, it goes on where it stopped, and what it writes."""
+
+import json
+import math
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import demo_seeds
+from benchmarks.demo_seeds import Command, Member, Runner, commands_of, course_table, members_of, readme_table, score_at
+from lm_human_preferences.commands import command_line
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import write_json
+
+from params import EXPERIMENTS
+from small import ROOT
+
+MEMBERS = members_of("1,2", "float32,bfloat16")
+
+
+def test_its_commands_are_those_of_make_demo():
+    """But for where runs lie, seed, device and precision."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    demo = [line.split() for line in re.findall(r"\$\(RUN\) launch.py (.*)", makefile)]
+    for command in commands_of(Member("float32", 3), Path("F"), "cpu", 1, None):
+        words = " ".join(command.words)
+        for stage, name in demo_seeds.DEMO.items():
+            words = words.replace(f"F/{stage}_float32_3", name).replace(f"{stage}_float32_3", name)
+        words = words.replace(f"reward={'demo_reward'}", "reward=saved_models/demo_reward")
+        words = words.replace("trained_model demo_reward", "trained_model saved_models/demo_reward")
+        words = re.sub(r" --(run\.\w+|device|precision|save_dir) \S+", "", words).split()
+        theirs = next(line for line in demo if line[0] == words[0])
+        assert words == [word for word in theirs if word not in ("--run.overwrite", "--overwrite")]
+
+
+def test_its_commands_resolve(capsys):
+    for command in commands_of(Member("bfloat16", 3), Path("F"), "cpu", 1, 8.0):
+        if command.words[0] in command_line.STAGES:
+            command_line.run([*command.words, "--dry_run"], EXPERIMENTS)
+            resolved = json.loads(capsys.readouterr().out)
+            assert resolved["run"]["seed"] == 3 and resolved["run"]["precision"] == "bfloat16"
+            steered = command.name.startswith("steered")
+            assert (resolved.get("rewards", {}).get("adaptive_kl") or {}).get("target") == (8.0 if steered else None)
+
+
+def test_what_is_finished_is_skipped_and_a_failure_ends_its_demonstration(tmp_path, capfd):
+    def command(name, *words):
+        return Command(name, list(words), tmp_path / name / "result.json")
+
+    write_json(tmp_path / "finished/result.json", {})
+    commands = [command("finished", "no such command"), command("fails", "no_such_command"), command("later", "tasks")]
+    assert Runner(tmp_path).run(commands) == "fails"
+    assert "fails: FAILED (exit status 2)" in capfd.readouterr().out and not (tmp_path / "logs/later.txt").exists()
+    assert "no_such_command" in (tmp_path / "logs/fails.txt").read_text()
+    stopped = Runner(tmp_path)
+    stopped.stop()
+    assert stopped.run([command("later", "tasks")]) == "later" and not (tmp_path / "logs/later").exists()
+
+
+def write_runs(folder, members=MEMBERS, kl=lambda member: 7.0 + member.seed):
+    """Finished runs with figures that the seed decides."""
+    for member in members:
+        config = {
+            "commit": "c",
+            "parameters": {"lr": 0.1, "run": {"seed": member.seed}},
+            "computed": {"processor": "P", "precision": member.precision, "torch": "T"},
+        }
+        share = {"mean": 0.8 + 0.02 * member.seed, "low": 0.7, "high": 0.9}
+        number = {"mean": kl(member), "low": kl(member) - 0.1, "high": kl(member) + 0.1}
+        figures = {"scores": {"words": number}, "kl": number, "no_valid_end": share, "distinct_2": share}
+        win = {"judge": "words", "policy": "after", "against": "before", "share": share}
+        results = {
+            "reward": {"accuracy": 0.6, "standard_error": 0.01},
+            "policy": {"after": {"score": 2.0, "kl": kl(member), "valid": 0.9, "distinct_2": 0.3}},
+            "evaluation": {"policies": {"after": figures}, "wins": [win]},
+        }
+        for stage, result in results.items():
+            write_json(folder / member.name(stage) / "config.json", config)
+            write_json(folder / member.name(stage) / "result.json", result)
+        rows = [{"objective/kl": 0.25 * step, "objective/score": 0.5 * step + member.seed} for step in range(40)]
+        path = folder / member.name("policy") / "metrics.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["demo_seeds", *map(str, words)])
+    demo_seeds.main.__wrapped__()
+
+
+def test_ranges_and_tables(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("scipy")
+    write_runs(tmp_path / "runs")
+    output = tmp_path / "expected.json"
+    run(monkeypatch, "--only_report", "--seeds", "1,2", "--folder", tmp_path / "runs", "--output", output)
+    said, stored = capsys.readouterr().out, json.loads(output.read_text())
+    assert stored["computed"] == [["P", "bfloat16", "T"], ["P", "float32", "T"]] and stored["commit"] == ["c"]
+    evaluation = stored["runs"]["demo_evaluation"]
+    assert evaluation["parameters"] == {"lr": 0.1}
+    kl = evaluation["figures"]["after/kl"]["float32"]
+    assert (kl["mean"], kl["least"], kl["most"], kl["seeds"], kl["values"]) == (8.5, 8.0, 9.0, [1, 2], [8.0, 9.0])
+    assert kl["high"] - kl["mean"] == pytest.approx(63.657 * 0.5**0.5 * 1.5**0.5, rel=1e-4), "Student's t, one degree"
+    accuracy = stored["runs"]["demo_reward"]["figures"]["accuracy"]["bfloat16"]
+    assert accuracy["high"] - accuracy["mean"] == pytest.approx(0.25 * 0.0196), "equal seeds still have rounding"
+    assert "| KL to the initial model, nats per response |  | 8.50 (8.00 to 9.00) |  | 8.50 (8.00 to 9.00) |" in said
+    assert "preferred by the judge of words, ties split |  | 83.0% (82.0% to 84.0%)" in said
+    assert "accuracy of the reward model, float32: 60.0%, 2 seeds" in said
+
+
+def test_a_range_needs_two_seeds_that_were_told_the_same(tmp_path, monkeypatch):
+    pytest.importorskip("scipy")
+    write_runs(tmp_path, MEMBERS[:3])
+    words = ["--only_report", "--seeds", "1,2", "--folder", tmp_path, "--output", tmp_path / "expected.json"]
+    with pytest.raises(UserError, match="bfloat16: a range needs two seeds at least, 1 is done"):
+        run(monkeypatch, *words)
+    write_runs(tmp_path, MEMBERS[3:])
+    path = tmp_path / MEMBERS[3].name("reward") / "config.json"
+    path.write_text(path.read_text().replace('"lr": 0.1', '"lr": 0.2'))
+    with pytest.raises(UserError, match="runs of reward were told different parameters"):
+        run(monkeypatch, *words)
+    assert not (tmp_path / "expected.json").exists()
+
+
+def test_the_course_at_equal_kl(tmp_path):
+    """Between the smoothed steps, and nothing where a run never comes so far."""
+    rows = [{"objective/kl": float(step), "objective/score": 2.0 * step} for step in range(10)]
+    assert score_at(rows, 4.25) == pytest.approx(8.5) and math.isnan(score_at(rows, 9.0))
+    assert math.isnan(score_at(rows[:3], 1.0))
+    write_runs(tmp_path)
+    assert course_table(tmp_path, MEMBERS)[2].startswith("| float32 | +5.50 (+5.00 to +6.00), 2 of 2 |")
+    assert readme_table(tmp_path, MEMBERS, "steered_evaluation") == ["no finished steered_evaluation"]
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--seeds", "1,x"], "expected whole numbers"),
+        (["--seeds", "1,1"], "must not name anything twice"),
+        (["--precisions", "float16"], "float16 is neither"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--target_kl", "0"], "--target_kl positive"),
+    ],
+)
+def test_refusals(monkeypatch, words, says):
+    with pytest.raises(UserError, match=says):
+        run(monkeypatch, *words)
+
+
+def test_the_documented_command_is_one():
+    text = (ROOT / "docs/evaluation.md").read_text()
+    (line,) = re.findall(r"^    python -m benchmarks\.demo_seeds (.*)$", text, re.MULTILINE)
+    arguments = demo_seeds.parser().parse_args(shlex.split(line))
+    assert len(members_of(arguments.seeds, arguments.precisions)) == 10 and arguments.target_kl == 8
