@@ -56,19 +56,26 @@ from lm_human_preferences.learning.ppo import (
     AdaptiveKLParams,
     FixedKLController,
     Losses,
+    PolicyLosses,
     PPOParams,
     Rollout,
+    Targets,
+    ValueLosses,
+    both_losses,
     check_kl,
     check_ppo,
     compute_rewards,
     minibatch_stats,
     minibatch_targets,
+    policy_losses,
     ppo_losses,
     rollout_stats,
     update_stats,
+    value_losses,
 )
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.learning.scoring import Rewards, Scorer
+from lm_human_preferences.learning.value_model import VALUE_MODELS, ValueModel, ValueParams
 from lm_human_preferences.runs.checkpoints import check_finite
 from lm_human_preferences.runs.folder import Run, go_on_after_restart, model_folder, open_run, same_finished_run
 from lm_human_preferences.runs.loop import Loop
@@ -108,6 +115,7 @@ class PolicyTrainingParams:
     task: TaskParams = param(TaskParams, "")
     rewards: RewardsParams = param(RewardsParams, "")
     ppo: PPOParams = param(PPOParams, "")
+    value: ValueParams = param(ValueParams, "")
     evaluation: EvaluationParams = param(EvaluationParams, "")
     run: RunParams = param(RunParams, "")
     tracking: TrackingParams = param(TrackingParams, "")
@@ -144,6 +152,7 @@ def check(params: PolicyTrainingParams) -> None:
     check_tracking(params.tracking)
     check_task_numbers(params.task)
     check_ppo(params.ppo)
+    check_value(params)
     rewards = params.rewards
     if params.evaluation.samples < 0 or params.evaluation.shown < 0:
         raise UserError("--evaluation.samples and --evaluation.shown must not be negative")
@@ -156,6 +165,20 @@ def check(params: PolicyTrainingParams) -> None:
         )
     if rewards.train_new_model is not None:
         train_reward.check(rewards.train_new_model)
+
+
+def check_value(params: PolicyTrainingParams) -> None:
+    """Raises UserError for a value function that cannot be had."""
+    value, source = params.value, params.rewards
+    if value.model not in VALUE_MODELS:
+        raise UserError(f"--value.model {value.model}: must be {', '.join(VALUE_MODELS[:-1])} or {VALUE_MODELS[-1]}")
+    if value.model != "shared" and params.ppo.estimator != "gae":
+        raise UserError(f"--value.model {value.model}: --ppo.estimator {params.ppo.estimator} has no values")
+    if value.lr is not None and (value.model == "shared" or not 0 < value.lr < math.inf):
+        raise UserError(f"--value.lr {value.lr}: must be positive, and --value.model separate or reward")
+    elsewhere = source.function is not None or (source.trained_model or "").startswith("hf:")
+    if value.model == "reward" and elsewhere:
+        raise UserError("--value.model reward needs a reward model of ours to start from; take --value.model separate")
 
 
 def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
@@ -212,14 +235,15 @@ class PPOTrainer:
         precision: Precision,
         encoding: Encoding | None = None,
         world: World = World(),
+        values: ValueModel | None = None,
     ):
-        """encoding: None only where nothing is shown or evaluated."""
+        """encoding: None only where nothing is shown or evaluated; values: None for a head on the policy's trunk."""
         self.policy, self.queries, self.params, self.precision = policy, queries, params, precision
         self.encoding, self.world, self.seed = encoding, world, params.run.seed
         ppo, kl, config, sharding = params.ppo, params.rewards, policy.transformer.config, params.run.sharding
         self.total_steps = math.ceil(ppo.total_episodes / ppo.batch_size)
         world.share(ppo.batch_size // ppo.nminibatches, "--ppo.batch_size / --ppo.nminibatches")
-        if ppo.estimator != "gae":  # nothing trains the value head, and DDP waits for each gradient
+        if ppo.estimator != "gae" or values is not None:  # nothing trains the head, and DDP would wait for it
             policy.value_head.requires_grad_(False)
         reward_config = rewards.transformer.config if isinstance(rewards, RewardModel) else None
         prefix = policy.formatter.length
@@ -237,6 +261,16 @@ class PPOTrainer:
             ("analyze", "respond"),
         )
         self.parallel, self.optimizer = self.training.parallel, self.training.optimizer
+        self.values = values
+        if values is not None:
+            self.training.beside["value"] = Training(
+                values,
+                memory(captured=captured),
+                lambda p: TensorFlowAdam(p.parameter_groups()),
+                params.run,
+                precision,
+                world,
+            )
         self.reference = place_frozen(reference, world, precision, sharding, ("analyze", "respond"))
         if isinstance(rewards, RewardModel):
             place_frozen(rewards, world, precision, sharding)
@@ -260,7 +294,11 @@ class PPOTrainer:
         formatter, temperature = QueryFormatter.of(task, encoding), task.policy.temperature
         policy, reference = (Policy(model, formatter, temperature) for model in (transformer, load_model(folder)))
         queries = query_stream(task, encoding, params.run.seed, "policy")
-        return cls(policy, reference, rewards, queries, params, precision, encoding, world)
+        values = None
+        if params.value.model != "shared":
+            values = ValueModel.load(params.value, folder, source.trained_model, formatter)
+            check_task(task, encoding, values.transformer.config.n_ctx)
+        return cls(policy, reference, rewards, queries, params, precision, encoding, world, values)
 
     def run(self, task: str, experiment: str) -> Path:
         """The stage from its first step, or where it stopped, to its result; returns the `policy/` folder."""
@@ -350,6 +388,8 @@ class PPOTrainer:
             reference = self.reference.analyze(queries, responses, entropies=False, real=real)
             if self.recompute:
                 logprobs, values, _ = self.policy.analyze(queries, responses, entropies=False, real=real)
+            if self.values is not None:
+                values = self.values(queries, responses, real)
             scores = self.scorer(queries, responses)
         return Rollout(queries, responses, logprobs, values, sampled, reference.logprobs, *scores, real)
 
@@ -364,6 +404,8 @@ class PPOTrainer:
         ppo, real = self.params.ppo, rollout.real[index.cpu()]
         index = index.to(self.precision.device, non_blocking=True)
         targets = minibatch_targets(rewards[index], rollout.logprobs[index], rollout.values[index], ppo)
+        if self.values is not None:
+            return self.train_apart(rollout, targets, index, real, lr)
 
         def losses_of(rows: slice) -> list[torch.Tensor]:
             analysis = self.analyse(rollout, index[rows], real[rows])
@@ -373,6 +415,30 @@ class PPOTrainer:
 
         *whole, values, entropies = self.training.update(self.parts(len(index)), lr, losses_of)
         return minibatch_stats(Losses(*whole), values, entropies, targets, ppo)
+
+    def train_apart(
+        self, rollout: Rollout, targets: Targets, index: torch.Tensor, real: torch.Tensor, lr: float
+    ) -> dict[str, torch.Tensor]:
+        """`train_minibatch` where the value function has a trunk and an optimizer of its own."""
+        ppo, count, training = self.params.ppo, targets.returns.numel(), self.training.beside["value"]
+
+        def policy_losses_of(rows: slice) -> list[torch.Tensor]:
+            analysis = self.analyse(rollout, index[rows], real[rows])
+            losses = policy_losses(analysis.logprobs, targets.rows(rows), ppo)
+            return [losses.loss.sum() / count, *losses, analysis.entropies]
+
+        def value_losses_of(rows: slice) -> list[torch.Tensor]:
+            queries, responses = rollout.queries[index[rows]], rollout.responses[index[rows]]
+            with self.precision.autocast():
+                values = training.parallel(queries, responses, real[rows])
+            losses = value_losses(values, targets.rows(rows), ppo)
+            return [ppo.vf_coef * losses.loss.sum() / count, *losses, values]
+
+        own_lr = lr if self.params.value.lr is None else lr * self.params.value.lr / ppo.lr
+        *policy, entropies = self.training.update(self.parts(len(index)), lr, policy_losses_of)
+        *value, values = training.update(self.parts(len(index)), own_lr, value_losses_of)
+        whole = both_losses(PolicyLosses(*policy), ValueLosses(*value))
+        return minibatch_stats(whole, values, entropies, targets, ppo)
 
     def advantages(self, rollout: Rollout, rewards: torch.Tensor) -> torch.Tensor:
         """Advantages float32 [B] from the other responses to the same query: by scores for GRPO, whose KL is in the

@@ -93,13 +93,28 @@ class Policy(nn.Module):
         on the host, where queries have no padding; None asks the device, and a GPU is waited for. Original: policy.py
         analyze_responses_op.
         """
-        contexts = self.formatter(queries)
-        start, R = contexts.shape[1] - 1, responses.shape[1]
-        rows = torch.cat([contexts, responses[:, :-1]], dim=1)  # what follows the last token is of no interest
-        if real is not None:
-            real = torch.cat([self.formatter.real(real), real.new_ones(len(responses), R - 1)], dim=1)
-        hidden = self.transformer(rows, columns=slice(start, start + R), real=real)  # [B, R, C]
+        hidden = states_before(self.transformer, self.formatter, queries, responses, real)
         logprobs, entropy = token_logprobs(
             self.transformer, hidden, responses, self.temperature if temperature is None else temperature, entropies
         )
         return Analysis(logprobs, self.value_head(hidden), entropy)
+
+
+def states_before(
+    transformer: GPT2,
+    formatter: QueryFormatter,
+    queries: torch.Tensor,
+    responses: torch.Tensor,
+    real: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Final hidden states [B, R, C] from which each token of responses int64 [B, R] to queries int64 [B, Q] follows.
+
+    real: bool [B, Q] on the host, where queries have no padding; None asks the device, and a GPU is waited for.
+    """
+    contexts = formatter(queries)
+    start, R = contexts.shape[1] - 1, responses.shape[1]
+    rows = torch.cat([contexts, responses[:, :-1]], dim=1)  # what follows the last token is of no interest
+    if real is not None:
+        real = torch.cat([formatter.real(real), real.new_ones(len(responses), R - 1)], dim=1)
+    hidden: torch.Tensor = transformer(rows, columns=slice(start, start + R), real=real)
+    return hidden

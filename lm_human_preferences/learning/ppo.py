@@ -254,29 +254,55 @@ class Losses(NamedTuple):
     value_error: torch.Tensor
 
 
+class PolicyLosses(NamedTuple):
+    """The policy's part of `Losses`."""
+
+    loss: torch.Tensor
+    ratio: torch.Tensor
+    approxkl: torch.Tensor
+    clipped: torch.Tensor
+
+
+class ValueLosses(NamedTuple):
+    """The value function's part of `Losses`."""
+
+    loss: torch.Tensor
+    clipped: torch.Tensor
+    error: torch.Tensor
+
+
+def policy_losses(logprobs: torch.Tensor, targets: Targets, params: PPOParams) -> PolicyLosses:
+    """The clipped loss of the policy at each position."""
+    log_ratio = logprobs - targets.old_logprobs
+    ratio = torch.exp(log_ratio)
+    plain = -targets.advantages * ratio
+    clipped = -targets.advantages * torch.clamp(ratio, 1 - params.cliprange, 1 + params.cliprange)
+    loss = torch.maximum(plain, clipped)
+    return PolicyLosses(loss, ratio.detach(), 0.5 * log_ratio.detach() ** 2, (clipped > plain).float())
+
+
+def value_losses(values: torch.Tensor, targets: Targets, params: PPOParams) -> ValueLosses:
+    """The clipped loss of the values at each position."""
+    clipped_values = torch.clamp(
+        values, targets.old_values - params.cliprange_value, targets.old_values + params.cliprange_value
+    )
+    plain_error, clipped_error = (values - targets.returns) ** 2, (clipped_values - targets.returns) ** 2
+    loss = 0.5 * torch.maximum(plain_error, clipped_error)
+    return ValueLosses(loss, (clipped_error > plain_error).float(), plain_error.detach())
+
+
 def ppo_losses(logprobs: torch.Tensor, values: torch.Tensor, targets: Targets, params: PPOParams) -> Losses:
     """The clipped losses at each position; the total loss is mean(policy) + vf_coef * mean(value) over a minibatch's
     positions.
 
     "Clipped" counts where the clipped loss is strictly the larger one. No mask: tokens after a truncation take part.
     """
-    clipped_values = torch.clamp(
-        values, targets.old_values - params.cliprange_value, targets.old_values + params.cliprange_value
-    )
-    plain_error, clipped_error = (values - targets.returns) ** 2, (clipped_values - targets.returns) ** 2
-    log_ratio = logprobs - targets.old_logprobs
-    ratio = torch.exp(log_ratio)
-    plain = -targets.advantages * ratio
-    clipped = -targets.advantages * torch.clamp(ratio, 1 - params.cliprange, 1 + params.cliprange)
-    return Losses(
-        torch.maximum(plain, clipped),
-        0.5 * torch.maximum(plain_error, clipped_error),
-        ratio.detach(),
-        0.5 * log_ratio.detach() ** 2,
-        (clipped > plain).float(),
-        (clipped_error > plain_error).float(),
-        plain_error.detach(),
-    )
+    return both_losses(policy_losses(logprobs, targets, params), value_losses(values, targets, params))
+
+
+def both_losses(policy: PolicyLosses, value: ValueLosses) -> Losses:
+    """The losses of policy and values as one."""
+    return Losses(policy.loss, value.loss, policy.ratio, policy.approxkl, policy.clipped, value.clipped, value.error)
 
 
 def minibatch_stats(

@@ -47,6 +47,7 @@ class Training(Generic[AnyOptimizer]):
         self.transformer.recompute_activations(self.micro_batches.recompute)
         self.parallel = Parallel(module, world, precision, params.sharding, methods)
         self.optimizer = make_optimizer(self.parallel)
+        self.beside: dict[str, Training[Any]] = {}  # other modules in training, in the same checkpoints, by name
 
     @property
     def transformer(self) -> GPT2:
@@ -82,7 +83,10 @@ class Training(Generic[AnyOptimizer]):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint holds: parameters and the optimizer's state, by name."""
-        return dict(self.module.named_parameters()) | optimizer_tensors(self.optimizer, self.module)
+        tensors = dict(self.module.named_parameters()) | optimizer_tensors(self.optimizer, self.module)
+        for name, other in self.beside.items():
+            tensors |= {f"{name}/{key}": tensor for key, tensor in other.tensors().items()}
+        return tensors
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint's loop state says of it, as plain values."""
@@ -92,11 +96,13 @@ class Training(Generic[AnyOptimizer]):
         """Fill the tensors from the checkpoint that `load` reads (Checkpoints.load) and take over its micro-batches;
         returns its loop state, None if there is none.
         """
-        allocate_state(self.optimizer)
+        for training in (self, *self.beside.values()):
+            allocate_state(training.optimizer)
         state = load(self.tensors())
         if state is not None:
             self.micro_batches = micro_batches_of_checkpoint(self.micro_batches, self.params, state, self.world)
-            self.transformer.recompute_activations(self.micro_batches.recompute)
+            for training in (self, *self.beside.values()):
+                training.transformer.recompute_activations(self.micro_batches.recompute)
         return state
 
     def try_micro_batches(self, probes: Probes) -> None:

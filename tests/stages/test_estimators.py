@@ -20,6 +20,8 @@ from small import flags, make_world, metrics, policy_flags, reward_flags, run_he
 VARIANTS = {
     "rloo": dict(ppo__estimator="rloo", ppo__responses_per_query=4),
     "grpo": dict(ppo__estimator="grpo", ppo__responses_per_query=2, ppo__nminibatches=2),
+    "separate": dict(value__model="separate", value__lr=0.01, ppo__nminibatches=2),
+    "reward_value": dict(value__model="reward"),
 }
 
 
@@ -102,9 +104,24 @@ def test_scales_and_directions_differ(world):
         assert np.isfinite(rows[-1]["ppo/loss/total"])
 
 
+def test_a_value_model_of_its_own(world):
+    """From the policy's weights its first values are 0, from the reward model's they are rewards; the policy's own head
+    stays 0.
+    """
+    separate, reward = (metrics(world / "runs" / name) for name in ("separate", "reward_value"))
+    assert separate[0]["ppo/val/mean"] == 0 and abs(reward[0]["ppo/val/mean"]) > 0.01
+    assert separate[-1]["ppo/val/mean"] != 0
+    for name in ("separate", "reward_value"):
+        heads = load_file(world / f"runs/{name}/policy/heads.safetensors")
+        assert float(heads["value.weight"].abs().max()) == 0
+
+
 @pytest.mark.parametrize(
     "changes, says",
     [
+        (dict(value__model="separate"), "--value.model separate: --ppo.estimator rloo has no values"),
+        (dict(value__model="own"), "--value.model own: must be shared, separate or reward"),
+        (dict(value__lr=0.1), "--value.lr 0.1: must be positive, and --value.model separate or reward"),
         (dict(ppo__estimator="reinforce"), "--ppo.estimator reinforce: must be gae, rloo or grpo"),
         (dict(ppo__responses_per_query=1), "give --ppo.responses_per_query 2 or more"),
         (dict(ppo__responses_per_query=3), "--ppo.batch_size 16 does not divide by --ppo.responses_per_query 3"),
