@@ -35,7 +35,7 @@ from lm_human_preferences.judging.evaluation import (
     write_comparison,
 )
 from lm_human_preferences.judging.judges import SENTENCE_JUDGES
-from lm_human_preferences.judging.training_rewards import load_rewards
+from lm_human_preferences.judging.training_rewards import RewardSource, load_rewards
 from lm_human_preferences.language.captured import decoding_graphs
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.logprobs import slices
@@ -73,11 +73,18 @@ from lm_human_preferences.learning.ppo import (
     update_stats,
     value_losses,
 )
-from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.learning.reward_ensemble import RewardEnsemble, reward_models
 from lm_human_preferences.learning.scoring import Rewards, Scorer
 from lm_human_preferences.learning.value_model import VALUE_MODELS, ValueModel, ValueParams
 from lm_human_preferences.runs.checkpoints import check_finite
-from lm_human_preferences.runs.folder import Run, go_on_after_restart, model_folder, open_run, same_finished_run
+from lm_human_preferences.runs.folder import (
+    Run,
+    go_on_after_restart,
+    model_folder,
+    open_run,
+    reward_model_folders,
+    same_finished_run,
+)
 from lm_human_preferences.runs.loop import Loop
 from lm_human_preferences.runs.micro_batches import SHARE, fitting_micro_batches, free_memory
 from lm_human_preferences.runs.params import RunParams, check_run_params, computing
@@ -89,20 +96,11 @@ from lm_human_preferences.watching.doctor import open_watched
 
 
 @dataclass
-class RewardsParams:
-    """Where rewards come from."""
+class RewardsParams(RewardSource):
+    """Where rewards come from, and what distance from the reference costs."""
 
     kl_coef: float = param(0.15, "price of a nat of KL to the reference policy (the adaptive controller's first value)")
     adaptive_kl: AdaptiveKLParams | None = param(None, "on: steer the coefficient to a target KL; off: keep it fixed")
-    trained_model: str | None = param(
-        None,
-        "a run of train_reward or its model folder; or a judge, hf:PATH[#label], ratings:FOLDER or embeddings:FOLDER, "
-        "whose score is not normalised; none trains a new one first",
-        "path",
-    )
-    function: str | None = param(
-        None, "module:function of (query texts, response texts) that gives a score each, not normalised; no model then"
-    )
     train_new_model: RewardTrainingParams | None = param(
         None, "how to train a new reward model first; off with trained_model or function"
     )
@@ -130,8 +128,8 @@ def settle(params: PolicyTrainingParams) -> PolicyTrainingParams:
         params.ppo.advantage_scale = "group" if params.ppo.estimator == "grpo" else "none"
     rewards, save_dir = params.rewards, params.run.save_dir
     params.task.policy.initial_model = model_folder(params.task.policy.initial_model, save_dir, ("policy", "lm"))
-    if rewards.trained_model is not None and not rewards.trained_model.startswith(SENTENCE_JUDGES):
-        rewards.trained_model = model_folder(rewards.trained_model, save_dir, ("reward_model",))
+    if rewards.models():
+        rewards.trained_model = ",".join(reward_model_folders(rewards.models(), save_dir))
     if rewards.trained_model is not None or rewards.function is not None:
         rewards.train_new_model = None
     if rewards.train_new_model is not None:
@@ -157,8 +155,7 @@ def check(params: PolicyTrainingParams) -> None:
     if params.evaluation.samples < 0 or params.evaluation.shown < 0:
         raise UserError("--evaluation.samples and --evaluation.shown must not be negative")
     check_kl(rewards.kl_coef, rewards.adaptive_kl, params.ppo.batch_size)
-    if rewards.trained_model is not None and rewards.function is not None:
-        raise UserError("--rewards.trained_model and --rewards.function exclude each other; give one of them")
+    rewards.check()
     if rewards.trained_model is None and rewards.function is None and rewards.train_new_model is None:
         raise UserError(
             "no reward model: give a folder with --rewards.trained_model PATH, or --rewards.train_new_model on"
@@ -176,9 +173,11 @@ def check_value(params: PolicyTrainingParams) -> None:
         raise UserError(f"--value.model {value.model}: --ppo.estimator {params.ppo.estimator} has no values")
     if value.lr is not None and (value.model == "shared" or not 0 < value.lr < math.inf):
         raise UserError(f"--value.lr {value.lr}: must be positive, and --value.model separate or reward")
-    elsewhere = source.function is not None or (source.trained_model or "").startswith("hf:")
-    if value.model == "reward" and elsewhere:
-        raise UserError("--value.model reward needs a reward model of ours to start from; take --value.model separate")
+    elsewhere = source.function is not None or (source.trained_model or "").startswith(SENTENCE_JUDGES)
+    if value.model == "reward" and (elsewhere or len(source.models()) > 1):
+        raise UserError(
+            "--value.model reward needs one reward model of ours to start from; take --value.model separate"
+        )
 
 
 def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
@@ -216,10 +215,14 @@ def train_reward_model_first(
         same_finished_run(folder, "train_reward", task, to_dict(new), world)
     else:
         new.run.resume = new.run.resume and reward_begun
-        train_reward.RewardTrainer.prepare(new, precision, world).run(task, name)
+        if new.members > 1:
+            train_reward.train_members(new, precision, world, task, name)
+        else:
+            train_reward.RewardTrainer.prepare(new, precision, world).run(task, name)
     if params.run.resume and reward_begun and not begun:
         params.run.resume = False  # it stopped before the policy's run began
-    params.rewards.trained_model, params.rewards.train_new_model = str(folder / "reward_model"), None
+    params.rewards.trained_model = ",".join(reward_model_folders([str(folder)], params.run.save_dir))
+    params.rewards.train_new_model = None
 
 
 class PPOTrainer:
@@ -245,9 +248,12 @@ class PPOTrainer:
         world.share(ppo.batch_size // ppo.nminibatches, "--ppo.batch_size / --ppo.nminibatches")
         if ppo.estimator != "gae" or values is not None:  # nothing trains the head, and DDP would wait for it
             policy.value_head.requires_grad_(False)
-        reward_config = rewards.transformer.config if isinstance(rewards, RewardModel) else None
+        members = reward_models(rewards)
+        reward_config = members[0].transformer.config if members else None
         prefix = policy.formatter.length
-        memory = partial(policy_training_memory, params, config, precision, world.size, prefix, reward_config)
+        memory = partial(
+            policy_training_memory, params, config, precision, world.size, prefix, reward_config, len(members) or 1
+        )
         captured = captures(params.run, memory, precision, world)
         if captured:
             policy.captured = decoding_graphs(precision.device.type, sharding)
@@ -272,8 +278,8 @@ class PPOTrainer:
                 world,
             )
         self.reference = place_frozen(reference, world, precision, sharding, ("analyze", "respond"))
-        if isinstance(rewards, RewardModel):
-            place_frozen(rewards, world, precision, sharding)
+        for member in members:
+            place_frozen(member, world, precision, sharding)
         self.scorer = Scorer(rewards, params.task, config.padding_token)
         self.kl_controller = (
             AdaptiveKLController(kl.kl_coef, kl.adaptive_kl) if kl.adaptive_kl else FixedKLController(kl.kl_coef)
@@ -290,7 +296,7 @@ class PPOTrainer:
         if params.evaluation.samples:
             check_split(task.query_dataset, params.evaluation.split, "--evaluation.split")
         source = params.rewards
-        rewards = load_rewards(source.trained_model, source.function, transformer.config, task, precision.device)
+        rewards = load_rewards(source, transformer.config, task, precision.device)
         formatter, temperature = QueryFormatter.of(task, encoding), task.policy.temperature
         policy, reference = (Policy(model, formatter, temperature) for model in (transformer, load_model(folder)))
         queries = query_stream(task, encoding, params.run.seed, "policy")
@@ -390,8 +396,9 @@ class PPOTrainer:
                 logprobs, values, _ = self.policy.analyze(queries, responses, entropies=False, real=real)
             if self.values is not None:
                 values = self.values(queries, responses, real)
-            scores = self.scorer(queries, responses)
-        return Rollout(queries, responses, logprobs, values, sampled, reference.logprobs, *scores, real)
+            scores, valid, truncated, disagreement = self.scorer.with_disagreement(queries, responses)
+        before = (logprobs, values, sampled, reference.logprobs)
+        return Rollout(queries, responses, *before, scores, valid, truncated, real, disagreement)
 
     def train_minibatch(
         self, rollout: Rollout, rewards: torch.Tensor, index: torch.Tensor, lr: float
@@ -482,14 +489,22 @@ class PPOTrainer:
         """What the step's episodes are like; docs/metrics.md explains each number."""
         B, R = rollout.responses.shape
         padding = self.policy.transformer.config.padding_token
-        return rollout_stats(rollout, non_score, kl_coef, self.recompute) | {
-            "objective/query_padding": padding_share(rollout.queries, padding),
-            "objective/response_padding": padding_share(rollout.truncated, padding),
-            "elapsed/updates": step + 1,
-            "elapsed/steps/serial": (step + 1) * R,
-            "elapsed/steps/total": (step + 1) * B * R,
-            "elapsed/episodes": (step + 1) * B,
-        }
+        of_ensemble = {}
+        if isinstance(self.scorer.rewards, RewardEnsemble) and rollout.disagreement is not None:
+            of_ensemble["objective/disagreement"] = float(rollout.disagreement.mean())
+        of_rollout = rollout_stats(rollout, non_score, kl_coef, self.recompute)
+        return (
+            of_rollout
+            | of_ensemble
+            | {
+                "objective/query_padding": padding_share(rollout.queries, padding),
+                "objective/response_padding": padding_share(rollout.truncated, padding),
+                "elapsed/updates": step + 1,
+                "elapsed/steps/serial": (step + 1) * R,
+                "elapsed/steps/total": (step + 1) * B * R,
+                "elapsed/episodes": (step + 1) * B,
+            }
+        )
 
     # --- random draws, each for the whole global batch ---
 
@@ -546,7 +561,7 @@ class PPOTrainer:
         return {
             "task.policy.initial_model": task.policy.initial_model,
             "task.query_dataset": task.query_dataset,
-            "rewards.trained_model": rewards.trained_model,
+            **rewards.inputs(),
         }
 
     def state(self) -> dict[str, object]:
@@ -573,8 +588,8 @@ class PPOTrainer:
             with torch.no_grad(), self.precision.autocast():
                 for model in models:
                     model.analyze(q, r, entropies=False)
-                if isinstance(self.scorer.rewards, RewardModel):
-                    self.scorer.rewards(q, r)
+                for member in reward_models(self.scorer.rewards):
+                    member(q, r)
 
         def training(rows: int) -> None:
             with self.parallel.micro_batch(last=False):

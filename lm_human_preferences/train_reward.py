@@ -6,6 +6,7 @@ labels -> the run's `reward_model/` folder.
 """
 
 import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,15 @@ from lm_human_preferences.data.label_files import load_train_and_valid
 from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, check_labels, label_type
 from lm_human_preferences.data.queries import QueryStream, query_stream
 from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, check_task_numbers, padding_share
-from lm_human_preferences.foundation.configuration import param
+from lm_human_preferences.foundation.configuration import param, to_dict
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.files import write_json
+from lm_human_preferences.foundation.files import read_json, write_json
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.learning.label_losses import label_losses, label_statistics
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel, label_parts, label_rewards, rewards_of
 from lm_human_preferences.runs.checkpoints import check_finite
-from lm_human_preferences.runs.folder import Run, go_on_after_restart, model_folder, open_run
+from lm_human_preferences.runs.folder import Run, go_on_after_restart, model_folder, open_run, same_finished_run
 from lm_human_preferences.runs.loop import Loop
 from lm_human_preferences.runs.params import RunParams, check_run_params, computing
 from lm_human_preferences.runs.stage_memory import reward_training_memory
@@ -55,6 +56,9 @@ class RewardTrainingParams:
         True, "normalise the untrained model, to the labels' mean and deviation (0 and 1 for choices)"
     )
     normalize_after: bool = param(True, "normalise the trained model to mean 0 and deviation 1")
+    members: int = param(
+        1, "reward models to train, of the seeds run.seed, run.seed + 1, ..., each on all labels: an ensemble"
+    )
     run: RunParams = param(RunParams, "")
     tracking: TrackingParams = param(TrackingParams, "")
 
@@ -73,6 +77,8 @@ def check(params: RewardTrainingParams) -> LabelType:
     check_tracking(params.tracking)
     check_task_numbers(params.task)
     kind = check_labels(params.labels, params.batch_size)
+    if params.members < 1:
+        raise UserError(f"--members {params.members}: must be at least 1")
     if params.rollout_batch_size < 1:
         raise UserError(f"--rollout_batch_size {params.rollout_batch_size}: must be at least 1")
     if not 0 < params.lr < math.inf or params.normalize_samples < 0:
@@ -90,7 +96,39 @@ def train(params: RewardTrainingParams, task: str, experiment: str) -> Path:
     check(params)
     with computing(params.run) as (precision, world):
         go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
+        if params.members > 1:
+            return train_members(params, precision, world, task, experiment)
         return RewardTrainer.prepare(params, precision, world).run(task, experiment)
+
+
+def train_members(params: RewardTrainingParams, precision: Precision, world: World, task: str, experiment: str) -> Path:
+    """Train an ensemble, member by member: each is a run of its own, `member_1/` and so on, in the run's folder, which
+    is returned. When it is resumed, members that are finished are not trained again.
+    """
+    inputs = {"task.policy.initial_model": params.task.policy.initial_model, "labels.source": params.labels.source}
+    with open_run("train_reward", task, experiment, params, inputs, world) as run:
+        results = []
+        for number in range(params.members):
+            name = f"member_{number + 1}"
+            own = dataclasses.replace(
+                params.run,
+                seed=params.run.seed + number,
+                save_dir=str(run.folder),
+                overwrite=False,
+                resume=world.from_main((run.folder / name / "config.json").is_file()),
+            )
+            mine = dataclasses.replace(params, members=1, run=own)
+            if world.from_main((run.folder / name / "result.json").is_file()):
+                same_finished_run(run.folder / name, "train_reward", task, to_dict(mine), world)
+                run.say(f"{experiment}/{name}: finished already, skipped")
+            else:
+                run.say(f"{experiment}: member {number + 1} of {params.members}")
+                RewardTrainer.prepare(mine, precision, world).run(task, name)
+            results.append(world.from_main(read_json(run.folder / name / "result.json") if world.is_main else None))
+        if world.is_main:
+            write_json(run.folder / "result.json", {"members": results})
+        run.say(f"--rewards.trained_model {experiment} names all {params.members} reward models")
+        return run.folder
 
 
 class RewardTrainer:

@@ -37,7 +37,6 @@ from lm_human_preferences.judging.judges import SPECS, Judge, held_out_judges
 from lm_human_preferences.judging.training_rewards import load_rewards
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.policy import Policy
-from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.learning.scoring import Rewards
 from lm_human_preferences.reports import sweep_report
 from lm_human_preferences.reports.samples import samples_of_sweep, samples_text
@@ -305,7 +304,7 @@ class Measuring:
         config = reference.transformer.config
         encoding = get_encoding(config.encoding)
         if params.rewards.train_new_model is None:
-            load_rewards(params.rewards.trained_model, params.rewards.function, config, task, torch.device("cpu"))
+            load_rewards(params.rewards, config, task, torch.device("cpu"))
         held_out = held_out_queries(task, encoding, params.samples, params.split, params.run.seed)
         judges, people = load_judges(
             params.judges or held_out_judges(dataset_split(task, params.split)[0]), precision.device
@@ -321,8 +320,8 @@ class Measuring:
         """What `result.json` holds, and a line a query with every policy's response."""
         p, N = self.params, self.params.responses
         source, config = p.rewards, self.reference.transformer.config
-        proxy = load_rewards(source.trained_model, source.function, config, p.task, self.precision.device)
-        proxy = proxy.to(self.precision.device).requires_grad_(False) if isinstance(proxy, RewardModel) else proxy
+        proxy = load_rewards(source, config, p.task, self.precision.device)
+        proxy = proxy.to(self.precision.device).requires_grad_(False) if isinstance(proxy, torch.nn.Module) else proxy
         rewards = [proxy, *(judge.on_tokens(self.encoding) for judge in self.judges)]
         uniforms, sides = uniforms_of(p.task, p.samples, p.run.seed), {}
         for member in trained:

@@ -152,6 +152,7 @@ class Rollout(NamedTuple):
     valid: torch.Tensor  # bool [B]
     truncated: torch.Tensor  # int64 [B, R], the responses as the score sees them
     real: torch.Tensor  # bool [B, Q] on the host: where queries have no padding, which a GPU need not be asked then
+    disagreement: torch.Tensor | None = None  # float32 [B], deviation of an ensemble's members
 
 
 class FixedKLController:

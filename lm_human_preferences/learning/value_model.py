@@ -49,9 +49,9 @@ class ValueModel(nn.Module):
         """
         if params.model == "separate":
             return cls(load_model(initial), formatter)
-        if reward_model is None or reward_model.startswith("hf:"):
+        if reward_model is None:
             raise UserError(
-                "--value.model reward needs a reward model of ours, which --rewards.trained_model names; take separate"
+                "--value.model reward needs a reward model, which --rewards.trained_model names; take separate"
             )
         rewards = RewardModel.load(Path(reward_model))
         model = cls(rewards.transformer, formatter)

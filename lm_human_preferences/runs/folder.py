@@ -10,7 +10,7 @@ saved_models/<experiment>/
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -293,6 +293,18 @@ def model_folder(source: str, save_dir: str, results: tuple[str, ...]) -> str:
                 "has one, or a model folder"
             )
     return source
+
+
+def reward_model_folders(names: Sequence[str], save_dir: str) -> list[str]:
+    """The model folders of reward models that are named by run or path; a run of several members stands for all of
+    them.
+    """
+    folders: list[str] = []
+    for name in names:
+        places = (Path(find_path(name)), Path(save_dir) / name)
+        members = next((found for place in places if (found := sorted(place.glob("member_*/reward_model")))), [])
+        folders += [str(folder) for folder in members] or [model_folder(str(places[0]), save_dir, ("reward_model",))]
+    return folders
 
 
 def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | None]:

@@ -65,17 +65,19 @@ def policy_training_memory(
     ranks: int,
     prefix: int = 0,
     reward: GPT2Config | None = None,
+    members: int = 1,
     captured: bool = False,
 ) -> StageMemory:
     """PPO. params: PolicyTrainingParams; prefix: tokens of the task's prefix and suffix; reward: the reward model, None
-    for one like the policy; captured: whether decoding is, whose cache then stays. A value model of its own is as large
-    as what it starts from, and its pass smaller than the policy's.
+    for one like the policy, and `members` of its size; captured: whether decoding is, whose cache then stays. A value
+    model of its own is as large as what it starts from, and its pass smaller than the policy's.
     """
     shape, layout = Shape(config, precision.bfloat16, precision.device.type), Layout(ranks, params.run.sharding)
     context, R = params.task.query_length + prefix, params.task.response_length
     rows, minibatch = -(-params.ppo.batch_size // ranks), -(-params.ppo.batch_size // params.ppo.nminibatches // ranks)
     whole = shape.weights() if layout.sharded else 0  # a sharded policy that samples is whole on every rank
     held = layout.held(shape, {"reference": config, "reward model": reward or config})
+    held["reward model"] *= members
     if params.value.model != "shared":
         value = replace(shape, config=config if params.value.model == "separate" else reward or config)
         own = layout.held(value, {})

@@ -87,6 +87,37 @@ def kl_negative(h: History) -> Judgement | None:
     )
 
 
+DISAGREEMENT = AtMost(
+    "deviation of the ensemble's members on what the policy writes, in multiples of its first value",
+    warning=2.0,
+    severe=4.0,
+    why="the members were brought to one scale on the reference's texts; at twice the deviation of these they know "
+    "half as much of what the policy writes now",
+)
+
+
+@check(
+    "train_policy",
+    looks_at=f"`objective/disagreement` of an ensemble of reward models: mean of the last {SHORT} steps against the "
+    f"first {SHORT}",
+    limits=(DISAGREEMENT,),
+    why="where reward models that learned from the same labels disagree, the reward is a guess, and a policy that is "
+    "trained against it finds such places",
+    change="a higher `--rewards.kl_coef`; `--rewards.ensemble min` or `uwo`, a higher `--rewards.uncertainty`",
+)
+def disagreement(h: History) -> Judgement | None:
+    deviations = h.so_far("objective/disagreement", 2 * SHORT)
+    if deviations is None:
+        return None
+    first, last = deviations.mean_first(SHORT), deviations.mean_last(SHORT)
+    return Judgement(
+        DISAGREEMENT.level(last, first),
+        f"the reward models' deviation is {last:.2f} over the last {SHORT} steps, {first:.2f} over the first",
+        f"raise {h.flag('rewards.kl_coef')}; set {h.flag('rewards.ensemble')} to min or uwo, raise "
+        f"{h.flag('rewards.uncertainty')}",
+    )
+
+
 EQUAL_GROUPS = AtMost(
     "share of queries whose responses all have the same score, under `ppo.estimator` rloo or grpo",
     warning=0.5,
@@ -515,4 +546,5 @@ POLICY_CHECKS = (
     update_size,
     loss_rising,
     equal_groups,
+    disagreement,
 )

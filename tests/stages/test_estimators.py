@@ -3,6 +3,7 @@ and has not.
 """
 
 import itertools
+import json
 import shutil
 
 import numpy as np
@@ -116,9 +117,48 @@ def test_a_value_model_of_its_own(world):
         assert float(heads["value.weight"].abs().max()) == 0
 
 
+def test_an_ensemble_is_trained_in_one_run_and_trained_against(world):
+    """Members of different seeds, each with a run folder; one that is finished is not trained again; the run's name
+    stands for all of them.
+    """
+    words = [*reward_flags(world), *flags(members=2)]
+    run_here("train_reward", "movies", "pair", *words)
+    pair, single = world / "runs/pair", world / "runs/reward"
+    models = [load_file(pair / f"member_{n}/reward_model/model.safetensors") for n in (1, 2)]
+    alone = load_file(single / "reward_model/model.safetensors")
+    assert all(torch.equal(models[0][name], value) for name, value in alone.items())  # of the run's own seed
+    assert not torch.equal(models[1]["transformer.wte.weight"], alone["transformer.wte.weight"])
+    with pytest.raises(UserError, match="exists already"):
+        run_here("train_reward", "movies", "pair", *words)
+    written = (pair / "member_1/metrics.jsonl").stat().st_mtime_ns
+    shutil.rmtree(pair / "member_2")
+    run_here("train_reward", "movies", "pair", *words, "--run.resume", "on")
+    assert (pair / "member_1/metrics.jsonl").stat().st_mtime_ns == written
+    again = load_file(pair / "member_2/reward_model/model.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in models[1].items())
+
+    words = policy_flags(world, "pair") + flags(rewards__ensemble="uwo", rewards__uncertainty=1)
+    run_here("train_policy", "movies", "careful", *words)
+    rows = metrics(world / "runs/careful")
+    assert rows[0]["objective/disagreement"] > 0
+    parameters = json.loads((world / "runs/careful/config.json").read_text())
+    assert parameters["parameters"]["rewards"]["trained_model"].count("member_") == 2
+    assert {"rewards.trained_model 1", "rewards.trained_model 2"} <= parameters["inputs"].keys()
+    run_here("train_policy", "movies", "bold", *policy_flags(world, "pair"), *flags(rewards__ensemble="mean"))
+    assert metrics(world / "runs/bold")[0]["objective/score"] > rows[0]["objective/score"]
+    twice = f"{world / 'runs/reward'},{world / 'runs/reward/reward_model'}"
+    run_here("train_policy", "movies", "twice", *policy_flags(world, twice))
+    run_here("train_policy", "movies", "once", *policy_flags(world, world / "runs/reward"))
+    assert metrics(world / "runs/twice")[-1]["objective/score"] == metrics(world / "runs/once")[-1]["objective/score"]
+    assert metrics(world / "runs/twice")[0]["objective/disagreement"] == 0
+
+
 @pytest.mark.parametrize(
     "changes, says",
     [
+        (dict(rewards__ensemble="max"), "--rewards.ensemble max: must be mean, min or uwo"),
+        (dict(rewards__uncertainty=-1), "--rewards.uncertainty -1.0: must not be negative"),
+        (dict(rewards__trained_model="a,hf:b"), "an ensemble has reward models of ours alone"),
         (dict(value__model="separate"), "--value.model separate: --ppo.estimator rloo has no values"),
         (dict(value__model="own"), "--value.model own: must be shared, separate or reward"),
         (dict(value__lr=0.1), "--value.lr 0.1: must be positive, and --value.model separate or reward"),

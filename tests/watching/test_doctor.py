@@ -170,7 +170,11 @@ def test_the_recorded_demo_has_no_findings(stage):
     diagnosis = diagnose(History(f"train_{stage}", config), rows, [], result)
     assert diagnosis.healthy, describe(diagnosis, stage)
     assert diagnosis.not_looked_at == (
-        ["kl_coef", "samples_repeat", "equal_groups"] if stage == "policy" else ["query_padding", "response_padding"]
+        ["kl_coef", "samples_repeat", "equal_groups", "disagreement"]
+        if stage == "policy"
+        else ["query_padding", "response_padding"]
+        if stage == "policy"
+        else ["query_padding", "response_padding"]
     )
 
 
@@ -352,6 +356,7 @@ CHANGED = [
     ("policy", "objective/score_std", [9.0] * 32, "score_scale"),
     ("policy", "ppo/val/var_explained", [-0.1] * 32, "value_function"),
     ("policy", "ppo/policy/clipfrac", [0.1] * 20 + [0.5] * 12, "update_size"),
+    ("policy", "objective/disagreement", [0.2] * 16 + [0.7] * 16, "disagreement"),
     ("policy", "objective/equal_groups", [0.7] * 32, "equal_groups"),
     ("policy", "ppo/val/vpred", [0.1] * 20 + [None] * 12, "not_finite"),
     ("reward", "train/loss", [1.4 + step / 100 for step in range(300)], "loss_rising"),
