@@ -3,6 +3,7 @@ for a GPU, because the host wants a number from it, raises there; so does most o
 """
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,9 +58,10 @@ def test_a_rollout_waits_for_nothing_but_the_truncated_responses_padding(goldens
     trainer.recompute = True
 
     def scorer(queries, responses):
-        return (torch.empty(len(responses), device=META), torch.empty(len(responses), device=META) > 0, responses)
+        score = torch.empty(len(responses), device=META)
+        return score, score > 0, responses, score
 
-    trainer.scorer, asked = scorer, trainer.scorer
+    trainer.scorer, asked = SimpleNamespace(with_disagreement=scorer), trainer.scorer
     rollout = trainer.sample(0)
     assert rollout.responses.device == META and torch.equal(rollout.real, queries != 99)
     with pytest.raises(NotImplementedError, match="no data"):
