@@ -28,6 +28,7 @@ from lm_human_preferences.foundation.files import write_json
 PARTS: list[Part] = [*right.PARTS, *fast.PARTS, *real.PARTS, *fast.LATER]
 SECTIONS = {"right": "is it right here?", "fast": "how fast?", "real": "what does a run come to?"}
 LONGER, LEAST = 3.0, 30.0  # a part may take that many times its own estimate, and these seconds in any case
+LEAST_QUICK = 120.0  # these, where only whether it runs is asked, perhaps beside much other work
 GRACE, START = 10.0, 90.0  # seconds to end by itself, and to start
 MOST_CHARACTERS = 9_500  # of the table: what remote machines show of an output
 
@@ -147,7 +148,8 @@ def carry_out(
                     process = None
                     continue
                 machine["device"] = process.device
-            limit = max(1.0, min(max(LEAST, LONGER * part.seconds), left() - 5))
+            least = LEAST_QUICK if args.quick else LEAST
+            limit = max(1.0, min(max(least, LONGER * part.seconds), left() - 5))
             if not _do(process, part, limit, note):
                 process = None
             _write(output, args, machine, lines)

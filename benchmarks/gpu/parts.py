@@ -187,6 +187,8 @@ def work_through(parts: Sequence[Part], setting: Setting, requests: TextIO, answ
         print(json.dumps(answer, default=str), file=answers, flush=True)
 
     SHAPES["mini"] = dict(n_embd=8, n_head=2, n_layer=2)
+    import torch._dynamo  # optimizers and deterministic operations need it: loaded before the first part's time runs
+
     name = torch.cuda.get_device_name(setting.device) if setting.cuda else cpu_name()
     say({"ready": True, "device": name})
     for request in requests:
@@ -200,5 +202,6 @@ def work_through(parts: Sequence[Part], setting: Setting, requests: TextIO, answ
                     say({"line": found})
         except Exception as error:
             say({"line": failure(name, error)})
-            broken = "CUDA error" in str(error) or "illegal memory" in str(error)
+            # one that is stopped may have been in the middle of an import, which then fails for all later parts
+            broken = isinstance(error, OutOfTime) or "CUDA error" in str(error) or "illegal memory" in str(error)
         say({"done": name, "seconds": time.monotonic() - started, "broken": broken})

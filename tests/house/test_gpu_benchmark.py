@@ -71,7 +71,7 @@ def test_a_part_that_fails_hangs_or_dies_is_a_line(tmp_path, monkeypatch, capsys
     python.chmod(0o755)
     monkeypatch.setattr(command, "Process", Made)
     monkeypatch.setattr(command, "GRACE", 0.5)
-    monkeypatch.setattr(command, "LEAST", 0.5)
+    monkeypatch.setattr(command, "LEAST_QUICK", 0.5)
     parts = [
         Part(name, "right", 0.1, lambda setting: iter(())) for name in ("works", "dies", "hangs", "breaks", "last")
     ]
