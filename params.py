@@ -12,6 +12,7 @@ from typing import Any
 
 from lm_human_preferences.data.labels import LabelParams
 from lm_human_preferences.data.tasks import PolicyParams, TaskParams
+from lm_human_preferences.expert_iteration import ExpertIterationParams
 from lm_human_preferences.judging.evaluation import EvaluationParams
 from lm_human_preferences.learning.ppo import AdaptiveKLParams, PPOParams
 from lm_human_preferences.runs.params import RunParams
@@ -237,6 +238,38 @@ def movies_policy() -> PolicyTrainingParams:
     )
 
 
+# --- expert iteration ---
+
+
+def expert(policy: PolicyTrainingParams, lr: float) -> ExpertIterationParams:
+    """The task's policy training, with the best of eight responses to each query kept and learned from once. The rate
+    is ours.
+    """
+    params = ExpertIterationParams(**vars(policy))
+    params.rewards.kl_coef, params.rewards.adaptive_kl = 0.0, None
+    params.ppo.responses_per_query, params.ppo.noptepochs, params.ppo.lr = 8, 1, lr
+    return params
+
+
+def movies_expert() -> ExpertIterationParams:
+    """The best of eight responses to each query, kept and learned from."""
+    params = expert(movies_policy(), 1e-4)
+    params.ppo.batch_size = 256
+    return params
+
+
+def books_expert(name: str) -> ExpertIterationParams:
+    """The best of eight continuations of each query, kept and learned from."""
+    return expert(books_policy(name), 1e-5)
+
+
+def summary_expert(name: str, kl_coef: float) -> ExpertIterationParams:
+    """The best of eight summaries of each query, kept and learned from."""
+    params = expert(summary_policy(name, kl_coef), 2e-6)
+    params.ppo.batch_size = 256
+    return params
+
+
 # --- language models ---
 
 
@@ -329,6 +362,13 @@ EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "descriptiveness": partial(books_dpo, "descriptiveness"),
         "cnndm": partial(summary_dpo, "cnndm"),
         "tldr": partial(summary_dpo, "tldr"),
+    },
+    "expert_iteration": {
+        "movies": movies_expert,
+        "sentiment": partial(books_expert, "sentiment"),
+        "descriptiveness": partial(books_expert, "descriptiveness"),
+        "cnndm": partial(summary_expert, "cnndm", 0.01),
+        "tldr": partial(summary_expert, "tldr", 0.03),
     },
     "train_policy": {
         "movies": movies_policy,

@@ -228,6 +228,9 @@ def train_reward_model_first(
 class PPOTrainer:
     """What the stage works on; `run` is the stage from start to end, `step` one step of the paper's method."""
 
+    stage = "train_policy"  # as the run's folder names it
+    has_values = True  # whether the policy's value head may be trained
+
     def __init__(
         self,
         policy: Policy,
@@ -246,7 +249,7 @@ class PPOTrainer:
         ppo, kl, config, sharding = params.ppo, params.rewards, policy.transformer.config, params.run.sharding
         self.total_steps = math.ceil(ppo.total_episodes / ppo.batch_size)
         world.share(ppo.batch_size // ppo.nminibatches, "--ppo.batch_size / --ppo.nminibatches")
-        if ppo.estimator != "gae" or values is not None:  # nothing trains the head, and DDP would wait for it
+        if not self.has_values or ppo.estimator != "gae" or values is not None:  # DDP would wait for its gradient
             policy.value_head.requires_grad_(False)
         members = reward_models(rewards)
         reward_config = members[0].transformer.config if members else None
@@ -309,7 +312,7 @@ class PPOTrainer:
     def run(self, task: str, experiment: str) -> Path:
         """The stage from its first step, or where it stopped, to its result; returns the `policy/` folder."""
         p = self.params
-        with open_run("train_policy", task, experiment, p, self.inputs(), self.world) as run:
+        with open_run(self.stage, task, experiment, p, self.inputs(), self.world) as run:
             first = self.resume(run) if p.run.resume else 0
             self.training.try_micro_batches(self.memory_probes())
             captured = {"captured_decoding": self.policy.captured is not None}
@@ -321,7 +324,7 @@ class PPOTrainer:
             )
             remedy = f"--ppo.lr than {p.ppo.lr}"
             with (
-                open_watched(run, p, "train_policy", experiment, first) as tracker,
+                open_watched(run, p, self.stage, experiment, first) as tracker,
                 Loop(run, tracker, self.training, self.total_steps, experiment, first, self.state, remedy) as loop,
             ):
                 for step in loop:
@@ -538,7 +541,7 @@ class PPOTrainer:
         """Write the policy, compare it with what it was, and drop the checkpoints; returns the `policy/` folder."""
         p, folder = self.params, run.folder / "policy"
         check_finite(dict(self.policy.named_parameters()), "policy", self.world)
-        note = {"stage": "train_policy", "task": task, "steps": self.total_steps}
+        note = {"stage": self.stage, "task": task, "steps": self.total_steps}
         self.policy.save(folder, note=note, world=self.world)
         if p.evaluation.samples and self.encoding is not None:
             queries = evaluation_queries(p.evaluation, p.task, self.encoding, self.seed)

@@ -18,13 +18,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from small import ROOT, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags
 
-RESULTS = {"train_sft": "lm", "train_reward": "reward_model", "train_policy": "policy"}
-LOSSES = {"train_sft": "train/loss", "train_reward": "train/loss", "train_policy": "ppo/loss/total"}
+RESULTS = {"train_sft": "lm", "train_reward": "reward_model", "train_policy": "policy", "expert_iteration": "policy"}
+LOSSES = {
+    "train_sft": "train/loss",
+    "train_reward": "train/loss",
+    "train_policy": "ppo/loss/total",
+    "expert_iteration": "expert/loss",
+}
 
 
 def words_of(stage: str, world: Path) -> list[str]:
     """The stage's command line: ten updates of policy training, dropout in supervised training."""
-    if stage == "train_policy":
+    if stage in ("train_policy", "expert_iteration"):
         return policy_flags(world, world / "runs/reward/reward_model") + flags(ppo__total_episodes=160)
     return reward_flags(world) if stage == "train_reward" else sft_flags(world) + flags(optimizer__dropout=0.1)
 
@@ -70,7 +75,7 @@ def distance(stage: str, one: Path, other: Path) -> dict[str, float]:
         if not name.endswith("c_attn.bias")
     )
     found = {"loss": float(np.max(np.abs(losses[0] - losses[1]) / np.abs(losses[1]))), "weights": weights}
-    if stage == "train_policy":
+    if stage in ("train_policy", "expert_iteration"):
         texts = [
             [
                 (row["query"], row["response"])

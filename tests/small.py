@@ -148,6 +148,10 @@ def policy_flags(world: Path, reward_model: Path | None = None) -> list[str]:
     return words + (flags(rewards__trained_model=reward_model) if reward_model else [])
 
 
+def expert_flags(world: Path, reward_model: Path | None = None) -> list[str]:
+    return policy_flags(world, reward_model) + flags(ppo__responses_per_query=4, ppo__noptepochs=2)
+
+
 def dpo_flags(world: Path) -> list[str]:
     return task_flags(world) + flags(
         labels__source=world / "labels.json",

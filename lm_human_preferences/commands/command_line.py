@@ -16,7 +16,7 @@ from typing import Any
 
 import fire
 
-from lm_human_preferences import train_dpo, train_policy, train_reward, train_sft
+from lm_human_preferences import expert_iteration, train_dpo, train_policy, train_reward, train_sft
 from lm_human_preferences.commands import (
     collect,
     evaluate,
@@ -250,6 +250,12 @@ COMMANDS = (
         "tune a language model against a reward model with PPO",
     ),
     _stage(
+        "expert_iteration",
+        expert_iteration,
+        expert_iteration.ExpertIterationParams,
+        "tune a language model on the best of its own responses, again and again",
+    ),
+    _stage(
         "train_dpo", train_dpo, train_dpo.DPOParams, "tune a language model on human choices without a reward model"
     ),
     Command(
@@ -342,6 +348,7 @@ COMMANDS = (
             train_reward.RewardTrainingParams,
             train_policy.PolicyTrainingParams,
             train_dpo.DPOParams,
+            expert_iteration.ExpertIterationParams,
         ),
         about=(
             "Its own parameters; and the stages', such as --run.micro_batch 16, --run.recompute_activations on or "

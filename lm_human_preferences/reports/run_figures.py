@@ -155,6 +155,32 @@ CHARTS = {
         ),
         _PACE,
     ],
+    "expert_iteration": [
+        Chart(
+            "score",
+            "Score",
+            "Of all responses, and of those that were kept to learn from; a control keeps any.",
+            [
+                Panel(
+                    "mean per response\n(reward model's units)",
+                    {"objective/score": "sampled", "objective/score_kept": "kept"},
+                )
+            ],
+        ),
+        Chart(
+            "kl",
+            "Distance from the initial model",
+            "Rises with each iteration: nothing but the number of iterations, the rate and the price of KL holds it.",
+            [Panel("KL (nats\nper response)", {"objective/kl": "KL to the initial model"})],
+        ),
+        Chart(
+            "loss",
+            "Loss",
+            "Of the kept responses; it falls with their entropy.",
+            [Panel("nats per token", {"expert/loss": "kept responses"})],
+        ),
+        _PACE,
+    ],
     "train_reward": [
         Chart(
             "loss",
@@ -384,6 +410,7 @@ def _reference_lines(run: LoggedRun, metric: str) -> list[tuple[float, str]]:
 def _step_label(run: LoggedRun) -> str:
     sizes = {
         "train_policy": ("ppo.batch_size", "episodes"),
+        "expert_iteration": ("ppo.batch_size", "episodes"),
         "train_reward": ("batch_size", "labels"),
         "train_sft": ("optimizer.batch_size", "rows"),
         "train_dpo": ("batch_size", "labels"),

@@ -39,6 +39,7 @@ LR_SLIP = AtMost(
 
 @check(
     "train_policy",
+    "expert_iteration",
     "train_reward",
     "train_dpo",
     looks_at="`lr`, `train/lr` against a straight line to 0",
@@ -47,7 +48,12 @@ LR_SLIP = AtMost(
     change="the same `--ppo.lr` or `--lr` and number of steps after a resume",
 )
 def learning_rate(h: History) -> Judgement | None:
-    name, total = {"train_policy": "lr", "train_reward": "train/lr", "train_dpo": "train/lr"}.get(h.stage, ""), h.total
+    name, total = (
+        {"train_policy": "lr", "expert_iteration": "lr", "train_reward": "train/lr", "train_dpo": "train/lr"}.get(
+            h.stage, ""
+        ),
+        h.total,
+    )
     now, first = h.number(name), h.parameter(h.learning_rate)
     if now is None or not first or not total:
         return None
@@ -69,6 +75,7 @@ QUERY_PADDING = AtMost(
 
 @check(
     "train_policy",
+    "expert_iteration",
     "train_reward",
     "train_dpo",
     looks_at="`objective/query_padding`, `labels/query_padding`",
@@ -104,6 +111,7 @@ _PADDED = {
 
 @check(
     "train_policy",
+    "expert_iteration",
     "train_reward",
     "train_sft",
     "train_dpo",
@@ -120,7 +128,7 @@ def response_padding(h: History) -> Judgement | None:
     if h.stage == "train_sft":
         change = f"lower {h.flag('data.block')}, or {h.flag('data.rows')} to packed"
     else:
-        some = "samples" if h.stage == "train_policy" else f"of {h.flag('labels.source')}"
+        some = "samples" if h.stage in ("train_policy", "expert_iteration") else f"of {h.flag('labels.source')}"
         change = (
             f"lower {h.flag('task.response_length')}; if responses should be longer, raise "
             f"{h.flag('task.truncate_after')} and read some {some}"

@@ -6,6 +6,7 @@ from lm_human_preferences.judging.judges import SENTENCE_JUDGES
 from lm_human_preferences.watching.check import FINE, WARNING, AtMost, Judgement, MoreThan, check
 from lm_human_preferences.watching.history import SHORT, WINDOW, History, Series, is_finite
 
+POLICY_STAGES = ("train_policy", "expert_iteration")
 EARLY = 3  # steps before which a mean is chance; the start model's habits show after them
 LATE = 0.75  # of the steps: values and valid ends have been learned by then if ever
 
@@ -29,7 +30,7 @@ RATIO_FLOAT32 = AtMost("either of them in float32", warning=0.001, severe=0.1, w
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at="`ppo/ratio/std_before`; where the old log-probabilities are recomputed it is 0 by construction, and "
     "`ppo/ratio/std_sampling` is looked at. The precision is the resolved one; runs of earlier versions know what was "
     "requested alone",
@@ -66,7 +67,7 @@ KL_NEGATIVE = AtMost(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at=f"mean `objective/kl` of the last {SHORT} steps, `objective/kl_std`",
     limits=(KL_NEGATIVE,),
     why="a KL is never negative: the log-probabilities are not those of what was sampled, and the penalty is wrong",
@@ -97,7 +98,7 @@ DISAGREEMENT = AtMost(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at=f"`objective/disagreement` of an ensemble of reward models: mean of the last {SHORT} steps against the "
     f"first {SHORT}",
     limits=(DISAGREEMENT,),
@@ -127,7 +128,7 @@ EQUAL_GROUPS = AtMost(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at=f"`objective/equal_groups`, mean of the last {SHORT} steps",
     limits=(EQUAL_GROUPS,),
     why="a response is compared with the others to its query: where all score alike nothing is learned but the KL's "
@@ -166,7 +167,7 @@ KL_OF_TARGET = AtMost(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at="`objective/kl`",
     limits=(KL_PER_TOKEN, KL_OF_TARGET),
     why="the policy has left the language model that the reward model was trained on; its score means nothing there",
@@ -196,7 +197,7 @@ KL_COEF = AtMost(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at="`objective/kl_coef`, with `rewards.adaptive_kl`",
     limits=(KL_COEF,),
     why="the controller cannot hold its target: the penalty has become nothing, or everything",
@@ -236,7 +237,7 @@ SCALE_DEVIATION = AtMost(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at="`objective/score`, `objective/score_std` and `objective/valid` of step 0, penalties taken out, if at "
     f"least {SCALE_SAMPLES} scores are left; not where a function or a judge is the reward: their scores are not "
     "normalised",
@@ -287,7 +288,7 @@ PENALISED_LATE = AtMost(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at=f"1 − `objective/valid`, mean of the last {2 * SHORT} steps, from step {EARLY} on",
     limits=(PENALISED, PENALISED_LATE),
     why="a penalised response earns a fixed score, so what people preferred does not reach the policy",
@@ -352,7 +353,7 @@ ENTROPY = MoreThan(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at=f"`objective/entropy`, mean of the last {SHORT} steps against that of the first {SHORT}",
     limits=(ENTROPY,),
     why=_COLLAPSED,
@@ -371,7 +372,7 @@ DISTINCT = MoreThan(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at=f"`objective/distinct`, mean of the last {SHORT} steps against that of the first {SHORT}",
     limits=(DISTINCT,),
     why=_COLLAPSED,
@@ -385,7 +386,7 @@ SAMPLES = 20  # samples at either end of samples.jsonl; fewer repeat by chance
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at=f"distinct responses among the last {SAMPLES} of `samples.jsonl` against the first {SAMPLES}",
     limits=(DISTINCT,),
     why=_COLLAPSED,
@@ -413,7 +414,7 @@ PAIRS = MoreThan(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at="`distinct_2` in `result.json`, after training against before",
     limits=(PAIRS,),
     why=_COLLAPSED,
@@ -443,7 +444,7 @@ VALUE = MoreThan(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at=f"`ppo/val/var_explained`, mean of the last {VALUE_ROWS // 2} steps, once {LATE:.0%} of the steps and at "
     f"least {VALUE_ROWS} are made",
     limits=(VALUE,),
@@ -482,7 +483,7 @@ UPDATE_CLIPPED = AtMost(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at=f"`ppo/policy/approxkl` and `ppo/policy/clipfrac`, means of the last {SHORT} steps",
     limits=(UPDATE_KL, UPDATE_CLIPPED),
     why="PPO's surrogate holds only near the old policy; with updates of next to nothing it never leaves it",
@@ -512,7 +513,7 @@ VALUE_LOSS = AtMost(
 
 
 @check(
-    "train_policy",
+    *POLICY_STAGES,
     looks_at=f"`ppo/loss/value` of whitened rewards, mean of the last {WINDOW // 2} steps against the first "
     f"{WINDOW // 2}; without whitening it grows with the score",
     limits=(VALUE_LOSS,),

@@ -98,4 +98,5 @@ def test_every_room_says_what_lives_there():
         "train_reward.py",
         "train_policy.py",
         "train_dpo.py",
+        "expert_iteration.py",
     }

@@ -4,6 +4,7 @@ and has not.
 
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -16,13 +17,14 @@ from lm_human_preferences.runs.stopping import StopRequest
 
 from scaling import distance
 from scaling import run as run_on
-from small import flags, make_world, metrics, policy_flags, reward_flags, run_here
+from small import ROOT, flags, make_world, metrics, policy_flags, reward_flags, run_here
 
 VARIANTS = {
     "rloo": dict(ppo__estimator="rloo", ppo__responses_per_query=4),
     "grpo": dict(ppo__estimator="grpo", ppo__responses_per_query=2, ppo__nminibatches=2),
     "separate": dict(value__model="separate", value__lr=0.01, ppo__nminibatches=2),
     "reward_value": dict(value__model="reward"),
+    "expert": dict(ppo__responses_per_query=4, ppo__noptepochs=2, ppo__nminibatches=2, rewards__kl_coef=0),
 }
 
 
@@ -32,8 +34,12 @@ def world(tmp_path_factory):
     folder = make_world(tmp_path_factory.mktemp("estimators"))
     run_here("train_reward", "movies", "reward", *reward_flags(folder))
     for name in VARIANTS:
-        run_here("train_policy", "movies", name, *words_of(folder, name))
+        run_here(stage_of(name), "movies", name, *words_of(folder, name))
     return folder
+
+
+def stage_of(name: str) -> str:
+    return "expert_iteration" if name == "expert" else "train_policy"
 
 
 def words_of(world, name: str, **changes) -> list[str]:
@@ -51,8 +57,8 @@ def test_resume_equals_an_uninterrupted_run(world, name):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StopRequest, "agreed", lambda request: next(count) == 2)
         with pytest.raises(Interrupted):
-            run_here("train_policy", "movies", f"stopped_{name}", *words)
-    run_here("train_policy", "movies", f"stopped_{name}", *words, "--run.resume", "on")
+            run_here(stage_of(name), "movies", f"stopped_{name}", *words)
+    run_here(stage_of(name), "movies", f"stopped_{name}", *words, "--run.resume", "on")
     runs = world / "runs"
     assert metrics(runs / f"stopped_{name}") == metrics(runs / name)
     ours, theirs = weights(runs / f"stopped_{name}"), weights(runs / name)
@@ -62,8 +68,8 @@ def test_resume_equals_an_uninterrupted_run(world, name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_micro_batches_change_only_rounding(world, name):
     more = dict(run__micro_batch=3, run__micro_batch_rollout=5, run__micro_batch_scoring=7)
-    run_here("train_policy", "movies", f"micro_{name}", *words_of(world, name, **more))
-    found = distance("train_policy", world / f"runs/micro_{name}", world / f"runs/{name}")
+    run_here(stage_of(name), "movies", f"micro_{name}", *words_of(world, name, **more))
+    found = distance(stage_of(name), world / f"runs/micro_{name}", world / f"runs/{name}")
     assert found["loss"] < 1e-4 and found["weights"] < 5e-5 and found["same responses"] == 1
 
 
@@ -72,8 +78,8 @@ def test_two_ranks_equal_one(world, name):
     """A query's responses may lie on two ranks."""
     shutil.rmtree(world / f"runs/ranks_{name}", ignore_errors=True)
     more = flags(**VARIANTS[name], ppo__total_episodes=64)
-    together = run_on("train_policy", f"ranks_{name}", world, 2, *map(str, more))
-    found = distance("train_policy", together, world / f"runs/{name}")
+    together = run_on(stage_of(name), f"ranks_{name}", world, 2, *map(str, more))
+    found = distance(stage_of(name), together, world / f"runs/{name}")
     assert found["loss"] < 1e-4 and found["weights"] < 5e-5 and found["same responses"] == 1
 
 
@@ -115,6 +121,37 @@ def test_a_value_model_of_its_own(world):
     for name in ("separate", "reward_value"):
         heads = load_file(world / f"runs/{name}/policy/heads.safetensors")
         assert float(heads["value.weight"].abs().max()) == 0
+
+
+def test_expert_iteration_keeps_the_best_and_its_control_any(world):
+    """The kept score above the mean only where the best are kept; every metric explained; the control is a run."""
+    run_here("expert_iteration", "movies", "both", *words_of(world, "expert"), "--control", "on")
+    best, control = (metrics(world / "runs" / name) for name in ("both", "both_control"))
+    assert [row["objective/score_kept"] > row["objective/score"] for row in best] == [True] * len(best)
+    assert best[0]["objective/score"] == control[0]["objective/score"]  # the same queries and draws at first
+    assert np.mean([row["objective/score_kept"] - row["objective/score"] for row in control]) < np.mean(
+        [row["objective/score_kept"] - row["objective/score"] for row in best]
+    )
+    assert best == metrics(world / "runs/expert")
+    explained = set(re.findall(r"`([a-z_0-9/]+)`", (ROOT / "docs/metrics.md").read_text()))
+    for name in VARIANTS:
+        assert {key for row in metrics(world / "runs" / name) for key in row} - explained == set()
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(keep="worst"), "--keep worst: must be best or random"),
+        (dict(keep="random", control="on"), "--control on is for --keep best"),
+        (dict(ppo__responses_per_query=1), "there is no best among fewer than 2 responses"),
+        (dict(ppo__nminibatches=8), "the 4 responses that are kept of --ppo.batch_size 16 do not divide by"),
+        (dict(ppo__estimator="rloo"), "expert iteration has neither advantages nor values"),
+    ],
+)
+def test_what_cannot_work_in_expert_iteration_is_refused(world, changes, says):
+    with pytest.raises(UserError, match=says):
+        run_here("expert_iteration", "movies", "refused", *words_of(world, "expert", **changes))
+    assert not (world / "runs/refused").exists()
 
 
 def test_an_ensemble_is_trained_in_one_run_and_trained_against(world):

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from lm_human_preferences.data.queries import write_meta, write_token_file
+from lm_human_preferences.expert_iteration import ExpertIterationParams
 from lm_human_preferences.foundation.configuration import _all_names, to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.learning.policy import Policy
@@ -52,6 +53,7 @@ PARAMS = {
     "train_reward": RewardTrainingParams,
     "train_sft": SFTParams,
     "train_dpo": DPOParams,
+    "expert_iteration": ExpertIterationParams,
 }
 RECORDED = ROOT / "tests/data/demo"
 REWARD = dict(
