@@ -34,6 +34,7 @@ from lm_human_preferences.judging.bootstrap import Bootstrap, Interval
 from lm_human_preferences.judging.evaluation import sample_and_score, uniforms_of
 from lm_human_preferences.judging.frontier import best_of_n_kl, best_of_n_weights, betas_for, means, optimal_policy
 from lm_human_preferences.judging.judges import SPECS, Judge, held_out_judges
+from lm_human_preferences.judging.overoptimisation import describe_fit
 from lm_human_preferences.judging.training_rewards import load_rewards
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.policy import Policy
@@ -435,8 +436,40 @@ def figures_of(
             }
             for point in optimal
         ],
+        "fits": fits(per_query, kl, pool, bootstrap),
         "verdicts": verdicts(per_query, {name: float(values.mean()) for name, values in kl.items()}, bootstrap),
     }
+
+
+def fits(
+    per_query: dict[str, dict[str, np.ndarray]],
+    kl: dict[str, np.ndarray],
+    pool: dict[str, np.ndarray],
+    bootstrap: Bootstrap,
+) -> dict[str, dict[str, Any]]:
+    """For each judge the fits of its score against the distance, of best-of-n and of the policies, and which policies
+    lie past the peak: further than its interval reaches. None where there are too few points.
+
+    per_query: policy -> "proxy" and judges -> float64 [n]; kl: policy -> float64 [n]; pool: of the reference, [n, N].
+    """
+    names = [name for name in per_query if name != "reference"]
+    largest = min(pool["proxy"].shape[1], LARGEST_N).bit_length()
+    numbers = [2**power for power in range(1, largest)]
+    of_best = [means(pool, best_of_n_weights(pool["proxy"], number)) for number in numbers]
+    found = {}
+    for judge in (judge for judge in pool if judge != "proxy"):
+        reference = per_query["reference"][judge]
+        best = np.array([values[judge] - reference for values in of_best]).reshape(-1, len(reference))
+        gold = np.array([per_query[name][judge] - reference for name in names]).reshape(-1, len(reference))
+        distances = np.array([kl[name] for name in names]).reshape(-1, len(reference))
+        policies = describe_fit(distances, gold, "policies", bootstrap)
+        edge = None if policies is None else policies["peak_kl"]["high"]
+        found[judge] = {
+            "best_of_n": describe_fit(np.array([best_of_n_kl(n) for n in numbers]), best, "best_of_n", bootstrap),
+            "policies": policies,
+            "past": [name for name in names if edge is not None and kl[name].mean() > edge],
+        }
+    return found
 
 
 def verdicts(

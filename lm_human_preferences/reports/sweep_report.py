@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from lm_human_preferences.foundation.files import read_json
+from lm_human_preferences.judging.overoptimisation import curve
 from lm_human_preferences.reports.figures import COLOURS, DARK, DASHED, Drawing, Picture, whiskers, write_figures
 from lm_human_preferences.reports.page import Section, joined, origin, part, write_page
 from lm_human_preferences.reports.samples import sample_cards, samples_of_sweep
@@ -75,6 +76,9 @@ def sweep_table(result: dict[str, Any]) -> str:
         *aligned([_head(result), *(list(map(one_line, row)) for row in _rows(result))]),
         *(f"  {line}" for line in _left_out(result)),
     ]
+    fits = fit_lines(result)
+    if fits:
+        lines += ["", "gold score against d, the root of the KL, fitted (Gao et al. 2022):", *(f"  {f}" for f in fits)]
     return "\n".join([*lines, "", "is the reward gamed?", *(f"  {line}" for line in verdict_lines(result["verdicts"]))])
 
 
@@ -89,6 +93,29 @@ def verdict_lines(verdicts: list[dict[str, Any]]) -> list[str]:
     return lines or [_HONEST]
 
 
+def fit_lines(result: dict[str, Any]) -> list[str]:
+    """Where each judge's score is predicted to peak, in words; results of earlier versions have no fits."""
+    lines = []
+    for judge, kinds in result.get("fits", {}).items():
+        for kind, formula in (("policies", "d (α − β log d)"), ("best_of_n", "d (α − β d)")):
+            found = kinds[kind]
+            name = f"{judge}, {'best of n' if kind == 'best_of_n' else kind}"
+            if found is None:
+                lines.append(f"{name}: too few points off the reference for a fit")
+                continue
+            coefficients = f"α {interval_text(found['alpha'], '{:+.3f}')}, β {interval_text(found['beta'], '{:+.3f}')}"
+            if found["peak_kl"]["mean"] is None:
+                where = "no peak: the fit rises for ever, or falls from the start"
+            else:
+                beyond = "" if found["peak_kl"]["mean"] <= found["furthest"] else ", beyond every point"
+                where = f"peak at {interval_text(found['peak_kl'], '{:.1f}')} nats{beyond}"
+                where += f", in {found['has_peak']:.0%} of the resamples"
+            lines.append(f"{name}: {formula} with {coefficients}; {where}")
+        if kinds["past"]:
+            lines.append(f"{judge}: past the peak of the policies' fit: {', '.join(kinds['past'])}")
+    return lines
+
+
 # --- the page ---
 
 
@@ -100,9 +127,11 @@ def write_sweep_page(folder: Path, out: Path, shown: int) -> None:
     example = f"python launch.py report {folder.name}/{next(iter(result['policies']))}"
     table = part("number_table", _head(result), _rows(result))
     left_out = [part("note", line) for line in _left_out(result)]
+    fits = fit_lines(result)
     sections = [
         Section("Is the reward gamed?", _verdict_table(result)),
         Section("Figure", part("figures", write_sweep_figure(result, out))),
+        *([Section("Where the gold score peaks", joined(*(part("note", line) for line in fits)))] if fits else []),
         Section("Scores and KL", joined(part("note", small + example), table, *left_out)),
     ]
     if rows[:shown]:
@@ -165,7 +194,8 @@ def _draw_sweep(result: dict[str, Any], figure: Figure) -> None:
     panels[0].set_ylabel("proxy: the reward\ntrained against")
     for axes, judge in zip(panels[1:], judges, strict=True):
         found = {row["policy"]: row["verdict"] for row in result["verdicts"] if row["judge"] == judge}
-        _draw_panel(axes, result, functools.partial(_gold, judge), found)
+        fitted = result.get("fits", {}).get(judge, {}).get("policies")
+        _draw_panel(axes, result, functools.partial(_gold, judge), found, fitted)
         axes.set_ylabel(f"gold: {judge}")
     panels[-1].set_xlabel("√ KL to the reference (√ nats per response)")
     _scale_in_nats(panels[0])
@@ -206,13 +236,28 @@ def _scale_in_nats(axes: Axes) -> None:
     nats.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
 
 
-def _draw_panel(axes: Axes, result: dict[str, Any], value: Value, verdicts: dict[str, str | None]) -> None:
-    """verdicts: policy -> what the sweep found of it."""
+def _draw_fit(axes: Axes, fitted: dict[str, Any], reference: float) -> None:
+    """The curve of the policies' fit up to the furthest of them."""
+    d = np.linspace(0.02, math.sqrt(fitted["furthest"]), 100)
+    gained = curve(np.array([fitted["alpha"]["mean"], fitted["beta"]["mean"]]), d, "policies")
+    axes.plot(d, reference + gained, color=COLOURS[0], linewidth=1.2, alpha=0.7, label="fit to the trained policies")
+
+
+def _draw_panel(
+    axes: Axes,
+    result: dict[str, Any],
+    value: Value,
+    verdicts: dict[str, str | None],
+    fitted: dict[str, Any] | None = None,
+) -> None:
+    """verdicts: policy -> what the sweep found of it; fitted: the fit of the policies' scores, if there is one."""
     best = [(math.sqrt(point["kl"]), value(point)) for point in result["best_of_n"]]
     optimal = [(_root(point["kl"]["mean"]), value(point)) for point in result["optimal"] if point["shown"]]
     _draw_line(axes, best, "best of n", COLOURS[2], "o")
     _draw_line(axes, optimal, "optimal, by reweighting", DARK, "")
     reference = value(result["reference_policy"])["mean"]
+    if fitted is not None:
+        _draw_fit(axes, fitted, reference)
     axes.axhline(reference, color="#8a929c", linewidth=1, linestyle=DASHED, label="reference")
     for name, side in result["policies"].items():
         colour, marker, label = _MARKS[verdicts.get(name)]

@@ -418,6 +418,19 @@ def test_who_games_the_reward():
     )
 
 
+def test_who_is_past_the_peak():
+    """Judge b likes the nearest as much as the next and the furthest far less; judge a has no fall to tell of."""
+    result = made_up()
+    fits = result["fits"]
+    assert fits["b"]["policies"]["points"] == 3 and fits["b"]["policies"]["furthest"] == 90
+    assert 2 < fits["b"]["policies"]["peak_kl"]["mean"] < 40 and fits["b"]["policies"]["has_peak"] == 1
+    assert "mad" in fits["b"]["past"] and "near" not in fits["b"]["past"]
+    said = sweep_table(result)
+    assert "b: past the peak of the policies' fit: " in said and "a, best of n: d (α − β d)" in said.replace("\n", " ")
+    del result["fits"]  # as in results of earlier versions
+    assert "peak" not in sweep_table(result)
+
+
 def test_the_figure_is_a_function_of_the_result(tmp_path):
     result = made_up()
     first, second = (
@@ -457,7 +470,15 @@ def test_a_sweep_has_a_page(tmp_path):
     text = page.read_text()
     assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "sweep.png", "sweep.svg"]
     titles = re.findall(r"<h2[^>]*>([^<]+)", text)
-    assert titles == ["Is the reward gamed?", "Figure", "Scores and KL", "Samples", "Configuration"]
+    shown = [
+        "Is the reward gamed?",
+        "Figure",
+        "Where the gold score peaks",
+        "Scores and KL",
+        "Samples",
+        "Configuration",
+    ]
+    assert titles == shown
     assert "far: GAMES THE REWARD <small>against near, by a</small>" in text and text.count("GAMES THE REWARD") >= 2
     for name in ("reference", "near", "far", "mad", "best of 8"):
         assert f"<tr><th>{name}</th>" in text
