@@ -8,10 +8,11 @@ RUN := $(VENV)/bin/python
 # Tests run side by side, one process a core; each computes on one thread.
 PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo check-demo check quick test bench clean help
+.PHONY: demo demo-online check-demo check quick test bench clean help
 
 help:
 	@echo "make demo   environment, data, reward training and policy training on task movies, report (some 17 minutes on 2 cores)"
+	@echo "make demo-online   the same with simulated people who are asked while the policy trains"
 	@echo "make check-demo  whether the figures of a finished demo lie where static/expected.json says"
 	@echo "make check  environment, then ruff and mypy: what every commit must pass"
 	@echo "make quick  environment, then the tests of language, learning, data and the command line"
@@ -54,6 +55,16 @@ demo: $(VENV)/.installed-run
 
 check-demo: $(VENV)/.installed-run
 	$(RUN) tests/expected.py demo_reward demo_policy demo_evaluation
+
+demo-online: $(VENV)/.installed-run
+	$(RUN) datasets/movies.py
+	$(RUN) launch.py train_policy movies demo_online --online on --online.labels 2048 --online.initial_labels 512 --online.retrainings 5 \
+		--online.labellers "simulated:ratings:datasets/movies?noise=0.3&people=5" --run.overwrite
+	$(RUN) launch.py labels quality demo_online_people
+	$(RUN) launch.py evaluate movies --policies before=saved_models/tiny,after=demo_online --samples 1000 \
+		--judges rating=ratings:datasets/movies --experiment demo_online_evaluation --overwrite
+	$(RUN) launch.py report demo_online
+	$(RUN) launch.py report demo_online_evaluation
 
 check: $(VENV)/.installed-test
 	$(RUN) -m ruff check .

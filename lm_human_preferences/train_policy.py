@@ -76,6 +76,7 @@ from lm_human_preferences.learning.ppo import (
 from lm_human_preferences.learning.reward_ensemble import RewardEnsemble, reward_models
 from lm_human_preferences.learning.scoring import Rewards, Scorer
 from lm_human_preferences.learning.value_model import VALUE_MODELS, ValueModel, ValueParams
+from lm_human_preferences.people.schedule import OnlineParams, check_online
 from lm_human_preferences.runs.checkpoints import check_finite
 from lm_human_preferences.runs.folder import (
     Run,
@@ -91,8 +92,11 @@ from lm_human_preferences.runs.params import RunParams, check_run_params, comput
 from lm_human_preferences.runs.stage_memory import StageMemory, policy_training_memory
 from lm_human_preferences.runs.tracking import TrackingParams, check_tracking
 from lm_human_preferences.runs.training import Probes, Training, blank_rows, rollout_probe
+from lm_human_preferences.train_online import OnlineRewards
 from lm_human_preferences.train_reward import RewardTrainingParams
 from lm_human_preferences.watching.doctor import open_watched
+
+ANSWERS = "(people's answers)"  # stands for the label file of a run that asks people
 
 
 @dataclass
@@ -115,6 +119,9 @@ class PolicyTrainingParams:
     ppo: PPOParams = param(PPOParams, "")
     value: ValueParams = param(ValueParams, "")
     evaluation: EvaluationParams = param(EvaluationParams, "")
+    online: OnlineParams | None = param(
+        None, "on: ask people while training, and train the reward model on what they answer (docs/people.md)"
+    )
     run: RunParams = param(RunParams, "")
     tracking: TrackingParams = param(TrackingParams, "")
 
@@ -141,6 +148,9 @@ def settle(params: PolicyTrainingParams) -> PolicyTrainingParams:
             save_interval=own.save_interval,  # its steps are of another length
             keep_checkpoints=own.keep_checkpoints,
         )
+        if params.online is not None:
+            new.labels.source, new.labels.num_train = ANSWERS, params.online.initial_labels
+            new.labels.num_valid = new.labels.num_valid if new.labels.valid_source else 0
     return params
 
 
@@ -160,8 +170,15 @@ def check(params: PolicyTrainingParams) -> None:
         raise UserError(
             "no reward model: give a folder with --rewards.trained_model PATH, or --rewards.train_new_model on"
         )
+    if params.online is not None and rewards.train_new_model is None:
+        raise UserError(
+            "--online trains its own reward models: leave out --rewards.trained_model and --rewards.function, and "
+            "--rewards.train_new_model on"
+        )
     if rewards.train_new_model is not None:
-        train_reward.check(rewards.train_new_model)
+        kind = train_reward.check(rewards.train_new_model)
+        if params.online is not None:
+            check_online(params.online, kind, rewards.train_new_model.batch_size)
 
 
 def check_value(params: PolicyTrainingParams) -> None:
@@ -187,9 +204,27 @@ def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
     params = settle(params)
     check(params)
     with computing(params.run) as (precision, world):
+        online = begin_online(params, precision, world, task, experiment)
         train_reward_model_first(params, precision, world, task, experiment)
         go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
-        return PPOTrainer.prepare(params, precision, world).run(task, experiment)
+        trainer = PPOTrainer.prepare(params, precision, world)
+        trainer.online = online
+        return trainer.run(task, experiment)
+
+
+def begin_online(
+    params: PolicyTrainingParams, precision: Precision, world: World, task: str, experiment: str
+) -> OnlineRewards | None:
+    """Where people are asked: gather the initial labels, and name them as those of the first reward model."""
+    new, folder = params.rewards.train_new_model, Path(params.run.save_dir) / experiment
+    if params.online is None or new is None:
+        return None
+    go_on_after_restart(params.run, folder, world)
+    Run(folder, params.run, world).check_free()
+    online = OnlineRewards(params.online, new, params.ppo, precision, world, task, experiment)
+    online.begin(params.run.resume, params.run.overwrite)
+    params.rewards.train_new_model = online.first()
+    return online
 
 
 def train_reward_model_first(
@@ -230,6 +265,7 @@ class PPOTrainer:
 
     stage = "train_policy"  # as the run's folder names it
     has_values = True  # whether the policy's value head may be trained
+    online: OnlineRewards | None = None  # where people are asked
 
     def __init__(
         self,
@@ -328,7 +364,9 @@ class PPOTrainer:
                 Loop(run, tracker, self.training, self.total_steps, experiment, first, self.state, remedy) as loop,
             ):
                 for step in loop:
+                    asked = self.ask_people(step, loop)
                     metrics, rollout = self.step(step)
+                    metrics |= asked
                     speed = p.ppo.batch_size * p.task.response_length / loop.seconds
                     metrics |= {"elapsed/fps": speed, "elapsed/time": loop.elapsed}
                     loop.log(metrics, f"score {metrics['objective/score']:.2f} KL {metrics['objective/kl']:.1f}")
@@ -523,6 +561,13 @@ class PPOTrainer:
 
     # --- around the steps ---
 
+    def ask_people(self, step: int, loop: Loop) -> dict[str, float]:
+        """Where people are asked: what has to be in before a step; the metrics of it."""
+        if self.online is None or self.encoding is None:
+            return {}
+        rows = self.training.micro_batches.scoring
+        return self.online.before(step, self.policy, self.reference, self.scorer, rows, self.encoding, loop)
+
     def show_samples(self, loop: Loop, metrics: dict[str, float], rollout: Rollout) -> None:
         """Some of the step's samples for people, once each sample interval; now and then one on the terminal."""
         interval, step = self.params.run.sample_interval, loop.step
@@ -569,7 +614,10 @@ class PPOTrainer:
 
     def state(self) -> dict[str, object]:
         """The loop state of a checkpoint."""
-        return {"kl_coef": self.kl_controller.value, "queries": list(self.queries.position)}
+        state: dict[str, object] = {"kl_coef": self.kl_controller.value, "queries": list(self.queries.position)}
+        if self.online is not None:
+            state["online"] = {"used": self.online.used, "seen": self.online.seen}
+        return state
 
     def resume(self, run: Run) -> int:
         """Go back to the newest checkpoint; returns the step to go on at."""
@@ -577,6 +625,9 @@ class PPOTrainer:
         if state is None:
             return 0
         self.kl_controller.value, self.queries.position = float(state["kl_coef"]), tuple(state["queries"])
+        if self.online is not None:
+            self.online.seen = int(state["online"]["seen"])
+            self.online.use(int(state["online"]["used"]), self.scorer, self.policy)
         return int(state["step"])
 
     def memory_probes(self) -> Probes:

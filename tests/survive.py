@@ -3,6 +3,7 @@ run's.
 
     python tests/survive.py --stage train_policy --kills 20 --seed 0
     python tests/survive.py --stage train_policy --kills 5 --ranks 2
+    python tests/survive.py --stage train_online --kills 20 (policy training that asks people)
 
 Every second kill is aimed at a moment while a checkpoint is being written. Of several ranks a random one is killed, or
 all of them and torchrun. Survived means: the resumed run ends with status 0, its weights are bitwise those of the
@@ -31,8 +32,22 @@ from safetensors.torch import load_file  # noqa: E402  # as above
 
 from small import LAUNCH, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags  # noqa: E402  # as above
 
-RESULTS = {"train_policy": "policy", "train_reward": "reward_model", "train_sft": "lm"}
+RESULTS = {"train_policy": "policy", "train_online": "policy", "train_reward": "reward_model", "train_sft": "lm"}
+ONLINE = flags(  # with --stage train_online: policy training that asks simulated people
+    online="on",
+    online__labels=48,
+    online__initial_labels=16,
+    online__retrainings=5,
+    online__open_questions=4,
+    online__labellers="simulated:lexicon?noise=0.5&people=3",
+    rewards__train_new_model__batch_size=4,
+    rewards__train_new_model__lr=0.01,
+    rewards__train_new_model__rollout_batch_size=16,
+    rewards__train_new_model__normalize_samples=16,
+    rewards__train_new_model__labels__valid_source="none",
+)
 LONGER = {
+    "train_online": flags(ppo__total_episodes=16 * 16, evaluation__samples=0),
     "train_policy": flags(ppo__total_episodes=16 * 16),
     "train_reward": flags(labels__num_train=120, batch_size=4),
     "train_sft": flags(optimizer__epochs=4, validation__interval=4),
@@ -60,6 +75,7 @@ class Victim:
         make_world(folder, n_labels=130)
         words = {
             "train_policy": lambda: policy_flags(folder, self.runs / "reward/reward_model"),
+            "train_online": lambda: [*policy_flags(folder), *ONLINE],
             "train_reward": lambda: reward_flags(folder),
             "train_sft": lambda: sft_flags(folder),
         }
@@ -77,7 +93,8 @@ class Victim:
             str(self.ranks),
             LAUNCH[1],
         ]
-        return [*(torchrun if self.ranks > 1 else LAUNCH), self.stage, "movies", name, *self.words, *more]
+        stage = "train_policy" if self.stage == "train_online" else self.stage
+        return [*(torchrun if self.ranks > 1 else LAUNCH), stage, "movies", name, *self.words, *more]
 
     def finish(self, name: str, *more: str) -> tuple[int, str]:
         """Run to the end; exit status and standard error."""

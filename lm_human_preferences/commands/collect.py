@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,18 +16,17 @@ from lm_human_preferences.data.queries import query_stream
 from lm_human_preferences.data.tasks import TaskParams, check_task
 from lm_human_preferences.foundation.configuration import named_paths, param, to_dict
 from lm_human_preferences.foundation.errors import Terminated, UserError
-from lm_human_preferences.foundation.files import make_folder, read_json_object, write_json
+from lm_human_preferences.foundation.files import make_folder
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.people.instructions import read_instructions
 from lm_human_preferences.people.links import DASHBOARD, secret_of, token_of
 from lm_human_preferences.people.questions import Author, read_questions, sample_questions
 from lm_human_preferences.people.records import StudyParams, check_study
 from lm_human_preferences.people.store import Store
-from lm_human_preferences.runs.folder import check_is_folder, check_name, model_folder
+from lm_human_preferences.people.study import LOCK, check_study_folder, open_study
+from lm_human_preferences.runs.folder import check_name, model_folder
 from lm_human_preferences.runs.input_digests import input_digests
 
-LOCK = ".collecting"  # in a study's folder while its page is served
-STAGE = "collect"  # what a study's config.json calls it
 _NAME = re.compile(r"[\w][\w .@-]{0,63}")
 
 
@@ -66,11 +65,11 @@ def collect(params: CollectParams, task: str, experiment: str) -> None:
     instructions = read_instructions(params.instructions)
     given = read_questions(params.questions, params.study) if params.questions else []
     folder = Path(params.save_dir) / experiment
-    check_folder(folder, task)
+    check_study_folder(folder, task)
     with listening(params.host, params.port) as listener:
         make_folder(folder)
         with collecting(folder):
-            store = open_study(folder, task, params.study, params.task)
+            store = open_study(folder, task, params.study, to_dict(params.task))
             store.add_labellers(labellers)
             store.instruct(*instructions)
             if not store.labellers():
@@ -112,19 +111,6 @@ def names_of(text: str) -> list[str]:
     return names
 
 
-def check_folder(folder: Path, task: str) -> None:
-    """UserError where something other than a study of this task lies there."""
-    check_is_folder(folder)
-    config = folder / "config.json"
-    if not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir()):
-        return
-    stored = read_json_object(config) if config.exists() else {}
-    if stored.get("stage") != STAGE:
-        raise UserError(f"{folder} exists and holds no study; give another name")
-    if stored.get("task") != task:
-        raise UserError(f"{folder} is a study of task {stored.get('task')}, not {task}; give another name")
-
-
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that listens. UserError if the port is taken or the address is not this machine's."""
@@ -155,22 +141,6 @@ def collecting(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def open_study(folder: Path, task: str, study: StudyParams, task_params: TaskParams) -> Store:
-    """The study's store, made where there is none. UserError where its questions have other numbers of responses."""
-    store = Store(folder, make=True)
-    before = store.settings()
-    if before is not None and store.one("SELECT 1 FROM questions LIMIT 1"):
-        for name in ("responses", "mode"):
-            now, then = getattr(study, name), before["study"][name]
-            if now != then:
-                store.close()
-                raise UserError(f"--study.{name} {now}: {folder} has questions with {then}; give another name")
-    store.settle({"task": task, "study": asdict(study), "task_params": to_dict(task_params)})
-    if not (folder / "config.json").exists():
-        write_json(folder / "config.json", {"stage": STAGE, "task": task, "study": asdict(study)})
-    return store
 
 
 def write_missing_questions(store: Store, params: CollectParams) -> None:

@@ -50,7 +50,10 @@ def _label_files(params: Any) -> tuple[str | None, ...]:
         rewards = getattr(params, "rewards", None)
         if rewards is None or rewards.trained_model is not None or rewards.function is not None:
             return ()
+        asked = params.online is not None  # its labels are what people will answer
         params = rewards.train_new_model
+        if asked and params is not None:
+            return (params.labels.valid_source,)
     return (params.labels.source, params.labels.valid_source) if params is not None else ()
 
 

@@ -194,6 +194,8 @@ def check(params: SweepParams) -> None:
         raise UserError(
             "a sweep is over fixed coefficients, which a controller would leave: give --rewards.adaptive_kl off"
         )
+    if params.online is not None:
+        raise UserError("a sweep's policies share one reward model, which --online would replace: give --online off")
     # a sweep always goes on where it stopped, so that --run.overwrite may stand beside --run.resume
     train_policy.check(dataclasses.replace(params, run=dataclasses.replace(params.run, resume=False)))
     folder = dataset_split(params.task, params.split)[0]

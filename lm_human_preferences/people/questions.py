@@ -99,17 +99,19 @@ def write_questions(
     precision: Precision,
     seed: int,
     purpose: str,
+    in_turn: bool = True,
 ) -> list[Question]:
     """A question for each of the queries int64 [n, Q], numbered by `numbers` in the study; fewer where a query's
     responses stay equal however often they are drawn.
 
     The first author is the reference and the last one the policy: half of the responses of a validation question are
-    each one's. Other questions have the authors in turn. What is drawn follows from seed, purpose and number.
+    each one's. Other questions have the authors in turn, or the policy alone (in_turn False). What is drawn follows
+    from seed and number; `purpose` only names the questions in the study.
     """
     kinds = [kind_and_demand(number, study, len(authors) > 1) for number in numbers]
-    generators = [generator_for(seed, purpose, number) for number in numbers]
+    generators = [generator_for(seed, "people/questions", number) for number in numbers]
     slots = [
-        [Slot(i, author) for author in authors_of(number, kind, study.responses, len(authors))]
+        [Slot(i, author) for author in authors_of(number, kind, study.responses, len(authors), in_turn)]
         for i, (number, (kind, _)) in enumerate(zip(numbers, kinds, strict=True))
     ]
     written: list[dict[int, tuple[str, list[int]]]] = [{} for _ in numbers]  # response number -> text and tokens
@@ -139,10 +141,12 @@ def write_questions(
     return questions
 
 
-def authors_of(number: int, kind: str, responses: int, authors: int) -> list[int]:
+def authors_of(number: int, kind: str, responses: int, authors: int, in_turn: bool) -> list[int]:
     """The author of each response of question `number`."""
     if kind == VALIDATION:
         return [0 if j < responses / 2 else authors - 1 for j in range(responses)]
+    if not in_turn:
+        return [authors - 1] * responses
     return [(number + j) % authors for j in range(responses)]
 
 
@@ -180,9 +184,10 @@ def sample_questions(
     seed: int,
     purpose: str,
     batch: int = 64,
+    in_turn: bool = True,
 ) -> Iterator[list[Question]]:
     """Batches of questions on a stream's next queries, one query a number."""
     for start in range(0, len(numbers), batch):
         some = numbers[start : start + batch]
         queries = stream.batch(len(some))
-        yield write_questions(authors, queries, some, study, task, encoding, precision, seed, purpose)
+        yield write_questions(authors, queries, some, study, task, encoding, precision, seed, purpose, in_turn)

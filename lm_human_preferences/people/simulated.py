@@ -4,7 +4,6 @@
 questions they click anywhere, in 10% they take the first card. What each answers follows from seed, name and question.
 """
 
-import itertools
 import random
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
@@ -83,9 +82,10 @@ def answer_open(store: Store, people: Simulated, count: int | None = None) -> in
     store.add_labellers(people.names)
     for name in people.names:
         store.read(name, digest)
-    given, idle, turn_of = 0, 0, itertools.cycle(people.names)
-    while idle < len(people.names) and (count is None or given < count):
-        name = next(turn_of)
+    given, idle = 0, 0
+    begun = store.number("SELECT COUNT(*) FROM showings")  # whose turn it is follows from the store alone
+    while idle < people.people and (count is None or given < count):
+        name = people.names[(begun + given + idle) % people.people]
         with store.transaction():
             turn = next_turn(store, name, study)
             if turn is None:

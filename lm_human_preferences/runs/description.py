@@ -10,7 +10,7 @@ from typing import Any
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.root import find_path, project_root
 
-FREE = ("run.", "tracking.")  # parameters that change nothing in the result
+FREE = ("run.", "tracking.", "online.wait")  # parameters that change nothing in the result
 _PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
 
 

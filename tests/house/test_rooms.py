@@ -97,6 +97,7 @@ def test_every_room_says_what_lives_there():
         "train_sft.py",
         "train_reward.py",
         "train_policy.py",
+        "train_online.py",
         "train_dpo.py",
         "expert_iteration.py",
     }

@@ -56,6 +56,7 @@ PARAMS = {
     "expert_iteration": ExpertIterationParams,
 }
 RECORDED = ROOT / "tests/data/demo"
+ONLINE = ["win_rate", "reward_blind", "one_labeller", "blind_labeller"]  # only where people are asked
 REWARD = dict(
     labels__num_train=800, batch_size=16, lr=0.003, normalize_samples=256, rollout_batch_size=64, run__save_interval=0
 )
@@ -172,9 +173,7 @@ def test_the_recorded_demo_has_no_findings(stage):
     diagnosis = diagnose(History(f"train_{stage}", config), rows, [], result)
     assert diagnosis.healthy, describe(diagnosis, stage)
     assert diagnosis.not_looked_at == (
-        ["kl_coef", "samples_repeat", "equal_groups", "disagreement"]
-        if stage == "policy"
-        else ["query_padding", "response_padding"]
+        ["kl_coef", "samples_repeat", "equal_groups", "disagreement", *ONLINE]
         if stage == "policy"
         else ["query_padding", "response_padding"]
     )
@@ -361,6 +360,10 @@ CHANGED = [
     ("policy", "objective/disagreement", [0.2] * 16 + [0.7] * 16, "disagreement"),
     ("policy", "objective/equal_groups", [0.7] * 32, "equal_groups"),
     ("policy", "ppo/val/vpred", [0.1] * 20 + [None] * 12, "not_finite"),
+    ("policy", "online/win_rate_high", [None] * 20 + [0.45], "win_rate"),
+    ("policy", "online/accuracy_over_chance", [None] * 20 + [1.0], "reward_blind"),
+    ("policy", "online/largest_share", [None] * 20 + [0.6], "one_labeller"),
+    ("policy", "online/blind_labellers", [None] * 20 + [1], "blind_labeller"),
     ("reward", "train/loss", [1.4 + step / 100 for step in range(300)], "loss_rising"),
     ("reward", "train/lr", [1e-3] * 300, "learning_rate"),
     ("reward", "normalize_after/gain", [None] * 300 + [50.0], "reward_scale"),
@@ -618,9 +621,9 @@ def test_the_page_names_flags_and_metrics_that_exist():
     text = doctor_page()
     known = set().union(*(_all_names(kind) for kind in PARAMS.values())) | {"save_dir"}
     assert set(re.findall(r"--([\w.]*\w)", text)) <= known
-    assert set(re.findall(r"`((?:objective|ppo|train|validation|valid|labels|normalize_\w+)/[\w/]+)`", text)) <= set(
-        re.findall(r"`([a-z_0-9/]+)`", (ROOT / "docs/metrics.md").read_text())
-    )
+    assert set(
+        re.findall(r"`((?:objective|ppo|online|train|validation|valid|labels|normalize_\w+)/[\w/]+)`", text)
+    ) <= set(re.findall(r"`([a-z_0-9/]+)`", (ROOT / "docs/metrics.md").read_text()))
     assert max(len(line) for line in text.splitlines()) <= 120
 
 

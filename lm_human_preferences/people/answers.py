@@ -1,0 +1,52 @@
+"""What a training run takes from a study: how many labels there are, and the first so many of them as a label file.
+
+Such a file is written once and never again, so that a run that goes on learns from the very labels that it had.
+"""
+
+from pathlib import Path
+
+from lm_human_preferences.data.label_files import save_labels
+from lm_human_preferences.people.export import as_texts, as_tokens, has_tokens, labels_of
+from lm_human_preferences.people.quality import Quality, quality
+from lm_human_preferences.people.store import Store
+
+
+def write_first_labels(store: Store, count: int, merge: str, path: Path) -> None:
+    """The first `count` labels in the order of their first answers, as the answers stood when the last of them came,
+    unless the file is there already. Questions with tokens are written as tokens, others as texts.
+    """
+    if path.exists():
+        return
+    first = store.labelled()[:count]
+    assert len(first) == count, f"{len(first)} labels, {count} wanted"
+    questions = {question.id: question for question in store.questions()}
+    wanted = {number: questions[number] for number, _ in first}
+    labels = {question.id: label for question, label in labels_of(wanted, store.judgements(until=first[-1][1]), merge)}
+    forms = ((as_tokens if has_tokens(wanted[n]) else as_texts)(wanted[n], labels[n]) for n in wanted)
+    save_labels(path, forms)
+
+
+def quality_between(store: Store, after: int, count: int) -> tuple[Quality, int]:
+    """The quality of the answers that came after the one of number `after` until there were `count` labels, and the
+    number of the last of them.
+    """
+    last = store.labelled()[count - 1][1]
+    judgements = [one for one in store.judgements(until=last) if one.id > after]
+    return quality({question.id: question for question in store.questions()}, judgements), last
+
+
+def quality_metrics(found: Quality) -> dict[str, float]:
+    """What of a study's quality goes into a run's metrics; what is not known yet is left out."""
+    shares = [one.usable for one in found.labellers]
+    metrics = {"online/labellers": float(len(shares)), "online/chance_agreement": found.chance}
+    if sum(shares):
+        metrics["online/largest_share"] = max(shares) / sum(shares)
+    metrics["online/blind_labellers"] = float(sum(bool(one.named) for one in found.labellers))
+    if found.agreement is not None:
+        metrics["online/agreement"] = found.agreement.value
+    if found.alpha is not None:
+        metrics["online/alpha"] = found.alpha
+    if found.win_rate is not None:
+        rate = found.win_rate
+        metrics |= {"online/win_rate": rate.value, "online/win_rate_low": rate.low, "online/win_rate_high": rate.high}
+    return metrics

@@ -1,0 +1,305 @@
+"""Training that asks people: labels come while the policy trains, and the reward model learns anew (section 2.3 of the
+paper, whose code was never published).
+
+The run and the page are two processes that meet in the study's store. `OnlineRewards.first` stands before policy
+training, `before` at the beginning of each of its steps. What a step does follows from the answers alone: questions are
+numbered, a label file is written once, and each reward model is a run of its own.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from lm_human_preferences import train_reward
+from lm_human_preferences.compute.distributed import World
+from lm_human_preferences.compute.parallel import gathered, place_frozen
+from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.data.label_files import load_labels
+from lm_human_preferences.data.labels import label_type
+from lm_human_preferences.data.queries import QueryStream, query_stream
+from lm_human_preferences.data.tasks import QueryFormatter, check_task
+from lm_human_preferences.foundation.configuration import to_dict
+from lm_human_preferences.foundation.errors import Interrupted, UserError
+from lm_human_preferences.foundation.files import remove_folder
+from lm_human_preferences.judging.training_rewards import check_reward_model
+from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.language.model_folders import load_model
+from lm_human_preferences.learning.label_losses import choice_accuracy
+from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.learning.ppo import PPOParams
+from lm_human_preferences.learning.reward_model import RewardModel, rewards_of
+from lm_human_preferences.learning.scoring import Scorer
+from lm_human_preferences.people.answers import quality_between, quality_metrics, write_first_labels
+from lm_human_preferences.people.instructions import read_instructions
+from lm_human_preferences.people.questions import Author, sample_questions
+from lm_human_preferences.people.records import POLICY, REFERENCE
+from lm_human_preferences.people.schedule import OnlineParams, questions_wanted, retraining_counts, wanted_before
+from lm_human_preferences.people.simulated import Simulated, answer_open, parse_simulated
+from lm_human_preferences.people.store import Store
+from lm_human_preferences.people.study import check_study_folder, open_study
+from lm_human_preferences.runs.folder import same_finished_run
+from lm_human_preferences.runs.input_digests import input_digests
+from lm_human_preferences.runs.loop import Loop
+from lm_human_preferences.train_reward import RewardTrainingParams
+
+POLL = 1.0  # seconds between looks at the answers
+
+Ask = Callable[[int], None]  # asks until that many questions have been asked
+
+
+class OnlineRewards:
+    """A study and the reward models that learn from it, for one run of policy training."""
+
+    def __init__(
+        self,
+        params: OnlineParams,
+        new: RewardTrainingParams,
+        ppo: PPOParams,
+        precision: Precision,
+        world: World,
+        task: str,
+        experiment: str,
+    ):
+        """new: how reward models are trained, settled. UserError, on every rank, for a study that cannot be used."""
+        self.params, self.new, self.ppo = params, copy.deepcopy(new), ppo
+        self.precision, self.world, self.task, self.experiment = precision, world, task, experiment
+        self.save_dir = Path(new.run.save_dir)
+        self.study = self.save_dir / (params.study or f"{experiment}_people")
+        self.purpose = f"online/{experiment}"
+        self.digest = input_digests({"model": new.task.policy.initial_model}).get("model")
+        self.counts = retraining_counts(params, new.batch_size)
+        self.used = 0  # the count of labels that the reward model in use learnt from; 0: the first one's
+        self.seen = 0  # the newest answer that the quality was told of
+        self.drawn = 0  # queries of the stream
+        self.stream: QueryStream | None = None
+        self.store: Store | None = None  # rank 0's
+        self.people: Simulated | None = None
+        if problem := world.from_main(self._open() if world.is_main else None):
+            raise UserError(problem)
+
+    def _open(self) -> str | None:
+        """Open the study; why not, where that is the user's to mend."""
+        try:
+            if self.params.labellers is not None:
+                self.people = parse_simulated(self.params.labellers, self.new.run.seed, self.precision.device)
+            check_study_folder(self.study, self.task)
+            task = to_dict(self.new.task)
+            self.store = open_study(self.study, self.task, self.params.people, task, settle=self.people is not None)
+            if self.store.instructions() is None:
+                self.store.instruct(*read_instructions(None))
+        except UserError as error:
+            return str(error)
+        return None
+
+    def begin(self, resume: bool, overwrite: bool) -> None:
+        """Where the run begins anew: delete what an earlier one of its name has learnt (never what people answered), or
+        UserError if it may not be deleted.
+        """
+        if resume:
+            return
+        left = [folder for count in self.counts if (folder := self.reward_run(count)).exists()]
+        if left and not overwrite:
+            raise UserError(f"{left[0]} exists already; give another name, or --run.overwrite to replace it")
+        self.world.barrier()
+        if self.world.is_main:
+            for folder in [*left, self.labels_file(0).parent]:
+                if folder.exists():
+                    remove_folder(folder)
+        self.world.barrier()
+
+    def reward_run(self, count: int) -> Path:
+        """The run in which the reward model learns from `count` labels; 0: the first one."""
+        return self.save_dir / (f"{self.experiment}_reward" + (f"_{count}" if count else ""))
+
+    def labels_file(self, count: int) -> Path:
+        return self.study / "training" / self.experiment / f"labels_{count}.json"
+
+    # --- before policy training ---
+
+    def first(self) -> RewardTrainingParams:
+        """Ask about responses of the initial model, wait for the initial labels; returns how the first reward model is
+        trained.
+        """
+        count = self.params.initial_labels
+        if not self.world.from_main(self.labels_file(count).exists()):
+            self.wait(count, 0, self.initial_questions(), None)
+        return self.reward_params(count)
+
+    def initial_questions(self) -> Ask:
+        """Questions whose responses are all the initial model's."""
+        task = self.new.task
+        model = load_model(Path(task.policy.initial_model))
+        encoding = get_encoding(model.config.encoding)
+        check_task(task, encoding, model.config.n_ctx)
+        policy = Policy(model, QueryFormatter.of(task, encoding), task.policy.temperature)
+        policy.to(self.precision.device).requires_grad_(False)
+        authors = [Author(REFERENCE, policy, self.digest, step=0)]
+        self.ask(authors, questions_wanted(self.params.initial_labels, self.params, both=False), encoding)
+        return lambda count: self.ask(authors, count, encoding)
+
+    # --- before a step ---
+
+    def before(
+        self, step: int, policy: Policy, reference: Policy, scorer: Scorer, rows: int, encoding: Encoding, loop: Loop
+    ) -> dict[str, float]:
+        """Ask ahead, wait for the labels that the step wants, and let the reward model learn anew where it is time;
+        returns the metrics. rows: responses scored at once.
+        """
+        episode = step * self.ppo.batch_size
+        wanted = wanted_before(episode, self.ppo.total_episodes, self.params)
+        authors = [Author(REFERENCE, reference, self.digest, step=0), Author(POLICY, policy, step=step)]
+
+        def ask(count: int) -> None:
+            with gathered(policy), gathered(reference):
+                self.ask(authors, count, encoding)
+
+        ask(questions_wanted(wanted, self.params, both=True))
+        self.wait(wanted, step, ask, loop)
+        due = [count for count in self.counts if self.used < count <= wanted]
+        metrics = {"online/labels_wanted": float(wanted)}
+        if due:
+            save_before(step, loop)
+            metrics |= self.learn(due[-1], scorer, policy, rows, encoding)
+        return metrics | {"online/labels_used": float(self.used or self.params.initial_labels)}
+
+    # --- asking and waiting ---
+
+    def ask(self, authors: Sequence[Author], count: int, encoding: Encoding) -> None:
+        """Let the authors write questions until `count` queries were asked about. All ranks write the same."""
+        start = self.world.from_main(self.next_number())
+        if start >= count:
+            return
+        seed, task = self.new.run.seed, self.new.task
+        if self.stream is None:
+            self.stream = query_stream(task, encoding, seed, "online")
+        if start > self.drawn:
+            self.stream.batch(start - self.drawn)
+        self.drawn = count
+        for questions in sample_questions(
+            authors,
+            self.stream,
+            range(start, count),
+            self.params.people,
+            task,
+            encoding,
+            self.precision,
+            seed,
+            self.purpose,
+            in_turn=False,
+        ):
+            if self.store is not None:
+                self.store.add_questions(questions)
+
+    def next_number(self) -> int:
+        """One more than the highest number of this run's questions; rank 0's answer counts."""
+        if self.store is None:
+            return 0
+        rows = self.store.rows("SELECT key FROM questions WHERE key LIKE ?", f"{self.purpose}/%")
+        return max((int(key.rpartition("/")[2]) + 1 for (key,) in rows), default=0)
+
+    def wait(self, wanted: int, step: int, ask: Ask, loop: Loop | None) -> None:
+        """Return when `wanted` labels are in. Where answers are not waited for, or the run is asked to stop, it is
+        saved and ends. loop: None before policy training.
+        """
+        while True:
+            have, open_questions = self.world.from_main(self.look(wanted, step))
+            if have >= wanted:
+                return
+            if open_questions == 0:
+                ask(self.world.from_main(self.next_number()) + self.params.open_questions)
+                continue
+            if not self.params.wait and self.params.labellers is None:
+                self.end(wanted - have, step, loop)
+            if loop is not None and loop.stop.agreed():
+                save_before(step, loop)
+                raise loop.stop.interrupted(step, loop.total)
+            time.sleep(POLL)
+
+    def look(self, wanted: int, step: int) -> tuple[int, int]:
+        """Labels that are in, and open questions; what is waited for is told to the page. Simulated people answer
+        first. Rank 0's answer counts.
+        """
+        if self.store is None:
+            return 0, 0
+        have = len(self.store.labelled())
+        while self.people is not None and have < wanted and answer_open(self.store, self.people, wanted - have):
+            have = len(self.store.labelled())
+        lack = wanted - have
+        self.store.wait_for(f"The training waits for {lack:,} labels before step {step + 1:,}." if lack > 0 else "")
+        return have, 0 if self.people is not None else self.store.count_open()
+
+    def end(self, lack: int, step: int, loop: Loop | None) -> None:
+        """End the run with what it waits for; the exit status is 0."""
+        how = "the same command goes on"
+        if loop is not None:
+            save_before(step, loop)
+            how = "all saved; the same command with --run.resume goes on"
+        line = f"waiting for {lack:,} labels of {self.study} before step {step + 1:,}; {how}"
+        raise Interrupted(line if self.world.is_main else "")
+
+    # --- learning ---
+
+    def reward_params(self, count: int) -> RewardTrainingParams:
+        """How a reward model learns from the first `count` labels, which are written where they are not yet."""
+        if self.store is not None:
+            write_first_labels(self.store, count, self.params.merge, self.labels_file(count))
+        self.world.barrier()
+        new = copy.deepcopy(self.new)
+        new.labels.source, new.labels.num_train = str(self.labels_file(count)), count
+        return new
+
+    def learn(self, count: int, scorer: Scorer, policy: Policy, rows: int, encoding: Encoding) -> dict[str, float]:
+        """Train a reward model afresh on the first `count` labels and let it score from now on; returns how good the
+        one before was on the labels that had come since, and how good the answers are.
+        """
+        new = self.reward_params(count)
+        metrics = self.accuracy_on_new(new, scorer, rows, encoding)
+        folder = self.reward_run(count)
+        begun, finished = self.world.from_main([(folder / name).exists() for name in ("config.json", "result.json")])
+        if finished:
+            same_finished_run(folder, "train_reward", self.task, to_dict(new), self.world)
+        else:
+            new.run.resume, new.run.overwrite = begun, False
+            train_reward.RewardTrainer.prepare(new, self.precision, self.world).run(self.task, folder.name)
+        self.use(count, scorer, policy)
+        if self.store is not None:
+            found, self.seen = quality_between(self.store, self.seen, count)
+            metrics |= quality_metrics(found)
+        told: dict[str, float] = self.world.from_main(metrics)
+        return told
+
+    def use(self, count: int, scorer: Scorer, policy: Policy) -> None:
+        """Score with the reward model that learnt from `count` labels; 0 keeps the first one."""
+        if count:
+            model = RewardModel.load(self.reward_run(count) / "reward_model")
+            check_reward_model(model.transformer.config, policy.transformer.config, self.new.task)
+            place_frozen(model, self.world, self.precision, self.new.run.sharding)
+            scorer.rewards = model
+        self.used = count
+
+    @torch.no_grad()
+    def accuracy_on_new(
+        self, new: RewardTrainingParams, scorer: Scorer, rows: int, encoding: Encoding
+    ) -> dict[str, float]:
+        """How often the reward model in use agrees with the labels that it has not learnt from."""
+        before = self.used or self.params.initial_labels
+        kind = label_type(new.labels.type)
+        labels = load_labels(new.labels.source, kind, new.task, encoding, skip=before, learnable=False)
+        assert isinstance(scorer.rewards, RewardModel)
+        rewards = rewards_of(scorer.rewards, labels, self.precision, rows, self.world)
+        accuracy, chance = choice_accuracy(rewards, labels.target), 1 / kind.n_responses
+        return {
+            "online/accuracy_new": accuracy,
+            "online/accuracy_over_chance": (accuracy - chance) / (chance * (1 - chance) / len(labels)) ** 0.5,
+            "online/new_labels": float(len(labels)),
+        }
+
+
+def save_before(step: int, loop: Loop) -> None:
+    """A checkpoint to go on at `step`, where there is none yet."""
+    saved = [int(folder.name) for folder in loop.run.checkpoints.all()]
+    if step > loop.first and not loop.run.world.from_main(saved[-1:] == [step]):
+        loop.save(step)
