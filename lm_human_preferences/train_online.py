@@ -34,7 +34,7 @@ from lm_human_preferences.learning.reward_model import RewardModel, rewards_of
 from lm_human_preferences.learning.scoring import Scorer
 from lm_human_preferences.people.answers import quality_between, quality_metrics, write_first_labels
 from lm_human_preferences.people.instructions import read_instructions
-from lm_human_preferences.people.questions import Author, sample_questions
+from lm_human_preferences.people.questions import ATTEMPTS, Author, sample_questions
 from lm_human_preferences.people.records import POLICY, REFERENCE
 from lm_human_preferences.people.schedule import OnlineParams, questions_wanted, retraining_counts, wanted_before
 from lm_human_preferences.people.simulated import Simulated, answer_open, parse_simulated
@@ -73,7 +73,8 @@ class OnlineRewards:
         self.counts = retraining_counts(params, new.batch_size)
         self.used = 0  # the count of labels that the reward model in use learnt from; 0: the first one's
         self.seen = 0  # the newest answer that the quality was told of
-        self.drawn = 0  # queries of the stream
+        self.asked = 0  # queries that were asked about, those included whose responses stayed equal
+        self.drawn = 0  # of these, taken from the stream in this process
         self.stream: QueryStream | None = None
         self.store: Store | None = None  # rank 0's
         self.people: Simulated | None = None
@@ -109,6 +110,15 @@ class OnlineRewards:
                 if folder.exists():
                     remove_folder(folder)
         self.world.barrier()
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint holds of it."""
+        return {"used": self.used, "seen": self.seen, "asked": self.asked}
+
+    def resume(self, state: dict[str, int], scorer: Scorer, policy: Policy) -> None:
+        """Go on from what `state` gave."""
+        self.seen, self.asked = state["seen"], state["asked"]
+        self.use(state["used"], scorer, policy)
 
     def reward_run(self, count: int) -> Path:
         """The run in which the reward model learns from `count` labels; 0: the first one."""
@@ -169,7 +179,8 @@ class OnlineRewards:
 
     def ask(self, authors: Sequence[Author], count: int, encoding: Encoding) -> None:
         """Let the authors write questions until `count` queries were asked about. All ranks write the same."""
-        start = self.world.from_main(self.next_number())
+        start = max(self.asked, self.world.from_main(self.next_number()))
+        self.asked = max(start, count)
         if start >= count:
             return
         seed, task = self.new.run.seed, self.new.task
@@ -209,7 +220,7 @@ class OnlineRewards:
             if have >= wanted:
                 return
             if open_questions == 0:
-                ask(self.world.from_main(self.next_number()) + self.params.open_questions)
+                self.ask_more(ask)
                 continue
             if not self.params.wait and self.params.labellers is None:
                 self.end(wanted - have, step, loop)
@@ -217,6 +228,16 @@ class OnlineRewards:
                 save_before(step, loop)
                 raise loop.stop.interrupted(step, loop.total)
             time.sleep(POLL)
+
+    def ask_more(self, ask: Ask) -> None:
+        """Ask where nobody has anything to answer. UserError if no question comes of it."""
+        before = self.world.from_main(self.next_number())
+        ask(self.asked + self.params.open_questions)
+        if self.world.from_main(self.next_number()) == before:
+            raise UserError(
+                f"no question can be asked: the responses to {self.params.open_questions} queries stay the same "
+                f"in {ATTEMPTS} drawings; raise --task.policy.temperature, or begin anew with a lower --ppo.lr"
+            )
 
     def look(self, wanted: int, step: int) -> tuple[int, int]:
         """Labels that are in, and open questions; what is waited for is told to the page. Simulated people answer
@@ -229,7 +250,7 @@ class OnlineRewards:
             have = len(self.store.labelled())
         lack = wanted - have
         self.store.wait_for(f"The training waits for {lack:,} labels before step {step + 1:,}." if lack > 0 else "")
-        return have, 0 if self.people is not None else self.store.count_open()
+        return have, 0 if self.people is not None else self.store.count_answerable()
 
     def end(self, lack: int, step: int, loop: Loop | None) -> None:
         """End the run with what it waits for; the exit status is 0."""

@@ -616,7 +616,7 @@ class PPOTrainer:
         """The loop state of a checkpoint."""
         state: dict[str, object] = {"kl_coef": self.kl_controller.value, "queries": list(self.queries.position)}
         if self.online is not None:
-            state["online"] = {"used": self.online.used, "seen": self.online.seen}
+            state["online"] = self.online.state()
         return state
 
     def resume(self, run: Run) -> int:
@@ -626,8 +626,7 @@ class PPOTrainer:
             return 0
         self.kl_controller.value, self.queries.position = float(state["kl_coef"]), tuple(state["queries"])
         if self.online is not None:
-            self.online.seen = int(state["online"]["seen"])
-            self.online.use(int(state["online"]["used"]), self.scorer, self.policy)
+            self.online.resume(state["online"], self.scorer, self.policy)
         return int(state["step"])
 
     def memory_probes(self) -> Probes:

@@ -64,7 +64,7 @@ CREATE TRIGGER {table}_remain BEFORE DELETE ON {table} BEGIN SELECT RAISE(ABORT,
 """
 
 
-class Full(Exception):
+class Full(UserError):
     """The disk has no room for what was to be written; nothing of it was."""
 
 
@@ -125,7 +125,7 @@ class Store:
                 sqlite3.SQLITE_FULL,
                 *_REFUSED_WRITES,
             ):
-                raise Full(f"{self.path}: {error}") from None
+                raise Full(f"cannot write {self.path}: {error}; make room, or choose another disk") from None
             raise
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -249,6 +249,14 @@ class Store:
     def count_open(self) -> int:
         """Questions that want more answers than they have."""
         return self.number("SELECT COUNT(*) FROM demand WHERE answered < wanted")
+
+    def count_answerable(self) -> int:
+        """Questions without a usable answer that somebody has not given up on ("cannot tell") yet."""
+        return self.number(
+            "SELECT COUNT(*) FROM demand d WHERE d.answered = 0 AND (SELECT COUNT(DISTINCT s.labeller) FROM showings s "
+            "CROSS JOIN answers a ON a.showing = s.id WHERE s.question = d.question) < "
+            "MAX(1, (SELECT COUNT(*) FROM labellers))"
+        )
 
     # --- showings and answers ---
 

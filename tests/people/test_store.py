@@ -178,8 +178,16 @@ def test_the_last_ten_answers_can_be_changed(tmp_path):
 def test_cannot_tell_leaves_the_question_to_others(tmp_path):
     store = make_study(tmp_path, [question(0)])
     answer(store, turn_of(store, "anna"), kind=SKIP, places=[])
-    assert turn_of(store, "anna") is None and turn_of(store, "ben") is not None
-    assert store.labelled() == []
+    assert turn_of(store, "anna") is None and store.count_answerable() == 1
+    answer(store, turn_of(store, "ben"), kind=SKIP, places=[])
+    assert store.labelled() == [] and store.count_answerable() == 0 and store.count_open() == 1
+
+
+def test_a_question_for_more_people_than_there_are_is_answered_all_the_same(tmp_path):
+    store = make_study(tmp_path, [question(0, wanted=5)])
+    for name in ("anna", "ben"):
+        answer(store, turn_of(store, name))
+    assert store.count_open() == 1 and store.count_answerable() == 0 and len(store.labelled()) == 1
 
 
 @pytest.mark.parametrize(
