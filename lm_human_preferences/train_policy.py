@@ -179,6 +179,11 @@ def check(params: PolicyTrainingParams) -> None:
         kind = train_reward.check(rewards.train_new_model)
         if params.online is not None:
             check_online(params.online, kind, rewards.train_new_model.batch_size)
+            if rewards.train_new_model.members > 1:
+                raise UserError(
+                    f"--rewards.train_new_model.members {rewards.train_new_model.members}: with --online one reward "
+                    "model is trained at a time; give 1"
+                )
 
 
 def check_value(params: PolicyTrainingParams) -> None:

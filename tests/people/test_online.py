@@ -260,10 +260,10 @@ def test_what_cannot_work_is_one_line(world, undisturbed):
         (dict(online__labellers="nobody"), "expected simulated:JUDGE"),
         (dict(online__study="whole"), "holds no study"),
         (dict(rewards__trained_model=world / "runs/whole_reward"), "trains its own reward models"),
+        (dict(rewards__train_new_model__members=2), "one reward model is trained at a time"),
     ):
         with pytest.raises(UserError, match=said):
             run_here(*words_of(world, "wrong", **more))
     assert not (world / "runs/wrong").exists()
     with pytest.raises(UserError, match="exists already"):
         run_here(*words_of(world, "whole"))
-    shutil.rmtree(world / "runs/whole_backup", ignore_errors=True)
