@@ -167,9 +167,7 @@ def keep_answer(store: Store, labeller: str, study: StudyParams, body: dict[str,
             raise Refused(400, "the answer to be replaced belongs to another question")
     elif store.one(f"SELECT 1 FROM showings s WHERE s.id = ? AND {_ANSWERED}", showing.id):
         raise Refused(409, "this question is answered already; reload the page")
-    instructions = store.instructions()
-    assert instructions is not None
-    return store.answer(showing.id, answer, instructions[0], nonce, replaces)
+    return store.answer(showing.id, answer, store.last_read(labeller), nonce, replaces)
 
 
 def read_answer(body: dict[str, object], showing: Showing, study: StudyParams) -> Answer:

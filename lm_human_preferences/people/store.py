@@ -187,6 +187,18 @@ class Store:
     def has_read(self, labeller: str, digest: str) -> bool:
         return self.one("SELECT 1 FROM readings WHERE labeller = ? AND digest = ?", labeller, digest) is not None
 
+    def last_read(self, labeller: str) -> str:
+        """The digest of the instructions that somebody answers by: those that hold, if they have read them, else the
+        last that they have; empty if none.
+        """
+        now = self.instructions()
+        if now is not None and self.has_read(labeller, now[0]):
+            return now[0]
+        row = self.one(
+            "SELECT digest FROM readings WHERE labeller = ? ORDER BY read DESC, rowid DESC LIMIT 1", labeller
+        )
+        return str(row[0]) if row else ""
+
     def wait_for(self, text: str) -> None:
         """Say what a run waits for; empty where it waits for nothing."""
         with self.transaction():
@@ -279,7 +291,7 @@ class Store:
     def answer(self, showing: int, answer: Answer, digest: str, nonce: str, replaces: int | None = None) -> int:
         """Keep an answer; returns its number.
 
-        digest: of the instructions that hold. sqlite3.IntegrityError where the showing has its first answer already,
+        digest: of the instructions that the labeller answers by. sqlite3.IntegrityError where the showing has its first answer already,
         the replaced one was replaced before, or the nonce was there.
         """
         with self.transaction():

@@ -12,7 +12,7 @@ import pytest
 from lm_human_preferences.people.records import Question, Response
 
 from browser import BROWSER, Page, browser
-from studies import ROOT, make_study, question, served
+from studies import ROOT, make_study, question, served, served_here
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 PICTURES = os.environ.get("PEOPLE_PICTURES")  # a folder for pictures to look at
@@ -62,6 +62,10 @@ def test_a_whole_session_by_keyboard(tmp_path):
             said[query] = key
             if number in (20, 30):  # undo the one before, change it, and go on
                 before = page.look(QUERY)
+                page.press("u")  # once to look alone
+                page.until(f"{SHOWN} && {QUERY} === 'Query {number - 1}'")
+                page.press("Escape")
+                page.until(f"{SHOWN} && {QUERY} === {json.dumps(before)}")
                 page.press("u")
                 page.until(f"{SHOWN} && {QUERY} === 'Query {number - 1}'")
                 picture(page, "undo_1200")
@@ -144,6 +148,41 @@ def test_mouse_and_phone(tmp_path):
         page.until(f"{SHOWN} && {QUERY} === 'Query 1'")
         assert page.messages == []
     assert [one.place for one in store.judgements()] == [2]
+
+
+def test_what_goes_wrong_is_said_and_the_question_stays(tmp_path):
+    """A full disk, then a server that is gone: a clear line each, and the same key saves once there is room."""
+    store = make_study(tmp_path / "study", [question(number) for number in range(3)])
+    with served_here(tmp_path / "study") as (server, office), browser(tmp_path) as page:
+        page.size(1200, 900)
+        page.open(server.address + server.path("anna"))
+        page.until(SHOWN)
+        limit, trouble = "PRAGMA max_page_count={}".format, "document.getElementById('trouble')"
+        pages = store.number("PRAGMA page_count")
+        office.desk.submit(lambda inner: inner.connection.execute(limit(pages))).result()
+        for _ in range(20):  # until the pages that are there are full
+            page.press("f")
+            page.until("document.getElementById('flagging').open")
+            page.write("x" * 1500)
+            page.look("document.getElementById('flag-save').click()")
+            page.until("!busy")
+            if not page.look(f"{trouble}.hidden"):
+                break
+        assert page.look(f"{trouble}.textContent").startswith("The disk is full: nothing was saved.")
+        picture(page, "full_1200")
+        page.press("Escape")
+        office.desk.submit(lambda inner: inner.connection.execute(limit(1_000_000))).result()
+        press_and_wait(page, "2")
+        assert page.look(f"{trouble}.hidden") and [one.place for one in store.judgements()] == [1]
+        page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        page.press("1")
+        page.until(f"!busy && !{trouble}.hidden")
+        assert "cannot be reached: nothing was saved" in page.look(f"{trouble}.textContent")
+        page.call(
+            "Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1
+        )
+        press_and_wait(page, "1")
+        assert page.look(f"{trouble}.hidden") and len(store.judgements()) == 2
 
 
 def test_from_key_press_to_the_next_question_painted(tmp_path):

@@ -191,6 +191,21 @@ def test_what_the_page_is_told_says_nothing_of_where_a_response_came_from(study)
     assert "made up" not in str(told)
 
 
+def test_changed_instructions_are_read_before_the_next_question(tmp_path):
+    store = make_study(tmp_path, [question(number) for number in range(3)])
+    with served(tmp_path) as server:
+        client = Client(server, "anna")
+        told = client.next()
+        store.instruct("new digest", "# New\n\n<script>no</script> *take care*")
+        status, told = client.ask("answer", client.choice(told, 0))
+        assert status == 200 and told["state"] == "read" and "showing" not in told
+        assert "&lt;script&gt;" in told["html"] and "<em>take care</em>" in told["html"]
+        assert client.ask("instructions", {"digest": told["digest"]})[1]["state"] == "question"
+        assert client.ask("answer", client.choice(client.next(), 0))[0] == 200
+    first, second = (one.instructions for one in store.judgements())
+    assert first != "new digest" == second  # the first was answered by the old ones
+
+
 # --- many at once ---
 
 

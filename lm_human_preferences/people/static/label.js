@@ -256,6 +256,7 @@ const CLICKS = {
   flag,
   ask: ACTIONS["?"],
   understood,
+  onward: forward,
   reread,
   "help-close": () => element("help").close(),
   "reading-close": () => element("reading").close(),
