@@ -50,6 +50,8 @@ def check(params: ExpertIterationParams) -> None:
     """Raises UserError, naming the flag and the numbers, for settled parameters that cannot work."""
     ppo = dataclasses.replace(params.ppo, whiten_rewards=False)  # nothing is whitened here
     train_policy.check(dataclasses.replace(params, ppo=ppo))
+    if params.online is not None:
+        raise UserError("--online is for train_policy: expert iteration asks nobody; leave it off")
     if params.keep not in KEEP:
         raise UserError(f"--keep {params.keep}: must be {' or '.join(KEEP)}")
     if params.control and params.keep != "best":

@@ -291,8 +291,8 @@ class Store:
     def answer(self, showing: int, answer: Answer, digest: str, nonce: str, replaces: int | None = None) -> int:
         """Keep an answer; returns its number.
 
-        digest: of the instructions that the labeller answers by. sqlite3.IntegrityError where the showing has its first answer already,
-        the replaced one was replaced before, or the nonce was there.
+        digest: of the instructions that the labeller answers by. sqlite3.IntegrityError where the showing has its
+        first answer already, the replaced one was replaced before, or the nonce was there.
         """
         with self.transaction():
             return self._insert(
