@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import krippendorff
 import numpy as np
 
 from lm_human_preferences.people.records import ALIKE, GOLD, VALIDATION, Judgement, Question
@@ -125,7 +124,7 @@ def quality(questions: Mapping[int, Question], judgements: Sequence[Judgement]) 
         len(judgements),
         len(table),
         len(shared),
-        alpha(table, names),
+        alpha(table.values()),
         mean_share([_pair_agreement(list(row.values())) for row in shared.values()]),
         chance,
         _divided(questions, shared),
@@ -223,15 +222,19 @@ def at_least(hits: int, count: int, share: float) -> float:
     return sum(map(math.exp, logs))
 
 
-def alpha(table: Mapping[int, Mapping[str, int]], names: Sequence[str]) -> float | None:
-    """Krippendorff's alpha (nominal) of question -> labeller -> label; None where no two people answered one question,
-    or all answers are the same.
+def alpha(answers: Iterable[Mapping[str, int]]) -> float | None:
+    """Krippendorff's alpha for nominal labels, from labeller -> label of each question: 1 - observed / expected
+    disagreement of pairs of answers; 1 is perfect, 0 is chance. None where no two people answered one question, or all
+    answers are the same.
     """
-    shared = [row for row in table.values() if len(row) > 1]
-    if len({label for row in shared for label in row.values()}) < 2:
+    shared = [Counter(row.values()) for row in answers if len(row) > 1]
+    totals = sum(shared, Counter[int]())
+    n = totals.total()
+    if len(totals) < 2:
         return None
-    data = np.array([[row.get(name, np.nan) for row in shared] for name in names], dtype=float)
-    return float(krippendorff.alpha(reliability_data=data, level_of_measurement="nominal"))
+    agreeing = sum(count * (count - 1) / (row.total() - 1) for row in shared for count in row.values())
+    expected = sum(count * (count - 1) for count in totals.values()) / (n * (n - 1))
+    return 1 - (1 - agreeing / n) / (1 - expected)
 
 
 def _pair_agreement(labels: Sequence[int]) -> float:

@@ -48,21 +48,17 @@ def test_dawid_and_skene_as_crowd_kit(recorded, table, labels, setting):
         np.testing.assert_allclose(found.bounds, arrays[f"{name}/bound"], rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("case", ["textbook", "random", "two_raters", "single_answers"])
+@pytest.mark.parametrize("case", ["textbook", "random", "two_raters", "single_answers", "perfect"])
 def test_krippendorffs_alpha(recorded, case):
     arrays, _ = recorded
     rows = arrays[f"alpha/{case}/table"]
-    names = [str(labeller) for labeller in range(len(rows))]
-    table = {
-        question: {name: int(row[question]) for name, row in zip(names, rows, strict=True) if row[question] >= 0}
-        for question in range(rows.shape[1])
-    }
-    assert alpha(table, names) == pytest.approx(float(arrays[f"alpha/{case}/alpha"]), abs=1e-9)
+    table = [{str(one): int(label) for one, label in enumerate(column) if label >= 0} for column in rows.T]
+    assert alpha(table) == pytest.approx(float(arrays[f"alpha/{case}/alpha"]), abs=1e-9)
 
 
 def test_alpha_where_there_is_none():
-    assert alpha({0: {"a": 1}}, ["a"]) is None and alpha({}, []) is None
-    assert alpha({0: {"a": 1, "b": 1}}, ["a", "b"]) is None
+    assert alpha([{"a": 1}]) is None and alpha([]) is None
+    assert alpha([{"a": 1, "b": 1}]) is None
 
 
 def test_several_answers_as_a_distribution(recorded):
