@@ -57,19 +57,20 @@ WEIGHTS = {
         "movies": 2,
     },
     "tiny_movies": {
-        "classic-books": 0.003,
+        "classic-books": 0.002,
         "eltec-eng": 0,
         "100-english-novels": 0,
-        "standard-ebooks": 0.03,
-        "gitenberg-fairy-books": 0.1,
-        "nltk-movie_reviews": 0.3,
+        "standard-ebooks": 0.01,
+        "gitenberg-fairy-books": 0.03,
+        "nltk-movie_reviews": 0.1,
+        "nltk-product_reviews": 0.1,
+        "nltk-subjectivity-plot": 0.5,
+        "nltk-pros_cons": 0,
         "nltk-inaugural": 0,
         "nltk-state_union": 0,
-        "nltk-pros_cons": 0,
-        "nltk-product_reviews": 0.3,
-        "tinystories": 0.2,
-        "masc": 0.3,
-        "movies": 3,
+        "masc": 0.1,
+        "tinystories": 0.05,
+        "movies": 2,
     },
 }
 
@@ -133,7 +134,13 @@ def stages(layers: int, epochs: float, batch_size: int) -> dict[str, tuple[str, 
                 *("--validation.interval", 150, "--validation.rows", 0),
             ),
         ),
-        "tiny_movies": ("movies", ("--optimizer.epochs", 1, "--optimizer.lr", 2e-4, "--optimizer.warmup", 20)),
+        "tiny_movies": (
+            "movies",
+            (
+                *("--optimizer.epochs", 1, "--optimizer.lr", 2e-4, "--optimizer.warmup", 20),
+                *("--optimizer.batch_size", 32, "--optimizer.sampled_vocabulary", 4096),
+            ),
+        ),
     }
 
 
