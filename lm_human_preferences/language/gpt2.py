@@ -56,7 +56,7 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 """Queries, keys, values [B, H, n, D] and the number of the block -> [B, H, n, D]."""
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": dict(n_ctx=128, n_embd=256, n_head=4, n_layer=4),  # saved_models/tiny
+    "tiny": dict(n_ctx=128, n_embd=256, n_head=4, n_layer=6),  # saved_models/tiny
     "124M": dict(n_embd=768, n_head=12, n_layer=12),
     "355M": dict(n_embd=1024, n_head=16, n_layer=24),
     "774M": dict(n_embd=1280, n_head=20, n_layer=36),
