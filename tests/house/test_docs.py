@@ -129,9 +129,8 @@ def test_the_log_has_entries_newest_first_and_all_of_them_in_its_index():
     )
 
 
-def test_tests_and_functions_named_in_the_details_exist():
-    """Each `file.py: name` and `test_file.py::test_name` of docs/implementation_details.md."""
-    text = (ROOT / "docs/implementation_details.md").read_text()
+def missing_names(text: str) -> list[str]:
+    """Of each `file.py: name, name` in the text, what is not defined in that file."""
     library, missing = ROOT / "lm_human_preferences", []
     for file, names in re.findall(r"`((?:\w+/)?\w+\.py): ([^`]+)`", text):
         path = next(
@@ -142,8 +141,22 @@ def test_tests_and_functions_named_in_the_details_exist():
             f"{file}: {name}"
             for name in re.findall(r"\w+", names)
             if path is None
-            or not re.search(rf"\b(def|class) {name}\b|^\s*{name}\b.*[:=]", path.read_text(), re.MULTILINE)
+            or not re.search(rf"\b(def|class) {name}\b|^\s*(self\.)?{name}\b.*[:=]", path.read_text(), re.MULTILINE)
         ]
+    return missing
+
+
+def test_functions_named_for_readers_of_the_original_exist():
+    """In the right column of docs/from_the_original.md; the left one names the original's."""
+    rows = [line.split("|") for line in (ROOT / "docs/from_the_original.md").read_text().splitlines()]
+    named = "\n".join(cells[2] for cells in rows if len(cells) > 3)
+    assert "`" in named and missing_names(named) == []
+
+
+def test_tests_and_functions_named_in_the_details_exist():
+    """Each `file.py: name` and `test_file.py::test_name` of docs/implementation_details.md."""
+    text = (ROOT / "docs/implementation_details.md").read_text()
+    missing = missing_names(text)
     for file, name in re.findall(r"(test_\w+\.py)::(\w+)", text):
         path = next((ROOT / "tests").rglob(file), Path(file))
         missing += [] if path.exists() and f"def {name}(" in path.read_text() else [f"{file}::{name}"]
