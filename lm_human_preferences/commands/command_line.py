@@ -19,6 +19,7 @@ import fire
 from lm_human_preferences import expert_iteration, train_dpo, train_policy, train_reward, train_sft
 from lm_human_preferences.commands import (
     collect,
+    compare,
     evaluate,
     inspect_labels,
     people_labels,
@@ -154,6 +155,20 @@ def run_sweep(words: Words, flags: Flags, experiments: Experiments) -> None:
     params = find_paths(apply_overrides(params, flags))
     check_present(settle_and_check(sweep, params), task)
     sweep.sweep(params, coefficients, task, experiment)
+
+
+def comparison_of(task: str, experiments: Experiments) -> compare.CompareParams:
+    """The parameters of a comparison with the task's own values. UserError unless all of its stages have the task."""
+    stages = ("train_policy", "train_dpo", "expert_iteration")
+    return compare.CompareParams.of_entries(*(find_entry(stage, task, experiments)() for stage in stages))
+
+
+def run_compare(words: Words, flags: Flags, experiments: Experiments) -> None:
+    task, experiment = words
+    check_name(experiment)
+    params = find_paths(apply_overrides(comparison_of(task, experiments), flags))
+    check_present(settle_and_check(compare, params), task)
+    compare.compare(params, task, experiment)
 
 
 def run_report(words: Words, flags: Flags, experiments: Experiments) -> None:
@@ -325,6 +340,16 @@ COMMANDS = (
         of_entry=sweep.SweepParams.of,
         hidden=("rewards.kl_coef",),  # has several values here
         about=("docs/sweep.md explains the figure", f"  --rewards.kl_coef C,C,...\n        {sweep.COEFFICIENTS_HELP}"),
+    ),
+    Command(
+        "compare",
+        "TASK EXPERIMENT --methods ppo,rloo,dpo,best_of_n --seeds N",
+        "a task and a name",
+        (2, 2),
+        "train policies by several methods, over strengths of regularisation and seeds; compare them at equal KL",
+        run_compare,
+        (compare.CompareParams,),
+        about=("docs/methods.md explains the methods and the comparison; values are the task's unless given.",),
     ),
     Command(
         "report",

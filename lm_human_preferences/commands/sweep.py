@@ -48,7 +48,7 @@ from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 
 COEFFICIENTS_HELP = "prices of a nat of KL, with commas between them: a policy is trained for each and every seed"
 LARGEST_N = 64  # of best-of-n
-_FREE = (
+FREE = (
     "run.",
     "tracking.",
     "judges",
@@ -212,20 +212,24 @@ def members_of(params: SweepParams, coefficients: list[float]) -> list[Member]:
     return [Member(f"kl_{kl_coef:g}_seed_{seed}", kl_coef, seed) for kl_coef in coefficients for seed in seeds]
 
 
-def check_folder(folder: Path, description: dict[str, Any], params: SweepParams) -> None:
-    """UserError if `folder` holds anything but this sweep, or may not be replaced."""
+def check_folder(
+    folder: Path, description: dict[str, Any], params: SweepParams, stage: str = "sweep", free: tuple[str, ...] = FREE
+) -> None:
+    """UserError if `folder` holds anything but this sweep (or another `stage`), or may not be replaced. free: the
+    parameters that may have changed.
+    """
     make_folder(folder.parent)
     if not folder.exists() or not any(folder.iterdir()):
         return
     stored = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    if stored.get("stage") != "sweep":
-        raise UserError(f"{folder} exists and holds no sweep; give another name")
+    if stored.get("stage") != stage:
+        raise UserError(f"{folder} exists and holds no {stage}; give another name")
     if not params.run.overwrite:
         check_same_configuration(
             stored,
             description,
             f"{folder} exists (give another name, or --run.overwrite to train everything anew)",
-            _FREE,
+            free,
         )
 
 
@@ -321,15 +325,22 @@ class Measuring:
 
     def of_policies(self, folder: Path, trained: list[Member]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """What `result.json` holds, and a line a query with every policy's response."""
+        p = self.params
+        sides, pool, samples = self.measured({member.name: folder / member.name / "policy" for member in trained})
+        figures = figures_of(trained, sides, pool, p.min_effective, Bootstrap(p.samples, p.run.seed))
+        return self.facts() | figures, self.lines(sides, samples)
+
+    def measured(self, folders: dict[str, Path]) -> tuple[dict[str, Scores], dict[str, np.ndarray], Scores]:
+        """The scores of each policy, given by its folder; "proxy" and each judge -> float64 [n, N] of the reference's
+        responses, N to each query; and these responses.
+        """
         p, N = self.params, self.params.responses
-        source, config = p.rewards, self.reference.transformer.config
-        proxy = load_rewards(source, config, p.task, self.precision.device)
+        proxy = load_rewards(p.rewards, self.reference.transformer.config, p.task, self.precision.device)
         proxy = proxy.to(self.precision.device).requires_grad_(False) if isinstance(proxy, torch.nn.Module) else proxy
         rewards = [proxy, *(judge.on_tokens(self.encoding) for judge in self.judges)]
         uniforms, sides = uniforms_of(p.task, p.samples, p.run.seed), {}
-        for member in trained:
-            policy = load_policy(folder / member.name / "policy", p.task)
-            sides[member.name] = self.scores(policy, self.held_out.tokens, uniforms, rewards)
+        for name, folder in folders.items():
+            sides[name] = self.scores(load_policy(folder, p.task), self.held_out.tokens, uniforms, rewards)
         if self.world.is_main:
             print(f"the reference: {N} responses to each of {p.samples:,} queries", flush=True)
         many = torch.rand(p.samples * N, p.task.response_length, generator=generator_for(p.run.seed, "sweep/uniforms"))
@@ -338,17 +349,20 @@ class Measuring:
             "proxy": samples.proxy.reshape(-1, N),
             **{name: values.reshape(-1, N) for name, values in samples.gold.items()},
         }
-        result = {
+        return sides, pool, samples
+
+    def facts(self) -> dict[str, Any]:
+        """What was measured on and by whom, as `result.json` says it."""
+        p = self.params
+        return {
             "split": p.split,
             "queries": p.samples,
-            "responses": N,
+            "responses": p.responses,
             "seed": p.run.seed,
             "reference": p.task.policy.initial_model,
             "proxy": p.rewards.function or p.rewards.trained_model,
             "judges": [judge.name for judge in self.judges],
-            **figures_of(trained, sides, pool, p.min_effective, Bootstrap(p.samples, p.run.seed)),
         }
-        return result, self.lines(sides, samples)
 
     def scores(self, policy: Policy, queries: torch.Tensor, uniforms: torch.Tensor, rewards: list[Rewards]) -> Scores:
         """Responses of `policy` to queries int64 [m, Q] at uniforms float32 [m, R], measured against the reference."""

@@ -2,8 +2,8 @@
 figures beside it.
 
 Which file writes what: run_report.py the page of a stage's run (run_figures.py draws it), evaluation_report.py,
-quality_report.py and sweep_report.py all that is shown of what these commands found. A reward-training run shows its
-`quality_<run>` too, if it lies beside it.
+quality_report.py, sweep_report.py and compare_report.py all that is shown of what these commands found. A
+reward-training run shows its `quality_<run>` too, if it lies beside it.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pathlib import Path
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_folder, read_json_object
+from lm_human_preferences.reports.compare_report import write_comparison_page
 from lm_human_preferences.reports.evaluation_report import write_evaluation_page
 from lm_human_preferences.reports.logged_run import read_run, stage_of
 from lm_human_preferences.reports.quality_report import write_quality_page
@@ -31,6 +32,7 @@ class ReportParams:
 _FOUND = {
     "evaluate": ("task", "policies", "wins", "queries", "split", "reference"),
     "reward_quality": ("task", "choices", "accuracy", "accuracy_overlapping", "calibration", "length"),
+    "compare": ("task", "policies", "matched", "methods", "targets", "judges", "failed"),
     "sweep": ("task", "policies", "verdicts", "best_of_n", "optimal", "judges", "failed", "proxy"),
 }
 
@@ -55,6 +57,8 @@ def write_report(folder: Path, samples: int = 200) -> Path:
             write_run_page(run, folder, out, samples)
         elif stage == "evaluate":
             write_evaluation_page(folder, out, samples)
+        elif stage == "compare":
+            write_comparison_page(folder, out, samples)
         elif stage == "reward_quality":
             write_quality_page(folder, out)
         else:

@@ -1,0 +1,125 @@
+"""`launch.py compare` on a very small world: every method trained and measured, what is done is skipped, the tables,
+figure and page; its refusals.
+"""
+
+import html
+import json
+import re
+
+import pytest
+
+from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.reports.report import write_report
+
+from small import CONFIG, flags, make_world, policy_flags, run_here
+
+JUDGES = "varied=lm_human_preferences.judging.text_metrics:unrepeated"
+METHODS = ("ppo", "rloo", "grpo", "expert_iteration", "dpo")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The small world with a reward model, and a comparison of all methods."""
+    folder = make_world(tmp_path_factory.mktemp("compare"))
+    reward = RewardModel(GPT2(CONFIG).initialise(generator_for(0, "test/reward")))
+    reward.head.initialise(generator_for(0, "test/head"))
+    reward.save(folder / "reward")
+    run_here("compare", "movies", "all", *words_of(folder))
+    return folder
+
+
+def words_of(world, **changes) -> list[str]:
+    values = dict(
+        strengths="0.5,1",
+        matched="0.001,1000",
+        judges=JUDGES,
+        samples=20,
+        split="valid",
+        responses=8,
+        min_effective=2,
+        rewards__kl_coef=0.1,
+        ppo__total_episodes=32,
+        dpo__labels__source=world / "labels.json",
+        dpo__labels__valid_source="none",
+        dpo__labels__num_train=16,
+        dpo__batch_size=8,
+        dpo__lr=0.01,
+        expert__batch_size=16,
+        expert__total_episodes=16,
+        expert__responses_per_query=4,
+        expert__whiten_rewards="off",
+    )
+    base = policy_flags(world, world / "reward")
+    at = base.index("--evaluation.samples")
+    return [*base[:at], *base[at + 4 :], *flags(**values | changes)]
+
+
+def result_of(world, name: str = "all") -> dict:
+    return json.loads((world / "runs" / name / "result.json").read_text())
+
+
+def test_every_method_is_trained_at_each_strength(world):
+    """Each with its own knob; measured on the same queries; what it cost is known."""
+    result, run = result_of(world), world / "runs/all"
+    assert result["methods"] == [*METHODS, "best_of_n"] and not result["failed"]
+    assert set(result["policies"]) == {f"{method}_{s}_seed_1" for method in METHODS for s in ("0.5", "1")}
+
+    def parameters(name: str) -> dict:
+        return json.loads((run / name / "config.json").read_text())["parameters"]
+
+    assert [parameters(f"ppo_{s}_seed_1")["rewards"]["kl_coef"] for s in ("0.5", "1")] == [0.05, 0.1]
+    assert [parameters(f"dpo_{s}_seed_1")["beta"] for s in ("0.5", "1")] == [0.05, 0.1]
+    assert [parameters(f"expert_iteration_{s}_seed_1")["ppo"]["total_episodes"] for s in ("0.5", "1")] == [32, 16]
+    assert parameters("rloo_1_seed_1")["ppo"]["estimator"] == "rloo"
+    assert parameters("grpo_1_seed_1")["ppo"]["advantage_scale"] == "group"
+    for side in result["policies"].values():
+        assert side["seconds"] > 0 and side["memory"] > 0 and side["kl"]["low"] <= side["kl"]["high"]
+    assert result["policies"]["dpo_1_seed_1"]["labels"] == 16
+    near, far = result["matched"]["best_of_n"]["varied"]
+    assert near["mean"] is not None and far["mean"] is None  # log 8 nats are far from 1000
+    assert len((run / "evaluation.jsonl").read_text().splitlines()) == 20
+
+
+def test_what_is_done_is_skipped(world, capsys):
+    """Called again with a method and a seed fewer or a setting more, it trains what is missing alone."""
+    written = {path: path.stat().st_mtime_ns for path in (world / "runs/all").glob("*/policy/model.safetensors")}
+    run_here("compare", "movies", "all", *words_of(world, methods="dpo,best_of_n", strengths="1,2"))
+    said = capsys.readouterr().out
+    assert "dpo_1_seed_1: finished already, skipped" in said and "dpo_2_seed_1: training" in said
+    assert all(path.stat().st_mtime_ns == before for path, before in written.items())
+    assert result_of(world)["methods"] == ["dpo", "best_of_n"]
+    assert "at 0.001 nats" in said and "gold: varied" in said
+    run_here("compare", "movies", "all", *words_of(world))
+    with pytest.raises(UserError, match="ppo.lr"):
+        run_here("compare", "movies", "all", *words_of(world, ppo__lr=0.5))
+
+
+def test_a_comparison_has_a_page(world):
+    page = write_report(world / "runs/all", samples=2)
+    text = html.unescape(page.read_text())
+    assert sorted(path.name for path in page.parent.iterdir()) == ["compare.png", "compare.svg", "index.html"]
+    titles = re.findall(r"<h2[^>]*>([^<]+)", text)
+    assert titles == ["At equal distance", "Figure", "All policies", "Samples", "Configuration"]
+    assert all(method in text for method in METHODS) and "no difference is seen" in text
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(methods="ppo,kto"), "--methods ppo,kto: expected some of ppo, rloo"),
+        (dict(methods="ppo,ppo"), "each once"),
+        (dict(strengths="1,x"), "--strengths 1,x: 'x' is not a positive number"),
+        (dict(matched="0"), "--matched 0: '0' is not a positive number"),
+        (dict(strengths="1,1"), "has a number twice"),
+        (dict(rewards__kl_coef=0), "--rewards.kl_coef 0 has no multiples"),
+        (dict(responses_per_query=3), "does not divide by --ppo.responses_per_query 3"),
+        (dict(dpo__batch_size=7), "--labels.num_train 16 does not divide by --batch_size 7"),
+    ],
+)
+def test_what_cannot_work_is_refused(world, changes, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        run_here("compare", "movies", "refused", *words_of(world, **changes))
+    assert not (world / "runs/refused").exists()
