@@ -333,10 +333,10 @@ def _why_no_language_model(folder: Path, stage: Any) -> str:
             "measure "
             "it with reward_quality"
         )
-    if stage == "sweep":
+    if stage in ("sweep", "compare"):
         policies = sorted(path.parent.name for path in folder.glob("*/policy"))
         example = f", such as {folder.name}/{policies[0]}" if policies else " when they are trained"
-        return f"{folder} is a sweep of several policies: name one of them{example}"
+        return f"{folder} is a {stage} of several policies: name one of them{example}"
     if stage in ("evaluate", "reward_quality"):
         return f"{folder} holds results of {stage}, not a model"
     return f"{folder} has no policy/ or lm/ folder yet: its training has not finished"
