@@ -298,7 +298,9 @@ def test_the_ratio_sees_a_sampling_that_is_not_the_training_pass(goldens, recomp
     if recomputed:
         assert metrics["ppo/ratio/std_sampling"] < 1e-5
         respond = trainer.policy.respond
-        trainer.policy.respond = lambda q, u: (drawn := respond(q, u))._replace(logprobs=drawn.logprobs * 1.1)
+        trainer.policy.respond = lambda *given, **more: (drawn := respond(*given, **more))._replace(
+            logprobs=drawn.logprobs * 1.1
+        )
         metrics, _ = trainer.step(1)
         assert metrics["ppo/ratio/std_before"] < 1e-5 < 0.05 < metrics["ppo/ratio/std_sampling"]
 
