@@ -1,0 +1,87 @@
+"""The scripts that docs/from_trl.md and docs/from_trlx.md translate: their commands, word for word but for files and
+sizes, on a very small world.
+"""
+
+import json
+import re
+import shlex
+
+import pytest
+
+from classifiers import save_classifier
+from small import QUERY, RESPONSE, ROOT, launch, make_world
+
+SMALL = {
+    "task.query_length": QUERY,
+    "task.response_length": RESPONSE,
+    "ppo.total_episodes": 16,
+    "ppo.batch_size": 8,
+    "labels.num_train": 16,
+    "batch_size": 8,
+    "rollout_batch_size": 16,
+    "normalize_samples": 16,
+    "evaluation.samples": 4,
+    "evaluation.split": "valid",
+    "run.device": "cpu",
+}
+STAGE = {  # which of them a stage knows
+    "train_policy": ("task", "ppo", "evaluation", "run"),
+    "train_reward": ("task", "labels", "batch_size", "rollout_batch_size", "normalize_samples", "run"),
+}
+
+
+def command_of(page: str, experiment: str) -> tuple[list[str], dict[str, str]]:
+    """Stage, task and experiment, and the flags of the page's command that makes this experiment."""
+    (line,) = re.findall(rf"^    python launch\.py (\w+ \w+ {experiment} .*)$", (ROOT / page).read_text(), re.MULTILINE)
+    words = shlex.split(line)
+    return words[:3], dict(zip((word.removeprefix("--") for word in words[3::2]), words[4::2], strict=True))
+
+
+def run(world, page: str, experiment: str, **files) -> dict:
+    """Run a page's command with small shapes and the world's files; its configuration, as the run has resolved it."""
+    words, given = command_of(page, experiment)
+    sizes = {name: value for name, value in SMALL.items() if name.split(".")[0] in STAGE[words[0]]}
+    mine = {"task.query_dataset": world / "data", "task.policy.initial_model": world / "model"}
+    flags = given | sizes | mine | files | {"run.save_dir": world / "runs"}
+    launch(*words, *(str(part) for name, value in flags.items() for part in (f"--{name}", value)), cwd=world)
+    return json.loads((world / "runs" / experiment / "config.json").read_text())["params"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def test_trls_script(world):
+    save_classifier(world / "classifier", ["NEGATIVE", "POSITIVE"])
+    assert command_of("docs/from_trl.md", "trl_sentiment")[1]["rewards.trained_model"].endswith("#POSITIVE")
+    source = {"rewards.trained_model": f"hf:{world / 'classifier'}#POSITIVE"}
+    params = run(world, "docs/from_trl.md", "trl_sentiment", **source)
+    assert params["rewards"]["adaptive_kl"] == {"target": 6.0, "horizon": 10_000}
+    assert (params["ppo"]["lr"], params["ppo"]["whiten_rewards"]) == (1.41e-5, False)
+    assert (world / "runs/trl_sentiment/policy/model.safetensors").is_file()
+
+
+def test_trlx_ppo_sentiments(world):
+    """With the page's function, whose classifier is replaced by one that likes the letter a."""
+    (program,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/from_trlx.md").read_text(), re.DOTALL)
+        if "def probability" in block
+    ]
+    answers = (
+        '[[{"label": "NEGATIVE", "score": 0.2}, {"label": "POSITIVE", "score": text.count("a")}] for text in texts]'
+    )
+    assert program.count("from transformers import pipeline\n") == 1
+    stand_in = f"def pipeline(*names, **settings):\n    return lambda texts: {answers}\n"
+    (world / "positive.py").write_text(program.replace("from transformers import pipeline\n", stand_in))
+    params = run(world, "docs/from_trlx.md", "trlx_sentiments")
+    assert (params["ppo"]["nminibatches"], params["rewards"]["kl_coef"]) == (4, 0.001)
+    (sample, *_) = map(json.loads, (world / "runs/trlx_sentiments/samples.jsonl").read_text().splitlines())
+    assert sample["score"] == (sample["query"] + sample["response"]).count("a")
+
+
+def test_trlx_ilql_sentiments_as_far_as_it_goes(world):
+    run(world, "docs/from_trlx.md", "ilql_reward", **{"labels.source": world / "ratings.json"})
+    params = run(world, "docs/from_trlx.md", "ilql_policy")
+    assert params["rewards"]["trained_model"].endswith("ilql_reward/reward_model")
