@@ -44,7 +44,7 @@ def run(world, page: str, experiment: str, **files) -> dict:
     mine = {"task.query_dataset": world / "data", "task.policy.initial_model": world / "model"}
     flags = given | sizes | mine | files | {"run.save_dir": world / "runs"}
     launch(*words, *(str(part) for name, value in flags.items() for part in (f"--{name}", value)), cwd=world)
-    return json.loads((world / "runs" / experiment / "config.json").read_text())["params"]
+    return json.loads((world / "runs" / experiment / "config.json").read_text())["parameters"]
 
 
 @pytest.fixture(scope="module")
