@@ -212,6 +212,7 @@ def serve(folder: Path, names: list[str], params: CollectParams, listener: socke
         http="h11",
         ws="none",
         lifespan="off",
+        log_config=None,  # uvicorn's own closes every handler of the process that was there before
         log_level="warning",
         access_log=False,
         server_header=False,
