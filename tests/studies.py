@@ -129,7 +129,13 @@ def served_here(folder: Path) -> Iterator[tuple[Here, Office]]:
     listener.listen(16)
     office = Office(folder, secret_of(folder), (), dashboard)
     config = uvicorn.Config(
-        application(office), http="h11", ws="none", lifespan="off", log_level="warning", access_log=False
+        application(office),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
