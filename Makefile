@@ -11,7 +11,7 @@ PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
 .PHONY: demo demo-online check-demo check quick test bench clean help
 
 help:
-	@echo "make demo   environment, data, reward training and policy training on task movies, report (some 17 minutes on 2 cores)"
+	@echo "make demo   environment, data, reward training and policy training on task movies, report (half an hour or less on 2 cores)"
 	@echo "make demo-online   the same with simulated people who are asked while the policy trains"
 	@echo "make check-demo  whether the figures of a finished demo lie where static/expected.json says"
 	@echo "make check  environment, then ruff and mypy: what every commit must pass"
