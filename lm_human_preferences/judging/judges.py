@@ -3,7 +3,8 @@
 saved_models/my_reward/reward_model   a reward model of ours
 lexicon                               VADER's compound score
 ratings:FOLDER                        words: a linear model of the human ratings held out in a data set (ratings.py)
-embeddings:FOLDER                     sentences: the same ratings, by a sentence encoder (embeddings.py)
+embeddings:FOLDER[#sense]             sentences: the same ratings, by a sentence encoder; #sense: what is no sentence
+                                      counts as the worst (embeddings.py)
 hf:PATH_OR_NAME[#label]               a sequence classifier of Hugging Face
 module:function                       any Python function of queries and responses
 choices:FILE                          people, who choose between two policies' responses (`PeoplesChoices`)
@@ -39,8 +40,8 @@ from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.learning.scoring import Rewards
 
 SPECS = (
-    "a reward-model folder, lexicon, ratings:FOLDER, embeddings:FOLDER, hf:PATH_OR_NAME[#label], module:function or "
-    "choices:FILE"
+    "a reward-model folder, lexicon, ratings:FOLDER, embeddings:FOLDER[#sense], hf:PATH_OR_NAME[#label], "
+    "module:function or choices:FILE"
 )
 SENTENCE_JUDGES = ("hf:", "ratings:", "embeddings:")  # how specs begin whose judges can be a policy's reward too
 MICRO_BATCH = 64  # texts in memory at once
@@ -263,7 +264,8 @@ def load_judge(spec: str, device: torch.device = _CPU) -> Judge | PeoplesChoices
     if kind == "ratings" and rest:
         return SentenceJudge(given or kind, HeldOutJudge.fit(find_path(rest)).rate)
     if kind == "embeddings" and rest:
-        return SentenceJudge(given or kind, EmbeddingJudge.load(find_path(rest), device).rate)
+        path, mark, what = rest.partition("#")
+        return SentenceJudge(given or what or kind, EmbeddingJudge.load(f"{find_path(path)}{mark}{what}", device).rate)
     if kind == "hf" and rest:
         return SentenceJudge(given or Path(rest).name, HFClassifier(rest, device).rate)
     if kind == "choices" and rest:
@@ -279,13 +281,13 @@ def load_judge(spec: str, device: torch.device = _CPU) -> Judge | PeoplesChoices
 
 
 def held_out_judges(data: Path) -> str | None:
-    """The judges of a data set's held-out ratings, as a specification: that of sentences where
+    """The judges of a data set's held-out ratings, as a specification: that of sentences with sense where
     `datasets/movies_judge.py` or its like has made it, and that of words. None where there are no ratings.
     """
     if not (data / "sentences.jsonl").is_file():
         return None
     sentences = data.with_name(f"{data.name}_judge")
-    return (f"embeddings:{sentences}," if (sentences / RATING).is_file() else "") + f"ratings:{data}"
+    return (f"sense=embeddings:{sentences}#sense," if (sentences / RATING).is_file() else "") + f"ratings:{data}"
 
 
 def load_function(spec: str) -> ScoringFunction:

@@ -21,7 +21,7 @@ def input_digests(inputs: Mapping[str, str | None]) -> dict[str, str]:
         if value is None or "://" in value or value.startswith("hf:"):
             continue
         if value.startswith(SENTENCE_JUDGES):
-            path = find_path(value.partition(":")[2])
+            path = find_path(value.partition(":")[2].partition("#")[0])
         else:
             path = dataset_folder(value.partition(":")[0]) if flag.endswith("dataset") else Path(value)
         if path.is_file():

@@ -5,10 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.judging.embeddings import LAYERS, RATING, EmbeddingJudge, fit_ratings, ridge, text_vectors
+from lm_human_preferences.judging.embeddings import (
+    LAYERS,
+    RATING,
+    EmbeddingJudge,
+    Linear,
+    damage,
+    fit_ratings,
+    fit_sense,
+    ridge,
+    save_judge,
+    text_vectors,
+    with_sense,
+)
 from lm_human_preferences.judging.judges import load_judge
 from lm_human_preferences.judging.sentence_encoder import SentenceEncoder, WordPieces, words_of
 
@@ -104,19 +115,54 @@ def test_fit_is_measured_on_what_it_was_not_fitted_on():
     np.testing.assert_allclose(found.pearson, np.corrcoef(found.out_of_fold, y)[0, 1])
 
 
+def test_sense_is_measured_on_what_it_was_not_fitted_on():
+    """What cannot be told apart is not, out of fold; what can be is."""
+    random = np.random.default_rng(2)
+    whole, damaged = random.normal(size=(200, 20)), random.normal(size=(200, 20))
+    assert 0.4 < fit_sense(whole, damaged).accuracy < 0.6
+    found = fit_sense(whole + 2, damaged)
+    assert found.accuracy > 0.95 and found.function(whole[:1] + 2)[0] > 0 > found.function(damaged[:1] - 2)[0]
+
+
+def test_damaged_copies():
+    """Always the same; each way leaves the words it should."""
+    texts = ["one two three four five six seven eight", "a b c d e f g h i j", "p q r s t u v w x y z", "k l m n o"]
+    copies = damage(texts)
+    assert copies == damage(texts) and len(copies) == 4
+    assert all(copy != text for copy, text in zip(copies, texts, strict=True))
+    for copy, text in zip(copies[:2], texts[:2], strict=True):
+        assert sorted(copy.split()) == sorted(text.split()), "another order"
+    assert len(copies[2].split()) == 11 and set(copies[2].split()) - set(texts[2].split()), "words of other texts"
+    assert len(copies[3].split()) > 5 and set(copies[3].split()) == set(texts[3].split()), "words said again"
+    assert damage(["", "", "", ""]) == ["", "", "", ""]
+
+
+def test_sense_weighs_the_rating():
+    scores = with_sense(np.array([3.0, 3.0, -4.0, 3.0]), np.array([40.0, -40.0, 0.0, 0.0]))
+    np.testing.assert_allclose(scores, [3.0, -4.0, -4.0, -0.5], atol=1e-9)
+
+
 def test_judge(folder, tmp_path):
     """It rates query and response together, by its name, within the scale."""
     encoder, pieces = SentenceEncoder.load(folder), WordPieces.load(folder)
     texts = [f"the film is {word} {i}" for i in range(40) for word in ("good", "bad")]
     judge = write_encoder(tmp_path / "judge")
-    fit_ratings(text_vectors(encoder, pieces, texts), np.array([3.0, -3.0] * 40)).save(judge / RATING)
+    vectors, damaged = (text_vectors(encoder, pieces, given) for given in (texts, damage(texts)))
+    fit, sense = fit_ratings(vectors, np.array([3.0, -3.0] * 40)), fit_sense(vectors, damaged)
+    save_judge(judge / RATING, fit.function, sense.function)
     loaded = load_judge(f"rating=embeddings:{judge}")
     assert loaded.name == "rating" and load_judge(f"embeddings:{judge}").name == "embeddings"
     good, bad = loaded.score(["the film is", "the film"], [" good 7", " is bad 7"])
     assert good > 0 > bad
     assert loaded.score(["the film is"], [" good 7"]) == pytest.approx([good], abs=1e-5)
-    save_file({"weights": np.zeros(LAYERS * CONFIG.width), "bias": np.array([9.0])}, judge / RATING)
+    sensible, odds = load_judge(f"embeddings:{judge}#sense"), sense.function(vectors[:1])
+    expected = with_sense(fit.function(vectors[:1]).clip(-4, 4), odds)
+    assert sensible.name == "sense"
+    assert sensible.score(["the film is"], [" good 0"]) == pytest.approx(expected.tolist(), abs=1e-4)
+    zero = Linear(np.zeros(LAYERS * CONFIG.width), 9.0)
+    save_judge(judge / RATING, zero, zero._replace(bias=0.0))
     assert load_judge(f"embeddings:{judge}").score(["a"], ["b"]) == [4.0]
+    assert load_judge(f"embeddings:{judge}#sense").score(["a"], ["b"]) == [0.0], "half of 4 and half of -4"
 
 
 def refused(call, *arguments) -> str:
@@ -133,9 +179,14 @@ def test_refused(tmp_path):
     def load():
         return EmbeddingJudge.load(folder, torch.device("cpu"))
 
+    good = Linear(np.zeros(LAYERS * CONFIG.width), 0.0)
     for weights in (np.zeros(3), np.full(LAYERS * CONFIG.width, np.nan)):
-        save_file({"weights": weights, "bias": np.array([0.0])}, folder / RATING)
+        save_judge(folder / RATING, Linear(weights, 0.0), good)
         assert "does not fit the encoder" in refused(load)
+    save_judge(folder / RATING, good, Linear(np.zeros(3), 0.0))
+    load()
+    assert "does not fit the encoder" in refused(load_judge, f"embeddings:{folder}#sense")
+    assert "there is no #nonsense" in refused(load_judge, f"embeddings:{folder}#nonsense")
     (folder / RATING).write_bytes(b"no tensors")
     assert f"{RATING} is damaged" in refused(load)
 
