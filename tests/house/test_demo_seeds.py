@@ -42,8 +42,8 @@ def test_its_commands_resolve(capsys):
             command_line.run([*command.words, "--dry_run"], EXPERIMENTS)
             resolved = json.loads(capsys.readouterr().out)
             assert resolved["run"]["seed"] == 3 and resolved["run"]["precision"] == "bfloat16"
-            steered = command.name.startswith("steered")
-            assert (resolved.get("rewards", {}).get("adaptive_kl") or {}).get("target") == (8.0 if steered else None)
+            if command.name.startswith("steered"):
+                assert resolved["rewards"]["adaptive_kl"] == {"target": 8.0, "horizon": demo_seeds.HORIZON}
 
 
 def test_what_is_finished_is_skipped_and_a_failure_ends_its_demonstration(tmp_path, capfd):
