@@ -68,7 +68,7 @@ class SweepParams(PolicyTrainingParams):
     judges: str | None = param(
         None,
         "gold judges, SPEC,SPEC,... or NAME=SPEC,..., that have no part in training; none takes those of the query "
-        "data set's human ratings where it has some (embeddings:datasets/movies_judge#sense if it is made, "
+        "data set's human ratings where it has some (embeddings:datasets/movies_judge and #sense if it is made, "
         f"ratings:datasets/movies). {SPECS}",
     )
     samples: int = param(256, "held-out queries on which all are measured")

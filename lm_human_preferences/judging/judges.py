@@ -281,13 +281,14 @@ def load_judge(spec: str, device: torch.device = _CPU) -> Judge | PeoplesChoices
 
 
 def held_out_judges(data: Path) -> str | None:
-    """The judges of a data set's held-out ratings, as a specification: that of sentences with sense where
-    `datasets/movies_judge.py` or its like has made it, and that of words. None where there are no ratings.
+    """The judges of a data set's held-out ratings, as a specification: those of sentences, without and with
+    sense, where `datasets/movies_judge.py` or its like has made them, and that of words. None where there are no ratings.
     """
     if not (data / "sentences.jsonl").is_file():
         return None
-    sentences = data.with_name(f"{data.name}_judge")
-    return (f"sense=embeddings:{sentences}#sense," if (sentences / RATING).is_file() else "") + f"ratings:{data}"
+    folder = data.with_name(f"{data.name}_judge")
+    made = (folder / RATING).is_file()
+    return (f"embeddings:{folder},sense=embeddings:{folder}#sense," if made else "") + f"ratings:{data}"
 
 
 def load_function(spec: str) -> ScoringFunction:

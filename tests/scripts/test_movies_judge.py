@@ -51,7 +51,7 @@ def test_the_judge_is_made_once_and_measured(data, tmp_path):
     assert meta["words"]["test"]["accuracy"] == 1.0, "one word decides"
     assert meta["measured"]["pearson"] > 0.8 and "sentences (embeddings)" in said and f"{100.0:.1f}%" in said
     assert load_judge(f"embeddings:{output}").score(["the film is"], [" good 3."])[0] > 1
-    assert held_out_judges(data) == f"sense=embeddings:{output}#sense,ratings:{data}"
+    assert held_out_judges(data) == f"embeddings:{output},sense=embeddings:{output}#sense,ratings:{data}"
     assert 0.5 < meta["sense"]["told_apart"] <= 1 and "sentences with #sense" in said
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     assert "nothing to do" in make(data, "--input", encoder, "--output", output).stdout
