@@ -85,11 +85,15 @@ class SweepParams(PolicyTrainingParams):
 
     @classmethod
     def of(cls, entry: PolicyTrainingParams) -> "SweepParams":
-        """The task's policy training; each policy's own comparison is off unless asked for, since all are compared in
-        the end.
+        """The task's policy training at fixed coefficients, whether the task steers or not; each policy's own
+        comparison is off unless asked for, since all are compared in the end.
         """
         return cls(
-            **vars(entry) | {"evaluation": dataclasses.replace(entry.evaluation, samples=0)},
+            **vars(entry)
+            | {
+                "evaluation": dataclasses.replace(entry.evaluation, samples=0),
+                "rewards": dataclasses.replace(entry.rewards, adaptive_kl=None),
+            },
             split=entry.evaluation.split,
         )
 

@@ -281,8 +281,8 @@ def load_judge(spec: str, device: torch.device = _CPU) -> Judge | PeoplesChoices
 
 
 def held_out_judges(data: Path) -> str | None:
-    """The judges of a data set's held-out ratings, as a specification: those of sentences, without and with
-    sense, where `datasets/movies_judge.py` or its like has made them, and that of words. None where there are no ratings.
+    """The judges of a data set's held-out ratings, as a specification: those of sentences, without and with sense,
+    where `datasets/movies_judge.py` or its like has made them, and that of words. None where there are no ratings.
     """
     if not (data / "sentences.jsonl").is_file():
         return None
