@@ -137,7 +137,8 @@ def test_mouse_and_phone(tmp_path):
         page.until(SHOWN)
         picture(page, "question_390_dark")
         assert page.look("document.documentElement.scrollWidth <= innerWidth")
-        sizes = page.look("[...document.querySelectorAll('#question button:not([hidden])')].map((b) => b.offsetHeight)")
+        shown = "[...document.querySelectorAll('#question button')].filter((b) => b.checkVisibility())"
+        sizes = page.look(f"{shown}.map((b) => b.offsetHeight)")
         assert min(sizes) >= 44  # large enough for a finger
         x, y = page.look(
             "(() => { const b = document.getElementById('choose-2').getBoundingClientRect();"
