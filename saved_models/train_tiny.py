@@ -94,7 +94,7 @@ def gather_texts(corpus: Path, folder: Path) -> None:
     sentences = dataset_folder("movies") / "sentences.jsonl"
     if not sentences.exists():
         raise UserError(f"{sentences} is missing: python datasets/movies.py")
-    rows = [json.loads(line) for line in open(sentences, encoding="utf-8")]
+    rows = [json.loads(line) for line in sentences.read_text(encoding="utf-8").splitlines()]
     for name in WEIGHTS:
         held_out = name != "tiny_corpus"
         shutil.rmtree(folder / name, ignore_errors=True)
