@@ -94,7 +94,8 @@ def gather_texts(corpus: Path, folder: Path) -> None:
     sentences = dataset_folder("movies") / "sentences.jsonl"
     if not sentences.exists():
         raise UserError(f"{sentences} is missing: python datasets/movies.py")
-    rows = [json.loads(line) for line in sentences.read_text(encoding="utf-8").splitlines()]
+    with open(sentences, encoding="utf-8") as file:  # by line feeds alone, which other ends of lines in texts are not
+        rows = [json.loads(line) for line in file]
     for name in WEIGHTS:
         held_out = name != "tiny_corpus"
         shutil.rmtree(folder / name, ignore_errors=True)
