@@ -223,7 +223,7 @@ def movies_policy() -> PolicyTrainingParams:
     """
     return PolicyTrainingParams(
         task=movies_task(),
-        rewards=RewardsParams(kl_coef=0.17, train_new_model=movies_reward()),
+        rewards=RewardsParams(kl_coef=0.19, train_new_model=movies_reward()),
         ppo=PPOParams(
             total_episodes=4_096,
             batch_size=64,
