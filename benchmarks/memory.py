@@ -26,10 +26,11 @@ from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.foundation.errors import exit_on_user_error
 from lm_human_preferences.language import logprobs
 from lm_human_preferences.language.gpt2 import GPT2, SHAPES
+from lm_human_preferences.learning.ppo import Rollout
 from lm_human_preferences.runs.micro_batches import GIB
 from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.runs.stage_memory import policy_training_memory
-from lm_human_preferences.train_policy import PPOTrainer, Rollout
+from lm_human_preferences.train_policy import PPOTrainer
 
 # each with those before it
 MEASURES = ["none", "logits in chunks", "frozen models in bfloat16", "micro-batches", "activations recomputed"]

@@ -23,10 +23,10 @@ from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.logprobs import slices
 from lm_human_preferences.learning.policy import Policy
-from lm_human_preferences.learning.ppo import PPOParams
+from lm_human_preferences.learning.ppo import PPOParams, Rollout
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.runs.params import RunParams
-from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer, RewardsParams, Rollout
+from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer, RewardsParams
 from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams
 
 SEED = 1

@@ -2,14 +2,11 @@
 
 Begin with `PPOTrainer.step`. It reads like the paper: sample responses, score them and compare them with the reference
 policy, make rewards, update, steer the KL coefficient. The methods that it calls follow it in the order in which they
-run; what surrounds the steps (models, memory, checkpoints) stands before and after.
+run; what surrounds the steps (models, memory, checkpoints) stands before and after. What the stage can be told is in
+policy_params.py, what comes first where there is no reward model yet in before_policy.py.
 """
 
-import copy
-import dataclasses
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,25 +14,21 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lm_human_preferences import train_reward
+from lm_human_preferences.before_policy import begin_online, train_reward_model_first
 from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.compute.optim import TensorFlowAdam, linear_decay
 from lm_human_preferences.compute.parallel import gathered, place_frozen
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import QueryStream, check_split, query_stream
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, check_task_numbers, padding_share
-from lm_human_preferences.foundation.configuration import param, to_dict
-from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.data.tasks import QueryFormatter, check_task, padding_share
 from lm_human_preferences.judging.evaluation import (
-    EvaluationParams,
     compare_policies,
     evaluation_queries,
     per_token_kl,
     uniforms_of,
     write_comparison,
 )
-from lm_human_preferences.judging.judges import SENTENCE_JUDGES
-from lm_human_preferences.judging.training_rewards import RewardSource, load_rewards
+from lm_human_preferences.judging.training_rewards import load_rewards
 from lm_human_preferences.language.captured import decoding_graphs
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.logprobs import slices
@@ -53,17 +46,13 @@ from lm_human_preferences.learning.group_advantages import (
 from lm_human_preferences.learning.policy import Analysis, Policy
 from lm_human_preferences.learning.ppo import (
     AdaptiveKLController,
-    AdaptiveKLParams,
     FixedKLController,
     Losses,
     PolicyLosses,
-    PPOParams,
     Rollout,
     Targets,
     ValueLosses,
     both_losses,
-    check_kl,
-    check_ppo,
     compute_rewards,
     minibatch_stats,
     minibatch_targets,
@@ -75,131 +64,27 @@ from lm_human_preferences.learning.ppo import (
 )
 from lm_human_preferences.learning.reward_ensemble import RewardEnsemble, reward_models
 from lm_human_preferences.learning.scoring import Rewards, Scorer
-from lm_human_preferences.learning.value_model import VALUE_MODELS, ValueModel, ValueParams
-from lm_human_preferences.people.schedule import OnlineParams, check_online
+from lm_human_preferences.learning.value_model import ValueModel
+from lm_human_preferences.policy_params import PolicyTrainingParams, RewardsParams, check, settle
 from lm_human_preferences.runs.checkpoints import check_finite
-from lm_human_preferences.runs.folder import (
-    Run,
-    go_on_after_restart,
-    model_folder,
-    open_run,
-    reward_model_folders,
-    same_finished_run,
-)
+from lm_human_preferences.runs.folder import Run, go_on_after_restart, open_run
 from lm_human_preferences.runs.loop import Loop
-from lm_human_preferences.runs.micro_batches import SHARE, fitting_micro_batches, free_memory
-from lm_human_preferences.runs.params import RunParams, check_run_params, computing
-from lm_human_preferences.runs.stage_memory import StageMemory, policy_training_memory
-from lm_human_preferences.runs.tracking import TrackingParams, check_tracking
+from lm_human_preferences.runs.micro_batches import captures
+from lm_human_preferences.runs.params import computing
+from lm_human_preferences.runs.stage_memory import policy_training_memory
 from lm_human_preferences.runs.training import Probes, Training, blank_rows, rollout_probe
 from lm_human_preferences.train_online import OnlineRewards
-from lm_human_preferences.train_reward import RewardTrainingParams
 from lm_human_preferences.watching.doctor import open_watched
 
-ANSWERS = "(people's answers)"  # stands for the label file of a run that asks people
-
-
-@dataclass
-class RewardsParams(RewardSource):
-    """Where rewards come from, and what distance from the reference costs."""
-
-    kl_coef: float = param(0.15, "price of a nat of KL to the reference policy (the adaptive controller's first value)")
-    adaptive_kl: AdaptiveKLParams | None = param(None, "on: steer the coefficient to a target KL; off: keep it fixed")
-    train_new_model: RewardTrainingParams | None = param(
-        None, "how to train a new reward model first; off with trained_model or function"
-    )
-
-
-@dataclass
-class PolicyTrainingParams:
-    """Everything a policy-training run can be told; defaults are the original's."""
-
-    task: TaskParams = param(TaskParams, "")
-    rewards: RewardsParams = param(RewardsParams, "")
-    ppo: PPOParams = param(PPOParams, "")
-    value: ValueParams = param(ValueParams, "")
-    evaluation: EvaluationParams = param(EvaluationParams, "")
-    online: OnlineParams | None = param(
-        None, "on: ask people while training, and train the reward model on what they answer (docs/people.md)"
-    )
-    run: RunParams = param(RunParams, "")
-    tracking: TrackingParams = param(TrackingParams, "")
-
-
-def settle(params: PolicyTrainingParams) -> PolicyTrainingParams:
-    """What a run will use, as a copy: a run that is named stands for its model folder, and the reward training that
-    comes first is off where there is a reward already, or takes this run's task, device and seed.
-    """
-    params = copy.deepcopy(params)
-    if params.ppo.advantage_scale == "auto":
-        params.ppo.advantage_scale = "group" if params.ppo.estimator == "grpo" else "none"
-    rewards, save_dir = params.rewards, params.run.save_dir
-    params.task.policy.initial_model = model_folder(params.task.policy.initial_model, save_dir, ("policy", "lm"))
-    if rewards.models():
-        rewards.trained_model = ",".join(reward_model_folders(rewards.models(), save_dir))
-    if rewards.trained_model is not None or rewards.function is not None:
-        rewards.train_new_model = None
-    if rewards.train_new_model is not None:
-        new, own = rewards.train_new_model, rewards.train_new_model.run
-        new.task, new.tracking = params.task, params.tracking
-        new.run = dataclasses.replace(
-            params.run,
-            captured_decoding="off",  # reward training does not sample at each step
-            save_interval=own.save_interval,  # its steps are of another length
-            keep_checkpoints=own.keep_checkpoints,
-        )
-        if params.online is not None:
-            new.labels.source, new.labels.num_train = ANSWERS, params.online.initial_labels
-            new.labels.num_valid = new.labels.num_valid if new.labels.valid_source else 0
-    return params
-
-
-def check(params: PolicyTrainingParams) -> None:
-    """Raises UserError, naming the flag and the numbers, for settled parameters that cannot work."""
-    check_run_params(params.run, rollouts=True)
-    check_tracking(params.tracking)
-    check_task_numbers(params.task)
-    check_ppo(params.ppo)
-    check_value(params)
-    rewards = params.rewards
-    if params.evaluation.samples < 0 or params.evaluation.shown < 0:
-        raise UserError("--evaluation.samples and --evaluation.shown must not be negative")
-    check_kl(rewards.kl_coef, rewards.adaptive_kl, params.ppo.batch_size)
-    rewards.check()
-    if rewards.trained_model is None and rewards.function is None and rewards.train_new_model is None:
-        raise UserError(
-            "no reward model: give a folder with --rewards.trained_model PATH, or --rewards.train_new_model on"
-        )
-    if params.online is not None and rewards.train_new_model is None:
-        raise UserError(
-            "--online trains its own reward models: leave out --rewards.trained_model and --rewards.function, and "
-            "--rewards.train_new_model on"
-        )
-    if rewards.train_new_model is not None:
-        kind = train_reward.check(rewards.train_new_model)
-        if params.online is not None:
-            check_online(params.online, kind, rewards.train_new_model.batch_size)
-            if rewards.train_new_model.members > 1:
-                raise UserError(
-                    f"--rewards.train_new_model.members {rewards.train_new_model.members}: with --online one reward "
-                    "model is trained at a time; give 1"
-                )
-
-
-def check_value(params: PolicyTrainingParams) -> None:
-    """Raises UserError for a value function that cannot be had."""
-    value, source = params.value, params.rewards
-    if value.model not in VALUE_MODELS:
-        raise UserError(f"--value.model {value.model}: must be {', '.join(VALUE_MODELS[:-1])} or {VALUE_MODELS[-1]}")
-    if value.model != "shared" and params.ppo.estimator != "gae":
-        raise UserError(f"--value.model {value.model}: --ppo.estimator {params.ppo.estimator} has no values")
-    if value.lr is not None and (value.model == "shared" or not 0 < value.lr < math.inf):
-        raise UserError(f"--value.lr {value.lr}: must be positive, and --value.model separate or reward")
-    elsewhere = source.function is not None or (source.trained_model or "").startswith(SENTENCE_JUDGES)
-    if value.model == "reward" and (elsewhere or len(source.models()) > 1):
-        raise UserError(
-            "--value.model reward needs one reward model of ours to start from; take --value.model separate"
-        )
+__all__ = [
+    "PPOTrainer",
+    "PolicyTrainingParams",
+    "RewardsParams",
+    "check",
+    "settle",
+    "train",
+    "train_reward_model_first",
+]
 
 
 def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
@@ -215,54 +100,6 @@ def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
         trainer = PPOTrainer.prepare(params, precision, world)
         trainer.online = online
         return trainer.run(task, experiment)
-
-
-def begin_online(
-    params: PolicyTrainingParams, precision: Precision, world: World, task: str, experiment: str
-) -> OnlineRewards | None:
-    """Where people are asked: gather the initial labels, and name them as those of the first reward model."""
-    new, folder = params.rewards.train_new_model, Path(params.run.save_dir) / experiment
-    if params.online is None or new is None:
-        return None
-    go_on_after_restart(params.run, folder, world)
-    Run(folder, params.run, world).check_free()
-    online = OnlineRewards(params.online, new, params.ppo, precision, world, task, experiment)
-    online.begin(params.run.resume, params.run.overwrite)
-    params.rewards.train_new_model = online.first()
-    return online
-
-
-def train_reward_model_first(
-    params: PolicyTrainingParams, precision: Precision, world: World, task: str, experiment: str
-) -> None:
-    """Train a reward model where `params` (settled) say so, as a run of its own called `<experiment>_reward`; then
-    `params` name its model. When a run is resumed, a reward model that is finished is not trained again.
-    """
-    new, name = params.rewards.train_new_model, f"{experiment}_reward"
-    if new is None:
-        return
-    own, folder = Path(params.run.save_dir) / experiment, Path(params.run.save_dir) / name
-    go_on_after_restart(params.run, own, world)
-    new.run.resume, new.run.overwrite = params.run.resume, params.run.overwrite
-    go_on_after_restart(new.run, folder, world)
-    Run(own, params.run, world).check_free()
-    if params.evaluation.samples:
-        check_split(params.task.query_dataset, params.evaluation.split, "--evaluation.split")
-    begun, reward_begun, finished = world.from_main(
-        [path.exists() for path in (own / "config.json", folder / "config.json", folder / "result.json")]
-    )
-    if new.run.resume and finished:
-        same_finished_run(folder, "train_reward", task, to_dict(new), world)
-    else:
-        new.run.resume = new.run.resume and reward_begun
-        if new.members > 1:
-            train_reward.train_members(new, precision, world, task, name)
-        else:
-            train_reward.RewardTrainer.prepare(new, precision, world).run(task, name)
-    if params.run.resume and reward_begun and not begun:
-        params.run.resume = False  # it stopped before the policy's run began
-    params.rewards.trained_model = ",".join(reward_model_folders([str(folder)], params.run.save_dir))
-    params.rewards.train_new_model = None
 
 
 class PPOTrainer:
@@ -657,22 +494,6 @@ class PPOTrainer:
 
         rollout = rollout_probe(self.policy, self.params.task, self.precision)
         return {"rollout": rollout, "scoring": scoring, "training": training}
-
-
-def captures(run: RunParams, memory: Callable[..., StageMemory], precision: Precision, world: World) -> bool:
-    """Whether decoding is captured; the same on every rank. `auto`: on a GPU, where weights stay where they are, if
-    every pass has as many rows beside the cache that stays. memory: policy_training_memory but for `captured`.
-    """
-    if run.captured_decoding != "auto":
-        return run.captured_decoding == "on"
-    if precision.device.type != "cuda" or run.sharding != "ddp":
-        return False
-    budget = world.min_over_ranks(int(SHARE * free_memory(precision.device, world)))
-    without, beside = (
-        fitting_micro_batches(run, memory(captured=captured), budget, precision.device.type)
-        for captured in (False, True)
-    )
-    return without == beside
 
 
 def sample_rows(rollout: Rollout, kl_coef: float, encoding: Encoding, count: int = 4) -> list[dict[str, Any]]:

@@ -132,6 +132,22 @@ def fitting_micro_batches(run: RunParams, memory: StageMemory, budget: int, devi
     )
 
 
+def captures(run: RunParams, memory: Callable[..., StageMemory], precision: Precision, world: World) -> bool:
+    """Whether decoding is captured; the same on every rank. `auto`: on a GPU, where weights stay where they are, if
+    every pass has as many rows beside the cache that stays. memory: policy_training_memory but for `captured`.
+    """
+    if run.captured_decoding != "auto":
+        return run.captured_decoding == "on"
+    if precision.device.type != "cuda" or run.sharding != "ddp":
+        return False
+    budget = world.min_over_ranks(int(SHARE * free_memory(precision.device, world)))
+    without, beside = (
+        fitting_micro_batches(run, memory(captured=captured), budget, precision.device.type)
+        for captured in (False, True)
+    )
+    return without == beside
+
+
 def choose_micro_batches(run: RunParams, memory: StageMemory, precision: Precision, world: World) -> MicroBatches:
     """What the user gave, and for the rest what fits; the same on every rank. Warns on standard error where even the
     smallest may not.

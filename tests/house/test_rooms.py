@@ -96,6 +96,8 @@ def test_every_room_says_what_lives_there():
         "__init__.py",
         "train_sft.py",
         "train_reward.py",
+        "policy_params.py",
+        "before_policy.py",
         "train_policy.py",
         "train_online.py",
         "train_dpo.py",

@@ -14,6 +14,7 @@ from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.memory import Pass, Shape
 from lm_human_preferences.runs.micro_batches import (
     MicroBatches,
+    captures,
     choose_micro_batches,
     fitting_micro_batches,
     free_memory,
@@ -23,7 +24,6 @@ from lm_human_preferences.runs.micro_batches import (
 )
 from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.runs.stage_memory import StageMemory, policy_training_memory, supervised_training_memory
-from lm_human_preferences.train_policy import captures
 from lm_human_preferences.train_sft import SFTParams
 
 from conftest import Goldens
@@ -231,7 +231,7 @@ def test_the_optimizers_state_is_what_is_predicted(method):
 
 @pytest.mark.parametrize("gib, expected", [(80, True), (12, False)])
 def test_decoding_is_captured_where_its_cache_takes_no_rows(gib, expected, monkeypatch):
-    monkeypatch.setattr("lm_human_preferences.train_policy.free_memory", lambda device, world: gib * 2**30)
+    monkeypatch.setattr("lm_human_preferences.runs.micro_batches.free_memory", lambda device, world: gib * 2**30)
     params = EXPERIMENTS["train_policy"]["sentiment"]()
     gpu, run = Precision(torch.device("cuda"), True), params.run
 
