@@ -4,7 +4,8 @@ Begin with the stages, which lie here: `train_sft.py`, `train_reward.py`, `train
 no reward model; `expert_iteration.py`. Each reads from top to bottom. What they use lies in rooms; each imports only
 from those before it in this list (tests/house/test_rooms.py keeps it):
 
-    foundation  compute  language  data  learning  judging  runs  watching  people  (the stages)  reports  commands
+    foundation  compute  language  data  learning  judging  runs  watching  serving  people  (the stages)  reports
+    commands
 
 The first lines of a room's `__init__.py` say what lives there and where to begin.
 """

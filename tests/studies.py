@@ -18,10 +18,10 @@ import uvicorn
 
 from lm_human_preferences.people.dashboard import dashboard
 from lm_human_preferences.people.instructions import read_instructions
-from lm_human_preferences.people.links import DASHBOARD, secret_of, token_of
 from lm_human_preferences.people.records import GOLD, PLAIN, Question, Response, StudyParams
-from lm_human_preferences.people.server import Office, application
+from lm_human_preferences.people.server import Office, labelling
 from lm_human_preferences.people.store import Store
+from lm_human_preferences.serving.links import DASHBOARD, secret_of, token_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN_STUDY = dict(overlap_share=0.0, repeat_share=0.0, gold_share=0.0, validation_share=0.0)
@@ -30,8 +30,8 @@ import socket, sys
 from pathlib import Path
 import uvicorn
 from lm_human_preferences.people.dashboard import dashboard
-from lm_human_preferences.people.links import secret_of
-from lm_human_preferences.people.server import Office, application
+from lm_human_preferences.serving.links import secret_of
+from lm_human_preferences.people.server import Office, labelling
 folder, port = Path(sys.argv[1]), int(sys.argv[2])
 listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -39,7 +39,7 @@ listener.bind(("127.0.0.1", port))
 listener.listen(128)
 print(listener.getsockname()[1], flush=True)
 office = Office(folder, secret_of(folder), (), dashboard)
-config = uvicorn.Config(application(office), http="h11", ws="none", lifespan="off", log_level="warning",
+config = uvicorn.Config(labelling(office), http="h11", ws="none", lifespan="off", log_level="warning",
     access_log=False, timeout_keep_alive=75)
 uvicorn.Server(config).run(sockets=[listener])
 """
@@ -129,13 +129,7 @@ def served_here(folder: Path) -> Iterator[tuple[Here, Office]]:
     listener.listen(16)
     office = Office(folder, secret_of(folder), (), dashboard)
     config = uvicorn.Config(
-        application(office),
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
+        labelling(office), http="h11", ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -22,6 +22,7 @@ from lm_human_preferences.people.records import (
     StudyParams,
 )
 from lm_human_preferences.people.store import Store
+from lm_human_preferences.serving.refused import Refused
 
 CHANGEABLE = 10  # a labeller's last answers that may still be changed
 # whether the labeller of the showing `s` has answered its question, through this showing or an earlier one of it
@@ -30,14 +31,6 @@ _ANSWERED = (
     "WHERE t.question = s.question AND t.labeller = s.labeller AND t.repeat = s.repeat)"
 )
 REPEAT_AFTER = 10  # questions that lie at least between one and its repeat
-
-
-class Refused(Exception):
-    """A request that is not granted, with its HTTP status and a line for whoever made it."""
-
-    def __init__(self, status: int, line: str):
-        super().__init__(line)
-        self.status = status
 
 
 class Turn(NamedTuple):

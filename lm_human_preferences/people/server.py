@@ -6,62 +6,45 @@ a labeller. A request that is refused stores nothing and gets one line. What an 
 
 import asyncio
 import functools
-import json
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
 
 from lm_human_preferences.people.desk import Desk
 from lm_human_preferences.people.instructions import as_html
-from lm_human_preferences.people.links import DASHBOARD, holder_of
-from lm_human_preferences.people.queue import Refused, Turn, earlier_turn, keep_answer, keep_flag, next_turn, study_of
+from lm_human_preferences.people.queue import Turn, earlier_turn, keep_answer, keep_flag, next_turn, study_of
 from lm_human_preferences.people.records import LONGEST_NOTE
 from lm_human_preferences.people.store import Full, Store
+from lm_human_preferences.serving.guard import NOT_VALID, json_body
+from lm_human_preferences.serving.links import DASHBOARD, holder_of
+from lm_human_preferences.serving.refused import Refused
+from lm_human_preferences.serving.site import Site, application, route
 
-HERE = Path(__file__).parent
-LARGEST_BODY = 64 * 1024  # bytes
-FILES = {"label.js": "text/javascript", "people.css": "text/css", "icon.svg": "image/svg+xml"}
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
+FILES = {"label.js": "text/javascript", "people.css": "text/css"}
+TROUBLES = {
+    Full: (507, "The disk is full: nothing was saved. Tell whoever runs this study, then press again."),
+    sqlite3.OperationalError: (503, "The answers are being written by another program. Please press again."),
 }
-NOT_VALID = "this link is not valid, or no longer; ask whoever gave it to you for a new one"
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
-Endpoint = Callable[["Office", Request], Awaitable[Response]]
 DashboardPage = Callable[[Store], Mapping[str, Any]]  # what the dashboard's template shows
 
 
-class Office:
-    """What the server's functions share: the desk, the secret, and the hosts it answers for."""
+class Office(Site):
+    """What the server's functions share besides what every site has: the desk, and who the labellers are."""
 
     def __init__(self, folder: Path, secret: bytes, hosts: tuple[str, ...], dashboard: DashboardPage):
         """hosts: names under which the page is reached, without ports."""
-        self.folder, self.secret, self.dashboard = Path(folder), secret, dashboard
-        self.hosts = frozenset((*LOCAL_HOSTS, *hosts))
+        super().__init__(Path(__file__).parent, FILES, secret, hosts)
+        self.folder, self.dashboard = Path(folder), dashboard
         self.desk = Desk(self.folder)
         self.names: list[str] = []  # of the labellers, as they were last read
-        self.templates = Environment(
-            loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined
-        )
-        self.files = {name: (HERE / "static" / name).read_bytes() for name in FILES}
 
     async def at_desk(self, work: Callable[[Store], Any]) -> Any:
         """The result of work on the store, once what it wrote is on disk."""
@@ -77,135 +60,23 @@ class Office:
             raise Refused(403, NOT_VALID)
         return name
 
-    def check_dashboard(self, request: Request) -> None:
-        if holder_of(self.secret, [DASHBOARD], request.path_params["token"]) is None:
-            raise Refused(403, NOT_VALID)
 
-    def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-        return HTMLResponse(self.templates.get_template(template).render(values), status)
-
-
-def application(office: Office) -> Starlette:
-    """The routes, within what every request has to pass."""
-
-    def route(path: str, endpoint: Endpoint, method: str = "GET") -> Route:
-        async def answered(request: Request) -> Response:
-            return await endpoint(office, request)
-
-        return Route(path, answered, methods=[method])
-
+def labelling(office: Office) -> Starlette:
+    """The application: the labelling page and the dashboard."""
     routes = [
-        route("/", front),
-        route("/static/{name}", static),
-        route("/label/{token}", label_page),
-        route("/label/{token}/next", show_next),
-        route("/label/{token}/earlier/{back:int}", show_earlier),
-        route("/label/{token}/answer", take_answer, "POST"),
-        route("/label/{token}/flag", take_flag, "POST"),
-        route("/label/{token}/instructions", show_instructions),
-        route("/label/{token}/instructions", take_reading, "POST"),
-        route("/dashboard/{token}", dashboard_page),
+        route(office, "/label/{token}", label_page),
+        route(office, "/label/{token}/next", show_next),
+        route(office, "/label/{token}/earlier/{back:int}", show_earlier),
+        route(office, "/label/{token}/answer", take_answer, "POST"),
+        route(office, "/label/{token}/flag", take_flag, "POST"),
+        route(office, "/label/{token}/instructions", show_instructions),
+        route(office, "/label/{token}/instructions", take_reading, "POST"),
+        route(office, "/dashboard/{token}", dashboard_page),
     ]
-    app = Starlette(routes=routes)
-    for kind in (Refused, Full, sqlite3.OperationalError, HTTPException):
-        app.add_exception_handler(kind, functools.partial(explain, office))
-    app.add_middleware(Guard, office=office)
-    return app
-
-
-class Guard:
-    """Refuses other hosts, foreign origins and large bodies before anything else, and puts the headers on answers."""
-
-    def __init__(self, app: ASGIApp, office: Office):
-        self.app, self.office = app, office
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *(pair for pair in message["headers"] if pair[0] != b"cache-control"),
-                    *((name.lower().encode(), value.encode()) for name, value in HEADERS.items()),
-                ]
-            await send(message)
-
-        request = Request(scope)
-        try:
-            self.check(request)
-            body = await read_body(request.headers.get("content-length"), receive)
-        except Refused as refused:
-            await explain(self.office, request, refused).__call__(scope, receive, with_headers)
-            return
-
-        async def read_again() -> Message:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self.app(scope, read_again, with_headers)
-
-    def check(self, request: Request) -> None:
-        """Refused for a host that is not ours (400), and for what another site's page sends (403)."""
-        host = host_of(request.headers.get("host", ""))
-        if host not in self.office.hosts:
-            raise Refused(400, "this server is not reached under that name; give it with --public_address")
-        origin = request.headers.get("origin")
-        if origin is not None and host_of(urlsplit(origin).netloc) != host:
-            raise Refused(403, "requests from other sites are refused")
-        if request.method == "POST" and request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-            raise Refused(403, "requests from other sites are refused")
-
-
-def host_of(authority: str) -> str:
-    """`name` of `name:port`, in lower case."""
-    name, colon, port = authority.rpartition(":")
-    return (name if colon and port.isdigit() else authority).lower()
-
-
-async def read_body(length: str | None, receive: Receive) -> bytes:
-    """The whole body. Refused (413) as soon as it is known to be too large."""
-    if length is not None and length.isdigit() and int(length) > LARGEST_BODY:
-        raise Refused(413, f"a request has at most {LARGEST_BODY} bytes")
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return body
-        body += bytes(message.get("body", b""))
-        if len(body) > LARGEST_BODY:
-            raise Refused(413, f"a request has at most {LARGEST_BODY} bytes")
-        if not message.get("more_body"):
-            return body
-
-
-def explain(office: Office, request: Request, error: Exception) -> Response:
-    """What went wrong, as one line: JSON for the page's own requests, else a page."""
-    if isinstance(error, Refused):
-        status, line = error.status, str(error)
-    elif isinstance(error, HTTPException):
-        status, line = error.status_code, error.detail
-    elif isinstance(error, Full):
-        status, line = 507, "The disk is full: nothing was saved. Tell whoever runs this study, then press again."
-    else:
-        status, line = 503, "The answers are being written by another program. Please press again."
-    if request.method == "POST" or request.headers.get("accept") == "application/json":
-        return JSONResponse({"error": line}, status)
-    return office.page("refused.html", status, line=line)
+    return application(office, routes, TROUBLES)
 
 
 # --- what is served ---
-
-
-async def front(office: Office, request: Request) -> Response:
-    raise Refused(403, "Please open the personal link that you were given.")
-
-
-async def static(office: Office, request: Request) -> Response:
-    name = request.path_params["name"]
-    if name not in office.files:
-        raise Refused(404, "there is no such file")
-    return Response(office.files[name], media_type=FILES[name])
 
 
 async def label_page(office: Office, request: Request) -> Response:
@@ -266,7 +137,7 @@ async def take_reading(office: Office, request: Request) -> Response:
 
 
 async def dashboard_page(office: Office, request: Request) -> Response:
-    office.check_dashboard(request)
+    office.check_holder(DASHBOARD, request)
 
     def found() -> Mapping[str, Any]:
         store = Store(office.folder)  # of its own: figures take a moment, and nobody shall wait for them
@@ -276,19 +147,6 @@ async def dashboard_page(office: Office, request: Request) -> Response:
             store.close()
 
     return office.page("dashboard.html", **await run_in_threadpool(found))
-
-
-async def json_body(request: Request) -> dict[str, Any]:
-    """The JSON object of a request. Refused where it is none (400) or says that it is something else (415)."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refused(415, "the content type must be application/json")
-    try:
-        body = json.loads(await request.body())
-    except (ValueError, RecursionError):
-        raise Refused(400, "the body is not JSON") from None
-    if not isinstance(body, dict):
-        raise Refused(400, "the body must be a JSON object")
-    return body
 
 
 # --- what the page is told ---

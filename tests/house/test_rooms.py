@@ -19,6 +19,7 @@ ORDER = [
     "judging",
     "runs",
     "watching",
+    "serving",
     "people",
     "stages",
     "reports",

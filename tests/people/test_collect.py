@@ -72,7 +72,7 @@ def test_a_study_starts_stops_at_ctrl_c_and_goes_on(world, questions):
 
 
 def test_policies_write_the_questions(world, monkeypatch, capsys):
-    monkeypatch.setattr(collect, "serve", lambda *arguments: None)
+    monkeypatch.setattr(collect, "serve_study", lambda *arguments: None)
     policies = f"before={world / 'model'},after={world / 'model'}"
     words = arguments(world, policies=policies, labellers="anna", count=30, study__validation_share=0.2)
     run_here("collect", "movies", "written", *words)
@@ -190,7 +190,7 @@ def test_a_port_that_is_taken(world, questions):
 
 
 def test_another_tasks_study_or_something_else(world, questions, monkeypatch):
-    monkeypatch.setattr(collect, "serve", lambda *arguments: None)
+    monkeypatch.setattr(collect, "serve_study", lambda *arguments: None)
     words = arguments(world, questions=questions, labellers="anna")
     run_here("collect", "movies", "taken", *words)
     with pytest.raises(UserError, match="is a study of task movies, not tldr"):

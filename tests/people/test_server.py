@@ -13,9 +13,9 @@ import time
 import pytest
 
 from lm_human_preferences.people.desk import Desk
-from lm_human_preferences.people.links import secret_of, token_of
-from lm_human_preferences.people.server import HEADERS, LARGEST_BODY
 from lm_human_preferences.people.store import Full
+from lm_human_preferences.serving.guard import HEADERS, LARGEST_BODY
+from lm_human_preferences.serving.links import secret_of, token_of
 
 from studies import Client, make_study, question, served, served_here
 

@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.people.links import holder_of, secret_of, token_of
 from lm_human_preferences.people.queue import Refused, earlier_turn, keep_answer, next_turn, study_of
 from lm_human_preferences.people.records import GOLD, SKIP, VALIDATION, Answer
 from lm_human_preferences.people.store import Full, Store
+from lm_human_preferences.serving.links import holder_of, secret_of, token_of
 
 from studies import make_study, question
 
