@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lm_human_preferences import train_reward
-from lm_human_preferences.compute.distributed import World
+from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.compute.parallel import gathered, place_frozen
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.label_files import load_labels
@@ -27,14 +27,16 @@ from lm_human_preferences.foundation.files import remove_folder
 from lm_human_preferences.judging.training_rewards import check_reward_model
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.model_folders import load_model
+from lm_human_preferences.learning.head_posterior import HeadPosterior, fit_heads
 from lm_human_preferences.learning.label_losses import choice_accuracy
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.ppo import PPOParams
-from lm_human_preferences.learning.reward_model import RewardModel, rewards_of
+from lm_human_preferences.learning.reward_model import RewardModel, rewards_of, states_of
 from lm_human_preferences.learning.scoring import Scorer
-from lm_human_preferences.people.answers import quality_between, quality_metrics, write_first_labels
+from lm_human_preferences.people.answers import label_questions, quality_between, quality_metrics, write_first_labels
+from lm_human_preferences.people.asking import HeadsAsk, choice_information
 from lm_human_preferences.people.instructions import read_instructions
-from lm_human_preferences.people.questions import ATTEMPTS, Author, sample_questions
+from lm_human_preferences.people.questions import ATTEMPTS, Author, Chooser, is_chosen, sample_questions
 from lm_human_preferences.people.records import POLICY, REFERENCE
 from lm_human_preferences.people.schedule import OnlineParams, questions_wanted, retraining_counts, wanted_before
 from lm_human_preferences.people.simulated import Simulated, answer_open, parse_simulated
@@ -76,6 +78,7 @@ class OnlineRewards:
         self.asked = 0  # queries that were asked about, those included whose responses stayed equal
         self.drawn = 0  # of these, taken from the stream in this process
         self.stream: QueryStream | None = None
+        self.heads: HeadPosterior | None = None  # of the reward model in use, once they are needed
         self.store: Store | None = None  # rank 0's
         self.people: Simulated | None = None
         if problem := world.from_main(self._open() if world.is_main else None):
@@ -163,8 +166,9 @@ class OnlineRewards:
         authors = [Author(REFERENCE, reference, self.digest, step=0), Author(POLICY, policy, step=step)]
 
         def ask(count: int) -> None:
+            chooser = self.chooser(scorer, rows, encoding)
             with gathered(policy), gathered(reference):
-                self.ask(authors, count, encoding)
+                self.ask(authors, count, encoding, chooser)
 
         ask(questions_wanted(wanted, self.params, both=True))
         self.wait(wanted, step, ask, loop)
@@ -177,7 +181,7 @@ class OnlineRewards:
 
     # --- asking and waiting ---
 
-    def ask(self, authors: Sequence[Author], count: int, encoding: Encoding) -> None:
+    def ask(self, authors: Sequence[Author], count: int, encoding: Encoding, chooser: Chooser | None = None) -> None:
         """Let the authors write questions until `count` queries were asked about. All ranks write the same."""
         start = max(self.asked, self.world.from_main(self.next_number()))
         self.asked = max(start, count)
@@ -200,9 +204,34 @@ class OnlineRewards:
             seed,
             self.purpose,
             in_turn=False,
+            chooser=chooser,
         ):
             if self.store is not None:
                 self.store.add_questions(questions)
+
+    def chooser(self, scorer: Scorer, rows: int, encoding: Encoding) -> Chooser | None:
+        """What chooses the responses to be shown by what the labels have not told the reward model; None where they are
+        as they were drawn.
+        """
+        how = self.params.ask
+        if how == "random":
+            return None
+        model = scorer.rewards
+        assert isinstance(model, RewardModel)
+        shown, heads = self.params.people.responses, self.fitted_heads(model, rows, encoding)
+        choose = HeadsAsk(how, shown, heads, model, self.precision, self.new.run.seed)
+        return Chooser(self.params.candidates, self.params.random_share, choose)
+
+    def fitted_heads(self, model: RewardModel, rows: int, encoding: Encoding) -> HeadPosterior:
+        """Heads on the trunk of the reward model in use that could all have given the labels it learnt from."""
+        if self.heads is None:
+            count = self.used or self.params.initial_labels
+            kind = label_type(self.new.labels.type)
+            labels = load_labels(str(self.labels_file(count)), kind, self.new.task, encoding, count, learnable=False)
+            states = states_of(model, labels, self.precision, rows, self.world)
+            generator = generator_for(self.new.run.seed, "online/heads", count)
+            self.heads = fit_heads(states, labels.target, self.params.heads, generator)
+        return self.heads
 
     def next_number(self) -> int:
         """One more than the highest number of this run's questions; rank 0's answer counts."""
@@ -297,26 +326,52 @@ class OnlineRewards:
         if count:
             model = RewardModel.load(self.reward_run(count) / "reward_model")
             check_reward_model(model.transformer.config, policy.transformer.config, self.new.task)
-            place_frozen(model, self.world, self.precision, self.new.run.sharding)
+            place_frozen(model, self.world, self.precision, self.new.run.sharding, ("states",))
             scorer.rewards = model
-        self.used = count
+        self.used, self.heads = count, None
 
     @torch.no_grad()
     def accuracy_on_new(
         self, new: RewardTrainingParams, scorer: Scorer, rows: int, encoding: Encoding
     ) -> dict[str, float]:
-        """How often the reward model in use agrees with the labels that it has not learnt from."""
+        """How often the reward model in use agrees with the labels that it has not learnt from: those of responses that
+        nobody chose, where `--online.ask` chooses some, since these are the ones it is least sure of. Then also how
+        much a label tells, in nats, of responses that were chosen and that were not.
+        """
         before = self.used or self.params.initial_labels
         kind = label_type(new.labels.type)
         labels = load_labels(new.labels.source, kind, new.task, encoding, skip=before, learnable=False)
-        assert isinstance(scorer.rewards, RewardModel)
-        rewards = rewards_of(scorer.rewards, labels, self.precision, rows, self.world)
-        accuracy, chance = choice_accuracy(rewards, labels.target), 1 / kind.n_responses
-        return {
-            "online/accuracy_new": accuracy,
-            "online/accuracy_over_chance": (accuracy - chance) / (chance * (1 - chance) / len(labels)) ** 0.5,
-            "online/new_labels": float(len(labels)),
-        }
+        model = scorer.rewards
+        assert isinstance(model, RewardModel)
+        metrics, measured = dict[str, float](), labels
+        if self.params.ask != "random":
+            chosen = torch.tensor(self.world.from_main(self.were_chosen(new.labels.num_train))[before:])
+            heads = self.fitted_heads(model, rows, encoding)
+            states = states_of(model, labels, self.precision, rows, self.world)
+            told = choice_information(heads.scores(states.flatten(0, 1)).unflatten(1, states.shape[:2]))
+            for name, some in (("chosen", chosen), ("random", ~chosen)):
+                if some.any():
+                    metrics[f"online/information_{name}"] = float(told[some].mean())
+            measured = labels.rows((~chosen).nonzero()[:, 0])
+        metrics["online/new_labels"] = float(len(measured))
+        if len(measured):
+            rewards = rewards_of(model, measured, self.precision, rows, self.world)
+            accuracy, chance = choice_accuracy(rewards, measured.target), 1 / kind.n_responses
+            metrics["online/accuracy_new"] = accuracy
+            error = (chance * (1 - chance) / len(measured)) ** 0.5
+            metrics["online/accuracy_over_chance"] = (accuracy - chance) / error
+        return metrics
+
+    def were_chosen(self, count: int) -> list[bool]:
+        """Of each of the first `count` labels whether its responses were chosen by `--online.ask`; rank 0's."""
+        if self.store is None:
+            return []
+        return [
+            question.responses[0].source == POLICY
+            and (question.key or "").startswith(f"{self.purpose}/")
+            and is_chosen(int((question.key or "").rpartition("/")[2]), question.kind, self.params.random_share)
+            for question in label_questions(self.store, count)
+        ]
 
 
 def save_before(step: int, loop: Loop) -> None:

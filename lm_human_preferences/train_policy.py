@@ -160,7 +160,7 @@ class PPOTrainer:
             )
         self.reference = place_frozen(reference, world, precision, sharding, ("analyze", "respond"))
         for member in members:
-            place_frozen(member, world, precision, sharding)
+            place_frozen(member, world, precision, sharding, ("states",))
         self.scorer = Scorer(rewards, params.task, config.padding_token)
         self.kl_controller = (
             AdaptiveKLController(kl.kl_coef, kl.adaptive_kl) if kl.adaptive_kl else FixedKLController(kl.kl_coef)

@@ -1,5 +1,6 @@
 """The reward model: transformer, reward head, and a gain and bias that set its scale. Original: rewards.py."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,16 @@ class RewardModel(nn.Module):
 
         Both may be padded. Several responses share their query's pass.
         """
-        if responses.ndim == 3:
-            states = self.transformer.choice_states(queries, responses)
-        else:
-            states = self.transformer.last_states(torch.cat([queries, responses], dim=1))
-        rewards: torch.Tensor = self.gain * self.head(states) + self.bias
+        rewards: torch.Tensor = self.gain * self.head(self.states(queries, responses)) + self.bias
         return rewards
+
+    def states(self, queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+        """What the head reads, the final hidden states of each last real token: [B, C] or [B, K, C]; arguments as for
+        `forward`.
+        """
+        if responses.ndim == 3:
+            return self.transformer.choice_states(queries, responses)
+        return self.transformer.last_states(torch.cat([queries, responses], dim=1))
 
     @torch.no_grad()
     def reset_scale(self) -> None:
@@ -109,11 +114,35 @@ def rewards_of(
     """Rewards float32 [B, N] of all labels' responses, `micro_batch` responses at a time, the ranks sharing the work;
     on the CPU.
     """
+    return _of_labels(lambda part: label_rewards(model, part, precision), labels, precision, micro_batch, world)
+
+
+@torch.no_grad()
+def states_of(
+    model: RewardModel, labels: LabelBatch, precision: Precision, micro_batch: int, world: World = World()
+) -> torch.Tensor:
+    """What the head reads, float32 [B, N, C], of all labels' responses; the rest as `rewards_of`."""
+
+    def states(part: LabelBatch) -> torch.Tensor:
+        with precision.autocast():
+            return model.states(part.queries, part.responses).float()
+
+    return _of_labels(states, labels, precision, micro_batch, world)
+
+
+def _of_labels(
+    compute: Callable[[LabelBatch], torch.Tensor],
+    labels: LabelBatch,
+    precision: Precision,
+    micro_batch: int,
+    world: World,
+) -> torch.Tensor:
+    """`compute` [b, N, ...] of all labels, `micro_batch` responses at a time, the ranks sharing the work; on the
+    CPU.
+    """
     mine = labels.rows(world.share_of(torch.arange(len(labels))))
-    rewards = torch.cat(
-        [label_rewards(model, part.to(precision.device), precision).cpu() for part in label_parts(mine, micro_batch)]
-    )
-    return world.gather(rewards)[: len(labels)]
+    parts = [compute(part.to(precision.device)).cpu() for part in label_parts(mine, micro_batch)]
+    return world.gather(torch.cat(parts))[: len(labels)]
 
 
 def label_parts(labels: LabelBatch, rows: int) -> list[LabelBatch]:

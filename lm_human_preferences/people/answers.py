@@ -8,6 +8,7 @@ from pathlib import Path
 from lm_human_preferences.data.label_files import save_labels
 from lm_human_preferences.people.export import as_texts, as_tokens, has_tokens, labels_of
 from lm_human_preferences.people.quality import Quality, quality
+from lm_human_preferences.people.records import Question
 from lm_human_preferences.people.store import Store
 
 
@@ -24,6 +25,12 @@ def write_first_labels(store: Store, count: int, merge: str, path: Path) -> None
     labels = {question.id: label for question, label in labels_of(wanted, store.judgements(until=first[-1][1]), merge)}
     forms = ((as_tokens if has_tokens(wanted[n]) else as_texts)(wanted[n], labels[n]) for n in wanted)
     save_labels(path, forms)
+
+
+def label_questions(store: Store, count: int) -> list[Question]:
+    """The questions of the first `count` labels, as `write_first_labels` orders them."""
+    questions = {question.id: question for question in store.questions()}
+    return [questions[number] for number, _ in store.labelled()[:count]]
 
 
 def quality_between(store: Store, after: int, count: int) -> tuple[Quality, int]:

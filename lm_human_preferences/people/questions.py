@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,9 +30,24 @@ class Author(NamedTuple):
     step: int | None = None  # of its training
 
 
+class Chooser(NamedTuple):
+    """Shows the K of several candidate responses from which most is learnt (`asking.py`)."""
+
+    candidates: int  # written for each question, at least K
+    random_share: float  # of the questions whose responses are not chosen, so that something can be measured on them
+    choose: Callable[[int, torch.Tensor, torch.Tensor], list[int]]  # number, query int64 [Q], responses int64 [n, R]
+
+
 def falls(number: int, share: float, phase: float = 0.0) -> bool:
     """Whether `number` (0, 1, ...) is one of the evenly spaced ones that make up a share of all."""
     return int((number + 1) * share + phase) > int(number * share + phase)
+
+
+def is_chosen(number: int, kind: str, random_share: float) -> bool:
+    """Whether a chooser chooses the responses of question `number`; the phase keeps what it leaves apart from
+    validation questions.
+    """
+    return kind == PLAIN and not falls(number, random_share, 0.25)
 
 
 def kind_and_demand(number: int, study: StudyParams, both: bool) -> tuple[str, int]:
@@ -100,23 +115,35 @@ def write_questions(
     seed: int,
     purpose: str,
     in_turn: bool = True,
+    chooser: Chooser | None = None,
 ) -> list[Question]:
     """A question for each of the queries int64 [n, Q], numbered by `numbers` in the study; fewer where a query's
     responses stay equal however often they are drawn.
 
     The first author is the reference and the last one the policy: half of the responses of a validation question are
     each one's. Other questions have the authors in turn, or the policy alone (in_turn False). What is drawn follows
-    from seed and number; `purpose` only names the questions in the study.
+    from seed and number; `purpose` only names the questions in the study. With a chooser more responses are written
+    than shown; of those, one that equals another is drawn anew only where fewer than K are left.
     """
     kinds = [kind_and_demand(number, study, len(authors) > 1) for number in numbers]
     generators = [generator_for(seed, "people/questions", number) for number in numbers]
-    slots = [
-        [Slot(i, author) for author in authors_of(number, kind, study.responses, len(authors), in_turn)]
-        for i, (number, (kind, _)) in enumerate(zip(numbers, kinds, strict=True))
+    chosen = [
+        chooser is not None and is_chosen(number, kind, chooser.random_share)
+        for number, (kind, _) in zip(numbers, kinds, strict=True)
     ]
+    slots = []
+    for i, (number, (kind, _)) in enumerate(zip(numbers, kinds, strict=True)):
+        count = chooser.candidates if chooser is not None and chosen[i] else study.responses
+        slots.append([Slot(i, author) for author in authors_of(number, kind, count, len(authors), in_turn)])
     written: list[dict[int, tuple[str, list[int]]]] = [{} for _ in numbers]  # response number -> text and tokens
-    for _ in range(ATTEMPTS):
-        missing = [(i, j) for i in range(len(numbers)) for j in range(study.responses) if j not in written[i]]
+    for attempt in range(ATTEMPTS):
+        missing = [
+            (i, j)
+            for i in range(len(numbers))
+            if attempt == 0 or len(written[i]) < study.responses
+            for j in range(len(slots[i]))
+            if j not in written[i]
+        ]
         if not missing:
             break
         for (i, j), drawn in zip(
@@ -129,9 +156,13 @@ def write_questions(
     for i, (number, (kind, wanted)) in enumerate(zip(numbers, kinds, strict=True)):
         if len(written[i]) < study.responses:
             continue
+        shown = sorted(written[i])
+        if chooser is not None and chosen[i]:
+            candidates = torch.tensor([written[i][j][1] for j in shown])
+            shown = [shown[place] for place in chooser.choose(number, queries[i], candidates)]
         responses = []
-        for j, slot in enumerate(slots[i]):
-            author = authors[slot.author]
+        for j in shown:
+            author = authors[slots[i][j].author]
             text, tokens = written[i][j]
             responses.append(Response(text, author.name, tokens, author.digest, author.step))
         query = readable(encoding, queries[i])
@@ -185,9 +216,10 @@ def sample_questions(
     purpose: str,
     batch: int = 64,
     in_turn: bool = True,
+    chooser: Chooser | None = None,
 ) -> Iterator[list[Question]]:
     """Batches of questions on a stream's next queries, one query a number."""
     for start in range(0, len(numbers), batch):
         some = numbers[start : start + batch]
         queries = stream.batch(len(some))
-        yield write_questions(authors, queries, some, study, task, encoding, precision, seed, purpose, in_turn)
+        yield write_questions(authors, queries, some, study, task, encoding, precision, seed, purpose, in_turn, chooser)

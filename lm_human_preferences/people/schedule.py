@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lm_human_preferences.data.labels import LabelType
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.people.asking import ASKS
 from lm_human_preferences.people.merging import MERGES
 from lm_human_preferences.people.records import StudyParams, check_study
 
@@ -26,6 +27,17 @@ class OnlineParams:
         0, "above 0: the labels come in this many batches, a retraining after each, instead of a few at each step"
     )
     open_questions: int = param(64, "questions that are open beyond those that the next step needs")
+    ask: str = param(
+        "random",
+        f"which responses people see: {', '.join(ASKS)}; all but random show those of the candidates from whose "
+        "comparison the reward model would learn most",
+    )
+    candidates: int = param(16, "responses written for a question, of which --online.ask shows some")
+    heads: int = param(16, "reward heads that say what the labels leave open, for --online.ask")
+    random_share: float = param(
+        0.2,
+        "share of questions whose responses --online.ask does not choose: accuracy on new labels is measured on them",
+    )
     merge: str = param("majority", f"several answers to one question: {', '.join(MERGES)}")
     study: str | None = param(None, "the study that people answer in; none is EXPERIMENT_people")
     labellers: str | None = param(
@@ -61,6 +73,16 @@ def check_online(params: OnlineParams, kind: LabelType, batch_size: int) -> None
             raise UserError(f"--online.{name} {getattr(params, name)}: must not be negative")
     if params.open_questions < 1:
         raise UserError(f"--online.open_questions {params.open_questions}: must be at least 1")
+    if params.ask not in ASKS:
+        raise UserError(f"--online.ask {params.ask}: must be {', '.join(ASKS[:-1])} or {ASKS[-1]}")
+    if params.candidates < params.people.responses:
+        raise UserError(
+            f"--online.candidates {params.candidates}: must be at least the {params.people.responses} that are shown"
+        )
+    if params.heads < 2:
+        raise UserError(f"--online.heads {params.heads}: must be at least 2, or nothing can differ")
+    if not 0 < params.random_share <= 1:
+        raise UserError(f"--online.random_share {params.random_share}: must lie above 0 and at most at 1")
     if params.merge not in MERGES or params.merge == "each":
         raise UserError(f"--online.merge {params.merge}: must be majority or dawid_skene")
 

@@ -73,6 +73,10 @@ def test_questions_are_asked_ahead():
         (dict(retrainings=-1), "--online.retrainings -1"),
         (dict(open_questions=0), "--online.open_questions 0"),
         (dict(merge="each"), "majority or dawid_skene"),
+        (dict(ask="cleverly"), "random, disagreement, thompson or information"),
+        (dict(candidates=3), "--online.candidates 3: must be at least the 4"),
+        (dict(heads=1), "--online.heads 1"),
+        (dict(random_share=0.0), "--online.random_share 0.0"),
         (dict(people=StudyParams(responses=3)), "is not the 4 of the labels' type best_of_4"),
         (dict(people=StudyParams(mode="rank")), "must be choose"),
     ],
@@ -180,13 +184,16 @@ class Killed(BaseException):
     pass
 
 
-MOMENTS = [("ask", 4), ("look", 5), ("learn", 2), ("use", 3), ("reward_params", 2), ("accuracy_on_new", 3)]
+MOMENTS = [("ask", 4), ("fitted_heads", 2), ("look", 5), ("learn", 2), ("use", 3), ("reward_params", 2), ("accuracy_on_new", 3)]
 
 
 @pytest.mark.parametrize("place, times", MOMENTS, ids=[place for place, _ in MOMENTS])
 def test_killed_and_resumed_it_ends_as_undisturbed(undisturbed, monkeypatch, place, times):
     """Stopped dead while asking, while answers come, before and after a retraining, and resumed each time."""
     world, name, kills = undisturbed, f"killed_{place}", 0
+    more = dict(online__ask="information", online__candidates=6) if place == "fitted_heads" else {}
+    if more and not (world / "runs/asked/policy").exists():
+        run_here(*words_of(world, "asked", **more))
     whole, calls = getattr(train_online.OnlineRewards, place), []
 
     def then_die(self, *arguments):
@@ -199,7 +206,7 @@ def test_killed_and_resumed_it_ends_as_undisturbed(undisturbed, monkeypatch, pla
         return found
 
     monkeypatch.setattr(train_online.OnlineRewards, place, then_die)
-    words = words_of(world, name)
+    words, whole_run = words_of(world, name, **more), "asked" if more else "whole"
     while not (world / f"runs/{name}/policy").exists():
         begun = (world / f"runs/{name}/config.json").exists()
         try:
@@ -207,15 +214,36 @@ def test_killed_and_resumed_it_ends_as_undisturbed(undisturbed, monkeypatch, pla
         except Killed:
             kills += 1
     assert kills >= 1
-    whole_questions, questions = (Store(world / f"runs/{run}_people").questions() for run in ("whole", name))
+    whole_questions, questions = (Store(world / f"runs/{run}_people").questions() for run in (whole_run, name))
     assert [one.responses for one in questions] == [one.responses for one in whole_questions]
-    assert same(weights(world, name), weights(world, "whole"))
+    assert same(weights(world, name), weights(world, whole_run))
+
+
+@pytest.mark.parametrize("how", ["disagreement", "thompson", "information"])
+def test_a_run_asks_what_teaches_most(undisturbed, how):
+    """More responses are written than shown, a share of the questions is left as it was drawn, the shown ones tell
+    more, and accuracy is measured on those left; the same command on the same answers ends the same."""
+    world = undisturbed
+    given = dict(online__ask=how, online__candidates=8, online__heads=6, online__random_share=0.4)
+    for name in (how, f"{how}_again"):
+        run_here(*words_of(world, name, **given))
+    learnt = [row for row in metrics(world / f"runs/{how}") if "online/information_chosen" in row]
+    assert learnt and all(row["online/information_chosen"] >= 0 for row in learnt)
+    assert any("online/accuracy_new" in row for row in learnt)
+    questions, random = (Store(world / f"runs/{run}_people").questions() for run in (how, "whole"))
+    pairs = list(zip(questions, random, strict=False))
+    assert all(one.query == other.query for one, other in pairs[:16])
+    differ = [n for n, (one, other) in enumerate(pairs) if one.responses != other.responses]
+    assert min(differ) >= 16 and all(questions[n].responses[-1].source == "policy" for n in differ)
+    for question in questions:
+        assert len({response.text for response in question.responses}) == 4
+    assert same(weights(world, how), weights(world, f"{how}_again"))
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_two_ranks_ask_and_learn_as_one(world, sharding):
     """The first rank alone reads the study; the same labels, and the same policy up to rounding."""
-    people = dict(online__labellers="simulated:lexicon?noise=0.5&people=3")
+    people = dict(online__labellers="simulated:lexicon?noise=0.5&people=3", online__ask="information")
     if not (world / "runs/alone/policy").exists():
         run_here(*words_of(world, "alone", **people))
     name = f"ranks_{sharding}"
