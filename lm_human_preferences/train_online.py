@@ -127,8 +127,10 @@ class OnlineRewards:
         """The run in which the reward model learns from `count` labels; 0: the first one."""
         return self.save_dir / (f"{self.experiment}_reward" + (f"_{count}" if count else ""))
 
-    def labels_file(self, count: int) -> Path:
-        return self.study / "training" / self.experiment / f"labels_{count}.json"
+    def labels_file(self, count: int, after: int = 0) -> Path:
+        """The first `count` labels without the first `after` of them."""
+        name = f"labels_{after}_{count}.json" if after else f"labels_{count}.json"
+        return self.study / "training" / self.experiment / name
 
     # --- before policy training ---
 
@@ -177,6 +179,7 @@ class OnlineRewards:
         if due:
             save_before(step, loop)
             metrics |= self.learn(due[-1], scorer, policy, rows, encoding)
+            self.drop_old(loop.run.checkpoints.keep)
         return metrics | {"online/labels_used": float(self.used or self.params.initial_labels)}
 
     # --- asking and waiting ---
@@ -226,8 +229,8 @@ class OnlineRewards:
         """Heads on the trunk of the reward model in use that could all have given the labels it learnt from."""
         if self.heads is None:
             count = self.used or self.params.initial_labels
-            kind = label_type(self.new.labels.type)
-            labels = load_labels(str(self.labels_file(count)), kind, self.new.task, encoding, count, learnable=False)
+            kind, source = label_type(self.new.labels.type), str(self.write_labels(count))
+            labels = load_labels(source, kind, self.new.task, encoding, count, learnable=False)
             states = states_of(model, labels, self.precision, rows, self.world)
             generator = generator_for(self.new.run.seed, "online/heads", count)
             self.heads = fit_heads(states, labels.target, self.params.heads, generator)
@@ -292,21 +295,31 @@ class OnlineRewards:
 
     # --- learning ---
 
-    def reward_params(self, count: int) -> RewardTrainingParams:
-        """How a reward model learns from the first `count` labels, which are written where they are not yet."""
+    def write_labels(self, count: int, after: int = 0) -> Path:
+        """The file of the first `count` labels without the first `after`, written where it is not there yet."""
+        path = self.labels_file(count, after)
         if self.store is not None:
-            write_first_labels(self.store, count, self.params.merge, self.labels_file(count))
+            write_first_labels(self.store, count, self.params.merge, path, after)
         self.world.barrier()
+        return path
+
+    def reward_params(self, count: int, after: int = 0) -> RewardTrainingParams:
+        """How a reward model learns from the first `count` labels, or goes on with those that came `after` so many."""
         new = copy.deepcopy(self.new)
-        new.labels.source, new.labels.num_train = str(self.labels_file(count)), count
+        new.labels.source, new.labels.num_train = str(self.write_labels(count, after)), count - after
+        if after:
+            new.initial_reward = str(self.reward_run(self.used) / "reward_model")
+            new.lr = new.lr if self.params.lr is None else self.params.lr
         return new
 
     def learn(self, count: int, scorer: Scorer, policy: Policy, rows: int, encoding: Encoding) -> dict[str, float]:
-        """Train a reward model afresh on the first `count` labels and let it score from now on; returns how good the
-        one before was on the labels that had come since, and how good the answers are.
+        """Train a reward model on the first `count` labels, afresh or by going on from the one in use, and let it score
+        from now on; returns how good the one before was on the labels that had come since, and how good the answers
+        are.
         """
-        new = self.reward_params(count)
-        metrics = self.accuracy_on_new(new, scorer, rows, encoding)
+        before = self.used or self.params.initial_labels
+        new = self.reward_params(count, before if self.params.learning == "continued" else 0)
+        metrics = self.accuracy_on_new(count, scorer, rows, encoding)
         folder = self.reward_run(count)
         begun, finished = self.world.from_main([(folder / name).exists() for name in ("config.json", "result.json")])
         if finished:
@@ -321,6 +334,17 @@ class OnlineRewards:
         told: dict[str, float] = self.world.from_main(metrics)
         return told
 
+    def drop_old(self, checkpoints: int) -> None:
+        """Delete reward models that went on from others and that none of so many checkpoints can name: there may be
+        hundreds.
+        """
+        if self.params.learning == "continued" and self.world.is_main:
+            past = [
+                folder for count in self.counts if count < self.used and (folder := self.reward_run(count)).exists()
+            ]
+            for folder in past[:-checkpoints]:
+                remove_folder(folder)
+
     def use(self, count: int, scorer: Scorer, policy: Policy) -> None:
         """Score with the reward model that learnt from `count` labels; 0 keeps the first one."""
         if count:
@@ -331,21 +355,20 @@ class OnlineRewards:
         self.used, self.heads = count, None
 
     @torch.no_grad()
-    def accuracy_on_new(
-        self, new: RewardTrainingParams, scorer: Scorer, rows: int, encoding: Encoding
-    ) -> dict[str, float]:
-        """How often the reward model in use agrees with the labels that it has not learnt from: those of responses that
-        nobody chose, where `--online.ask` chooses some, since these are the ones it is least sure of. Then also how
-        much a label tells, in nats, of responses that were chosen and that were not.
+    def accuracy_on_new(self, count: int, scorer: Scorer, rows: int, encoding: Encoding) -> dict[str, float]:
+        """How often the reward model in use agrees with those of the first `count` labels that it has not learnt from:
+        of responses that nobody chose, where `--online.ask` chooses some, since these are the ones it is least sure of.
+        Then also how much a label tells, in nats, of responses that were chosen and that were not.
         """
         before = self.used or self.params.initial_labels
-        kind = label_type(new.labels.type)
-        labels = load_labels(new.labels.source, kind, new.task, encoding, skip=before, learnable=False)
+        after = before if self.params.learning == "continued" else 0  # what the file leaves out
+        kind, source = label_type(self.new.labels.type), str(self.write_labels(count, after))
+        labels = load_labels(source, kind, self.new.task, encoding, skip=before - after, learnable=False)
         model = scorer.rewards
         assert isinstance(model, RewardModel)
         metrics, measured = dict[str, float](), labels
         if self.params.ask != "random":
-            chosen = torch.tensor(self.world.from_main(self.were_chosen(new.labels.num_train))[before:])
+            chosen = torch.tensor(self.world.from_main(self.were_chosen(count))[before:])
             heads = self.fitted_heads(model, rows, encoding)
             states = states_of(model, labels, self.precision, rows, self.world)
             told = choice_information(heads.scores(states.flatten(0, 1)).unflatten(1, states.shape[:2]))

@@ -24,6 +24,7 @@ from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_ta
 from lm_human_preferences.foundation.configuration import param, to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json, write_json
+from lm_human_preferences.judging.training_rewards import check_reward_model
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.learning.label_losses import label_losses, label_statistics
 from lm_human_preferences.learning.policy import Policy
@@ -56,6 +57,9 @@ class RewardTrainingParams:
         True, "normalise the untrained model, to the labels' mean and deviation (0 and 1 for choices)"
     )
     normalize_after: bool = param(True, "normalise the trained model to mean 0 and deviation 1")
+    initial_reward: str | None = param(
+        None, "reward model or run to go on from, with its head and scale; none begins from the language model", "path"
+    )
     members: int = param(
         1, "reward models to train, of the seeds run.seed, run.seed + 1, ..., each on all labels: an ensemble"
     )
@@ -68,6 +72,8 @@ def settle(params: RewardTrainingParams) -> RewardTrainingParams:
     params = copy.deepcopy(params)
     policy = params.task.policy
     policy.initial_model = model_folder(policy.initial_model, params.run.save_dir, ("lm", "policy"))
+    if params.initial_reward is not None:
+        params.initial_reward = model_folder(params.initial_reward, params.run.save_dir, ("reward_model",))
     return params
 
 
@@ -79,6 +85,8 @@ def check(params: RewardTrainingParams) -> LabelType:
     kind = check_labels(params.labels, params.batch_size)
     if params.members < 1:
         raise UserError(f"--members {params.members}: must be at least 1")
+    if params.members > 1 and params.initial_reward is not None:
+        raise UserError("--initial_reward would make all --members alike: give one member, or none to go on from")
     if params.rollout_batch_size < 1:
         raise UserError(f"--rollout_batch_size {params.rollout_batch_size}: must be at least 1")
     if not 0 < params.lr < math.inf or params.normalize_samples < 0:
@@ -164,11 +172,15 @@ class RewardTrainer:
     def prepare(cls, params: RewardTrainingParams, precision: Precision, world: World) -> "RewardTrainer":
         """Read model, labels and queries; UserError if one of them does not fit."""
         kind, folder = check(params), Path(params.task.policy.initial_model)
-        model = RewardModel.from_language_model(folder, generator_for(params.run.seed, "reward/head"))
+        if params.initial_reward is None:
+            model = RewardModel.from_language_model(folder, generator_for(params.run.seed, "reward/head"))
+        else:
+            model = RewardModel.load(Path(params.initial_reward))
         encoding = get_encoding(model.transformer.config.encoding)
         check_task(params.task, encoding, model.transformer.config.n_ctx)
         train, valid = load_train_and_valid(params.labels, kind, params.task, encoding)
         policy = Policy.load(folder, QueryFormatter.of(params.task, encoding), params.task.policy.temperature)
+        check_reward_model(model.transformer.config, policy.transformer.config, params.task)
         queries = query_stream(params.task, encoding, params.run.seed, "reward")
         return cls(model, policy, queries, train, valid, params, precision, world)
 
@@ -181,6 +193,8 @@ class RewardTrainer:
             "labels.source": p.labels.source,
             "labels.valid_source": p.labels.valid_source,
         }
+        if p.initial_reward is not None:
+            inputs["initial_reward"] = p.initial_reward
         with open_run("train_reward", task, experiment, p, inputs, self.world) as run:
             first = self.resume(run) if p.run.resume else 0
             self.training.try_micro_batches(self.memory_probes())
@@ -191,7 +205,7 @@ class RewardTrainer:
             )
             with open_watched(run, p, "train_reward", experiment, first) as tracker:
                 metrics = self.label_padding() if first == 0 else {}
-                if first == 0 and p.normalize_before:
+                if first == 0 and p.normalize_before and p.initial_reward is None:
                     metrics |= self.normalize("before", *self.kind.target_mean_std(self.train_labels.target))
                 remedy = f"--lr than {p.lr}"
                 loop = Loop(

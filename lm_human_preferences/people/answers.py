@@ -12,16 +12,17 @@ from lm_human_preferences.people.records import Question
 from lm_human_preferences.people.store import Store
 
 
-def write_first_labels(store: Store, count: int, merge: str, path: Path) -> None:
-    """The first `count` labels in the order of their first answers, as the answers stood when the last of them came,
-    unless the file is there already. Questions with tokens are written as tokens, others as texts.
+def write_first_labels(store: Store, count: int, merge: str, path: Path, after: int = 0) -> None:
+    """The first `count` labels, without the first `after` of them, in the order of their first answers, as the answers
+    stood when the last of them came, unless the file is there already. Questions with tokens are written as tokens,
+    others as texts.
     """
     if path.exists():
         return
     first = store.labelled()[:count]
     assert len(first) == count, f"{len(first)} labels, {count} wanted"
     questions = {question.id: question for question in store.questions()}
-    wanted = {number: questions[number] for number, _ in first}
+    wanted = {number: questions[number] for number, _ in first[after:]}
     labels = {question.id: label for question, label in labels_of(wanted, store.judgements(until=first[-1][1]), merge)}
     forms = ((as_tokens if has_tokens(wanted[n]) else as_texts)(wanted[n], labels[n]) for n in wanted)
     save_labels(path, forms)

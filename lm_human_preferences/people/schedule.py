@@ -13,6 +13,7 @@ from lm_human_preferences.people.asking import ASKS
 from lm_human_preferences.people.merging import MERGES
 from lm_human_preferences.people.records import StudyParams, check_study
 
+LEARNING = ("afresh", "continued")
 _ROUNDING = 1e-9  # what float64 may add to a whole number of labels
 
 
@@ -23,6 +24,14 @@ class OnlineParams:
     labels: int = param(5000, "labels in all")
     initial_labels: int = param(1000, "of them before the first step, on responses of the initial model")
     retrainings: int = param(19, "times that the reward model is trained anew, at evenly spaced counts of labels")
+    learning: str = param(
+        "afresh",
+        "afresh: each retraining begins from the language model, on all labels (the paper); continued: it goes on from "
+        "the reward model before, on the labels that came since",
+    )
+    lr: float | None = param(
+        None, "learning rate of the first step of a continued one; none is --rewards.train_new_model.lr"
+    )
     rounds: int = param(
         0, "above 0: the labels come in this many batches, a retraining after each, instead of a few at each step"
     )
@@ -73,6 +82,10 @@ def check_online(params: OnlineParams, kind: LabelType, batch_size: int) -> None
             raise UserError(f"--online.{name} {getattr(params, name)}: must not be negative")
     if params.open_questions < 1:
         raise UserError(f"--online.open_questions {params.open_questions}: must be at least 1")
+    if params.learning not in LEARNING:
+        raise UserError(f"--online.learning {params.learning}: must be {' or '.join(LEARNING)}")
+    if params.lr is not None and (params.learning != "continued" or not 0 < params.lr < math.inf):
+        raise UserError(f"--online.lr {params.lr}: must be positive, and --online.learning continued")
     if params.ask not in ASKS:
         raise UserError(f"--online.ask {params.ask}: must be {', '.join(ASKS[:-1])} or {ASKS[-1]}")
     if params.candidates < params.people.responses:

@@ -35,7 +35,9 @@ def test_each_head_is_the_minimum_of_its_own_objective():
 def test_a_distribution_that_is_one_hot_is_the_index():
     _, states, best = labels(30)
     one_hot = torch.nn.functional.one_hot(best, 4).float()
-    assert torch.equal(fit_heads(states, best, 3, generator()).weights, fit_heads(states, one_hot, 3, generator()).weights)
+    assert torch.equal(
+        fit_heads(states, best, 3, generator()).weights, fit_heads(states, one_hot, 3, generator()).weights
+    )
 
 
 def test_heads_agree_where_labels_have_decided():

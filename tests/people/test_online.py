@@ -73,6 +73,8 @@ def test_questions_are_asked_ahead():
         (dict(retrainings=-1), "--online.retrainings -1"),
         (dict(open_questions=0), "--online.open_questions 0"),
         (dict(merge="each"), "majority or dawid_skene"),
+        (dict(learning="never"), "--online.learning never: must be afresh or continued"),
+        (dict(lr=0.1), "--online.lr 0.1: must be positive, and --online.learning continued"),
         (dict(ask="cleverly"), "random, disagreement, thompson or information"),
         (dict(candidates=3), "--online.candidates 3: must be at least the 4"),
         (dict(heads=1), "--online.heads 1"),
@@ -180,20 +182,51 @@ def test_with_all_labels_at_first_it_is_the_offline_run(undisturbed):
     assert [{key: value for key, value in row.items() if not key.startswith("online/")} for row in ours] == theirs
 
 
+CONTINUED = dict(online__learning="continued", online__retrainings=20, online__lr=0.005, run__keep_checkpoints=1)
+
+
+def test_a_reward_model_that_goes_on(undisturbed):
+    """It learns at each whole batch of labels from these alone, beginning as the one before ended; old ones go."""
+    world = undisturbed
+    run_here(*words_of(world, "on", **CONTINUED))
+    used = sorted({row["online/labels_used"] for row in metrics(world / "runs/on")})
+    assert used == [16, 20, 24, 28]
+    kept = sorted(folder.name for folder in (world / "runs").glob("on_reward*"))
+    assert kept == ["on_reward", "on_reward_24", "on_reward_28"]
+    config = json.loads((world / "runs/on_reward_28/config.json").read_text())["parameters"]
+    assert config["initial_reward"].endswith("on_reward_24/reward_model") and config["lr"] == 0.005
+    assert config["labels"]["num_train"] == 4 and len(metrics(world / "runs/on_reward_28")) == 2
+    new = json.loads((world / "runs/on_people/training/on/labels_24_28.json").read_text())
+    every = Store(world / "runs/on_people").labelled()
+    assert len(new) == 4 and len(every) >= 28
+    before, after = (load_file(world / f"runs/on_reward_{n}/reward_model/model.safetensors") for n in (24, 28))
+    moved = max(float((after[name] - before[name]).abs().max()) for name in before)
+    assert 0 < moved < 2 * 0.005 * 2  # one step of Adam, not a training from the language model
+
+
 class Killed(BaseException):
     pass
 
 
-MOMENTS = [("ask", 4), ("fitted_heads", 2), ("look", 5), ("learn", 2), ("use", 3), ("reward_params", 2), ("accuracy_on_new", 3)]
+MOMENTS = [
+    ("ask", 4),
+    ("fitted_heads", 2),
+    ("look", 5),
+    ("learn", 2),
+    ("use", 3),
+    ("reward_params", 2),
+    ("accuracy_on_new", 3),
+]
 
 
 @pytest.mark.parametrize("place, times", MOMENTS, ids=[place for place, _ in MOMENTS])
 def test_killed_and_resumed_it_ends_as_undisturbed(undisturbed, monkeypatch, place, times):
     """Stopped dead while asking, while answers come, before and after a retraining, and resumed each time."""
     world, name, kills = undisturbed, f"killed_{place}", 0
-    more = dict(online__ask="information", online__candidates=6) if place == "fitted_heads" else {}
-    if more and not (world / "runs/asked/policy").exists():
-        run_here(*words_of(world, "asked", **more))
+    others = dict(fitted_heads=dict(online__ask="information", online__candidates=6), drop_old=CONTINUED)
+    more, whole_run = others.get(place, {}), f"whole_{place}" if place in others else "whole"
+    if more:
+        run_here(*words_of(world, whole_run, **more))
     whole, calls = getattr(train_online.OnlineRewards, place), []
 
     def then_die(self, *arguments):
@@ -206,7 +239,7 @@ def test_killed_and_resumed_it_ends_as_undisturbed(undisturbed, monkeypatch, pla
         return found
 
     monkeypatch.setattr(train_online.OnlineRewards, place, then_die)
-    words, whole_run = words_of(world, name, **more), "asked" if more else "whole"
+    words = words_of(world, name, **more)
     while not (world / f"runs/{name}/policy").exists():
         begun = (world / f"runs/{name}/config.json").exists()
         try:

@@ -154,6 +154,29 @@ def test_what_cannot_work_in_expert_iteration_is_refused(world, changes, says):
     assert not (world / "runs/refused").exists()
 
 
+def test_reward_training_goes_on_from_a_reward_model(world):
+    """With its head and scale: at the least rate nothing but the scale's normalisation changes; members would all be
+    alike, and are refused.
+    """
+    words = [*reward_flags(world), *flags(initial_reward="reward", lr=1e-30)]
+    run_here("train_reward", "movies", "gone_on", *words)
+    before, after = (load_file(world / f"runs/{name}/reward_model/model.safetensors") for name in ("reward", "gone_on"))
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+    first, last = metrics(world / "runs/gone_on")[0], metrics(world / "runs/reward")[-1]
+    assert first["train/gain"] == pytest.approx(last["normalize_after/gain"]) and "normalize_before/gain" not in first
+    config = json.loads((world / "runs/gone_on/config.json").read_text())
+    assert (
+        config["parameters"]["initial_reward"].endswith("reward/reward_model") and "initial_reward" in config["inputs"]
+    )
+    for more, said in (
+        (dict(members=2), "would make all --members alike"),
+        (dict(initial_reward=world / "model"), "holds no reward model"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run_here("train_reward", "movies", "refused", *words, *flags(**more))
+        assert not (world / "runs/refused").exists()
+
+
 def test_an_ensemble_is_trained_in_one_run_and_trained_against(world):
     """Members of different seeds, each with a run folder; one that is finished is not trained again; the run's name
     stands for all of them.
