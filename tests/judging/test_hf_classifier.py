@@ -51,7 +51,7 @@ def test_classifier_with_a_sigmoid_for_each_label(tmp_path):
 
 def test_classifiers_refused(tmp_path):
     save_classifier(tmp_path / "stars", ["1 star", "2 stars"])
-    assert "has no labels with 'pos' in the name; choose one" in (line := refused(tmp_path / "stars"))
+    assert "has no labels with 'pos' in the name; choose one by name or number" in (line := refused(tmp_path / "stars"))
     assert line.endswith("#LABEL: 1 star, 2 stars")
     save_classifier(tmp_path / "lm", [])
     assert "is not a trained classifier: its weights lack" in refused(tmp_path / "lm")
@@ -99,7 +99,7 @@ def test_texts_beyond_a_classifiers_places(tmp_path, name):
     model = save_layout(tmp_path, name)
     places = LAYOUTS[name][1]
     judge = load_judge(f"hf:{tmp_path}")
-    assert judge.rate.__self__.longest == places
+    assert judge.classifier.longest == places
     text = "bad " * 3 * places + "the bad"
     kept = torch.tensor([[3] * (places - 2) + [5, 3]])
     with torch.no_grad():

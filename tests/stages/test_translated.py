@@ -54,8 +54,8 @@ def world(tmp_path_factory):
 
 def test_trls_script(world):
     save_classifier(world / "classifier", ["NEGATIVE", "POSITIVE"])
-    assert command_of("docs/from_trl.md", "trl_sentiment")[1]["rewards.trained_model"].endswith("#POSITIVE")
-    source = {"rewards.trained_model": f"hf:{world / 'classifier'}#POSITIVE"}
+    assert command_of("docs/from_trl.md", "trl_sentiment")[1]["rewards.trained_model"].endswith("#POSITIVE:logit")
+    source = {"rewards.trained_model": f"hf:{world / 'classifier'}#POSITIVE:logit"}
     params = run(world, "docs/from_trl.md", "trl_sentiment", **source)
     assert params["rewards"]["adaptive_kl"] == {"target": 6.0, "horizon": 10_000}
     assert (params["ppo"]["lr"], params["ppo"]["whiten_rewards"]) == (1.41e-5, False)
@@ -63,22 +63,13 @@ def test_trls_script(world):
 
 
 def test_trlx_ppo_sentiments(world):
-    """With the page's function, whose classifier is replaced by one that likes the letter a."""
-    (program,) = [
-        block
-        for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/from_trlx.md").read_text(), re.DOTALL)
-        if "def probability" in block
-    ]
-    answers = (
-        '[[{"label": "NEGATIVE", "score": 0.2}, {"label": "POSITIVE", "score": text.count("a")}] for text in texts]'
-    )
-    assert program.count("from transformers import pipeline\n") == 1
-    stand_in = f"def pipeline(*names, **settings):\n    return lambda texts: {answers}\n"
-    (world / "positive.py").write_text(program.replace("from transformers import pipeline\n", stand_in))
-    params = run(world, "docs/from_trlx.md", "trlx_sentiments")
+    save_classifier(world / "prob", ["NEGATIVE", "POSITIVE"])
+    given = command_of("docs/from_trlx.md", "trlx_sentiments")[1]["rewards.trained_model"]
+    source = {"rewards.trained_model": given.replace("lvwerra/distilbert-imdb", str(world / "prob"))}
+    params = run(world, "docs/from_trlx.md", "trlx_sentiments", **source)
     assert (params["ppo"]["nminibatches"], params["rewards"]["kl_coef"]) == (4, 0.001)
-    (sample, *_) = map(json.loads, (world / "runs/trlx_sentiments/samples.jsonl").read_text().splitlines())
-    assert sample["score"] == (sample["query"] + sample["response"]).count("a")
+    rows = [json.loads(line) for line in (world / "runs/trlx_sentiments/samples.jsonl").read_text().splitlines()]
+    assert all(0 < row["score"] < 1 for row in rows)
 
 
 def test_trlx_ilql_sentiments_as_far_as_it_goes(world):
