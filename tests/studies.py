@@ -4,17 +4,13 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import uvicorn
 
 from lm_human_preferences.people.dashboard import dashboard
 from lm_human_preferences.people.instructions import read_instructions
@@ -22,6 +18,8 @@ from lm_human_preferences.people.records import GOLD, PLAIN, Question, Response,
 from lm_human_preferences.people.server import Office, labelling
 from lm_human_preferences.people.store import Store
 from lm_human_preferences.serving.links import DASHBOARD, secret_of, token_of
+
+from web import running
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN_STUDY = dict(overlap_share=0.0, repeat_share=0.0, gold_share=0.0, validation_share=0.0)
@@ -124,21 +122,11 @@ class Here:
 
 @contextlib.contextmanager
 def served_here(folder: Path) -> Iterator[tuple[Here, Office]]:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(16)
     office = Office(folder, secret_of(folder), (), dashboard)
-    config = uvicorn.Config(
-        labelling(office), http="h11", ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
     try:
-        yield Here(folder, listener.getsockname()[1]), office
+        with running(labelling(office)) as port:
+            yield Here(folder, port), office
     finally:
-        server.should_exit = True
-        thread.join()
         office.desk.close()
 
 

@@ -1,12 +1,16 @@
-"""A web server on loopback that serves a folder, resumes ranges, and breaks connections off when told to."""
+"""Web servers on loopback: one that serves a folder, resumes ranges, and breaks connections off when told to; and any
+application in this process.
+"""
 
 import base64
 import contextlib
 import hashlib
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 class Server:
@@ -89,3 +93,24 @@ def serve(folder: Path) -> Iterator[Server]:
         finally:
             http_server.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def running(application: Any) -> Iterator[int]:
+    """The port of an application that is served by this process while the block runs."""
+    import uvicorn
+
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(16)
+    config = uvicorn.Config(
+        application, http="h11", ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -25,6 +25,7 @@ from lm_human_preferences.commands import (
     people_labels,
     perplexity,
     plan,
+    play,
     reward_quality,
     sample,
     sweep,
@@ -117,6 +118,10 @@ def run_sample(words: Words, flags: Flags, experiments: Experiments) -> None:
     params = find_paths(apply_overrides(sample.SampleParams(), flags))
     task = find_entry("train_policy", params.task, experiments)().task if params.task else None
     sample.write_samples(words[0], params, task)
+
+
+def run_play(words: Words, flags: Flags, experiments: Experiments) -> None:
+    play.play(words[0], find_paths(apply_overrides(play.PlayParams(), flags)))
 
 
 def run_perplexity(words: Words, flags: Flags, experiments: Experiments) -> None:
@@ -281,6 +286,16 @@ COMMANDS = (
         "write continuations with a trained model",
         run_sample,
         (sample.SampleParams,),
+    ),
+    Command(
+        "play",
+        "EXPERIMENT [--beside OTHER]",
+        "one name",
+        (1, 1),
+        "serve a page on which a trained model writes as you type, beside another one",
+        run_play,
+        (play.PlayParams,),
+        about=("EXPERIMENT and OTHER are runs or model folders (docs/play.md).",),
     ),
     Command(
         "perplexity",
