@@ -20,6 +20,7 @@ from lm_human_preferences import expert_iteration, train_dpo, train_policy, trai
 from lm_human_preferences.commands import (
     collect,
     compare,
+    convert_labels,
     evaluate,
     inspect_labels,
     people_labels,
@@ -233,7 +234,7 @@ def run_labels(words: Words, flags: Flags, experiments: Experiments) -> None:
     if words[0] == "inspect" and len(words) == 2:
         print(inspect_labels.inspect(words[1], params))
     elif words[0] == "convert" and len(words) == 3:
-        print(inspect_labels.convert(words[1], words[2], params))
+        print(convert_labels.convert(words[1], words[2], params))
     else:
         raise UserError(
             "labels takes these forms: python launch.py labels inspect SOURCE, labels convert SOURCE OUTPUT, labels "
@@ -413,7 +414,8 @@ COMMANDS = (
         run_labels,
         (inspect_labels.LabelToolParams, people_labels.StudyLabelsParams),
         about=(
-            "SOURCE is a file, a web address or a study; OUTPUT ends in .json (token lists) or .jsonl (texts).",
+            "SOURCE is a file of any form (docs/your_data.md), a web address or a study; OUTPUT ends in .json (token",
+            "lists), .jsonl (texts), .csv or .parquet, and --to says which form it has.",
             "STUDY is a study of collect, by name or path; quality and export take --merge, --output, --save_dir",
             "(docs/people.md).",
         ),

@@ -1,23 +1,15 @@
-"""What is in a label file, and the same labels in the other form: `python launch.py labels inspect SOURCE`, `labels
-convert SOURCE OUTPUT`.
-"""
+"""What is in a label file: `python launch.py labels inspect SOURCE`."""
 
 import math
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from lm_human_preferences.data.label_files import (
-    infer_kind,
-    infer_lengths,
-    load_labels,
-    readable_label,
-    save_labels,
-    token_label,
-)
+from lm_human_preferences.data.exchange.forms import LabelFile
+from lm_human_preferences.data.exchange.merging import MERGES
+from lm_human_preferences.data.exchange.reading import ReadingParams
+from lm_human_preferences.data.label_files import infer_kind, infer_lengths, load_labels, local_file, readable_label
 from lm_human_preferences.data.labels import LabelBatch, LabelType, label_type
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import param
@@ -28,8 +20,8 @@ SURPRISING = 4.0  # standard errors: of a dozen shares none strays this far by c
 
 
 @dataclass
-class LabelToolParams:
-    """How a label file is read."""
+class LabelToolParams(ReadingParams):
+    """How a label file is read, and written in another form."""
 
     type: str | None = param(None, "type of the labels; none takes it from the first label's keys")
     encoding: str = param("gpt2", "encoding of the tokens: gpt2 or letters")
@@ -41,18 +33,22 @@ class LabelToolParams:
         False, "close responses that are texts with <|endoftext|>, as tasks do that truncate there"
     )
     examples: int = param(5, "examples to show")
+    to: str | None = param(
+        None,
+        "form to write: ours, pairs, messages, table, summaries, argilla, label_studio; none writes ours, a table as "
+        ".csv and pairs as .parquet",
+    )
+    merge: str | None = param(None, "; ".join(f"{name}: {what}" for name, what in MERGES.items()))
     overwrite: bool = param(False, "replace an output file that is there already")
 
 
 def read(source: str, params: LabelToolParams) -> tuple[LabelBatch, LabelType, Encoding]:
     """All labels of a file. Raises UserError as `load_labels` does."""
-    if params.encoding not in ENCODINGS:
-        raise UserError(f"--encoding {params.encoding}: must be {' or '.join(ENCODINGS)}")
-    encoding = get_encoding(params.encoding)
-    kind = label_type(params.type) if params.type else infer_kind(source)
+    encoding = encoding_of(params)
+    kind = label_type(params.type) if params.type else infer_kind(source, params)
     query, response = params.query_length, params.response_length
     if query is None or response is None:
-        inferred = infer_lengths(source, kind, encoding)
+        inferred = infer_lengths(source, kind, encoding, params)
         query, response = query or inferred[0], response or inferred[1] + params.end_of_text
     if query < 1 or response < 1:
         raise UserError(f"--query_length {query} and --response_length {response} must be at least 1")
@@ -61,7 +57,14 @@ def read(source: str, params: LabelToolParams) -> tuple[LabelBatch, LabelType, E
         response_length=response,
         truncate_token=encoding.end_of_text if params.end_of_text else None,
     )
-    return load_labels(source, kind, task, encoding, learnable=False), kind, encoding
+    return load_labels(source, kind, task, encoding, learnable=False, reading=params), kind, encoding
+
+
+def encoding_of(params: LabelToolParams) -> Encoding:
+    """UserError for one that is not known."""
+    if params.encoding not in ENCODINGS:
+        raise UserError(f"--encoding {params.encoding}: must be {' or '.join(ENCODINGS)}")
+    return get_encoding(params.encoding)
 
 
 def inspect(source: str, params: LabelToolParams) -> str:
@@ -75,10 +78,12 @@ def inspect(source: str, params: LabelToolParams) -> str:
         f"query     {_spread(query_lengths)} of {batch.queries.shape[1]} tokens",
         f"response  {_spread(lengths)} of {batch.responses.shape[2]} tokens",
     ]
+    lines += _told(source, params)
     lines += _choices(batch, lengths) if kind.is_choice or kind.is_ranking else _numbers(batch, lengths, kind)
     same = sum(len({row.tobytes() for row in responses}) < len(responses) for responses in batch.responses.numpy())
     if same:
         lines.append(f"{same:,} labels show the same response twice")
+    lines += _repetitions(batch)
     for index in torch.linspace(0, len(batch) - 1, min(params.examples, len(batch))).round().long().tolist():
         label = readable_label(batch, index, kind, encoding)
         lines += ["", f"label {index}: {label['query']!r}"]
@@ -91,6 +96,52 @@ def inspect(source: str, params: LabelToolParams) -> str:
             if name not in ("query", "responses", "best")
         ]
     return "\n".join(lines)
+
+
+def _told(source: str, params: LabelToolParams) -> list[str]:
+    """What the file says beyond its labels: its form, who answered, how sure they were."""
+    file = LabelFile(local_file(source), params)
+    workers: Counter[object] = Counter()
+    sure: Counter[object] = Counter()
+    for _, entry in file:
+        for name, counts in (("worker", workers), ("confidence", sure)):
+            if isinstance(entry, dict) and isinstance(entry.get(name), str | int | float):
+                counts[entry[name]] += 1
+    lines = [] if file.is_ours else [f"form      {file.form}"]
+    if workers:
+        most = max(workers.values())
+        lines.append(f"workers   {len(workers):,}, who gave {most:,} labels at most")
+    if sure:
+        lines.append("confidence " + ", ".join(f"{value}: {sure[value]:,}" for value in sorted(sure, key=str)))
+    return lines
+
+
+def _repetitions(batch: LabelBatch) -> list[str]:
+    """How many labels repeat an earlier one, and how many questions (a query with its responses, in any order) have
+    more than one answer.
+    """
+    answers: dict[object, Counter[object]] = {}
+    for query, responses, target in zip(batch.queries.numpy(), batch.responses.numpy(), batch.target, strict=True):
+        texts = [row.tobytes() for row in responses]
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        question = (query.tobytes(), *(texts[place] for place in order))
+        given = target.tolist()
+        if isinstance(given, list):
+            answer: object = tuple(given[place] for place in order)
+            if not batch.target.is_floating_point():  # a ranking
+                answer = tuple(texts[place] for place in given if place >= 0)
+        else:
+            answer = texts[given] if not batch.target.is_floating_point() else given
+        answers.setdefault(question, Counter())[answer] += 1
+    repeated = sum(count - 1 for counts in answers.values() for count in counts.values())
+    several = [counts for counts in answers.values() if len(counts) > 1]
+    lines = [f"{repeated:,} labels repeat an earlier one: same query, responses and answer"] if repeated else []
+    if several:
+        labels = sum(sum(counts.values()) for counts in several)
+        lines.append(
+            f"{len(several):,} questions have more than one answer, in {labels:,} labels that contradict each other"
+        )
+    return lines
 
 
 def _spread(values: torch.Tensor) -> str:
@@ -109,6 +160,8 @@ def _choices(batch: LabelBatch, lengths: torch.Tensor) -> list[str]:
     shares, error = position_shares(batch.best, n)
     lines = [f"best at position {at}: {share:.1%}{_warning(share, 1 / n, error)}" for at, share in enumerate(shares)]
     lines[0] += f"   (alike they would be {1 / n:.1%}, give or take {error:.1%})"
+    if shares[0] == 1:
+        lines = ["best at position 0 throughout: the file has the chosen one first"]
     best = lengths.gather(1, batch.best[:, None])[:, 0]
     different = lengths.min(1).values < lengths.max(1).values
     if different.any():
@@ -142,43 +195,3 @@ def _numbers(batch: LabelBatch, lengths: torch.Tensor, kind: LabelType) -> list[
         what = "the difference of lengths" if kind.answer == "difference" else "length"
         line += f", correlation with {what} {float(torch.corrcoef(torch.stack([values, size]))[0, 1]):.2f}"
     return [line]
-
-
-def convert(source: str, output: str, params: LabelToolParams) -> str:
-    """Write a file's labels in the other form; returns what to tell. Raises UserError if the output is there or its
-    name ends otherwise.
-    """
-    target = Path(output)
-    if target.suffix not in (".json", ".jsonl"):
-        raise UserError(f"{output}: must end in .json (token lists, the original's form) or .jsonl (texts)")
-    if target.exists() and not params.overwrite:
-        raise UserError(f"{output} exists already; give another name, or --overwrite to replace it")
-    batch, kind, encoding = read(source, params)
-    if target.suffix == ".json":
-        count = save_labels(target, (token_label(batch, i, kind) for i in range(len(batch))))
-        return f"{output}: {count:,} labels as lists of {batch.queries.shape[1]} + {batch.responses.shape[2]} tokens"
-    kept = 0
-
-    def texts() -> Iterator[dict[str, Any]]:
-        nonlocal kept
-        for i in range(len(batch)):
-            label = readable_label(batch, i, kind, encoding)
-            kept += _encodes_back(label, batch, i, encoding)
-            yield label
-
-    count = save_labels(target, texts())
-    return f"{output}: {count:,} labels as texts; {kept:,} of them encode to the same tokens again" + (
-        ""
-        if kept == count
-        else ", the others were sampled in tokens that the encoder would not choose, or cut within a character"
-    )
-
-
-def _encodes_back(label: dict[str, Any], batch: LabelBatch, index: int, encoding: Encoding) -> bool:
-    for text, tokens in zip(
-        [label["query"], *label["responses"]], [batch.queries[index], *batch.responses[index]], strict=True
-    ):
-        real = [token for token in tokens.tolist() if token != encoding.padding_token]
-        if encoding.encode(text) != (real[:-1] if real and real[-1] == encoding.end_of_text else real):
-            return False
-    return True

@@ -1,13 +1,13 @@
 """Label files in and out.
 
-Two forms are read. The original's JSON is a list of objects with token lists (`query`, `sample0`, ..., `best`); the
-readable JSONL has texts, a line a label: {"query": text, "responses": [text, ...], "best": 2}. In the place of `best` a
-choice may have `target`, a distribution over the responses. A ranking has `ranking`, a list of responses' numbers, the
-best first, of all of them or of the first ones. A source may be a web address: the file is fetched once and its digest
-checked at each use. Original: train_reward.py download_labels.
+Two forms are the project's own. The original's JSON is a list of objects with token lists (`query`, `sample0`, ...,
+`best`); the readable JSONL has texts, a line a label: {"query": text, "responses": [text, ...], "best": 2}. In the
+place of `best` a choice may have `target`, a distribution over the responses. A ranking has `ranking`, a list of
+responses' numbers, the best first, of all of them or of the first ones. Files of other forms (`data/exchange/`) are
+read as the second. A source may be a web address: the file is fetched once and its digest checked at each use.
+Original: train_reward.py download_labels.
 """
 
-import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -19,12 +19,14 @@ import numpy as np
 import torch
 
 from lm_human_preferences.compute.torchrun import is_first_to_say
+from lm_human_preferences.data.exchange.files import write_json_records
+from lm_human_preferences.data.exchange.forms import LabelFile
+from lm_human_preferences.data.exchange.reading import ReadingParams, whole_characters
 from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.data.queries import downloads_folder
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.files import atomic_file
 from lm_human_preferences.foundation.records import read_records
 from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.language.encoding import Encoding
@@ -52,6 +54,7 @@ def load_labels(
     limit: int | None = None,
     skip: int = 0,
     learnable: bool = True,
+    reading: ReadingParams | None = None,
 ) -> LabelBatch:
     """The labels skip .. skip + limit of a file. Other fields of the file are ignored.
 
@@ -60,7 +63,7 @@ def load_labels(
     range, an answer out of range or a length other than the task's; where there is no label; and, if they must be
     `learnable`, where the responses of every label are the same.
     """
-    labels = load_labels_if_any(source, kind, task, encoding, limit, skip, learnable)
+    labels = load_labels_if_any(source, kind, task, encoding, limit, skip, learnable, reading)
     if labels is None:
         raise UserError(f"{local_file(source)} has no labels{f' after the first {skip}' if skip else ''}")
     return labels
@@ -74,14 +77,16 @@ def load_labels_if_any(
     limit: int | None = None,
     skip: int = 0,
     learnable: bool = True,
+    reading: ReadingParams | None = None,
 ) -> LabelBatch | None:
     """As `load_labels`, but None where there are none."""
     path, names = local_file(source), kind.response_names()
     vocabulary = frozenset((*range(encoding.n_vocab), encoding.padding_token))
     tokens, answers, cut = array("i"), [], _Cut()
-    records = islice(read_records(path, "label"), skip, None if limit is None else skip + limit)
-    for number, (_, entry) in enumerate(records, skip):
-        where = f"{path}, label {number}"
+    file = LabelFile(path, reading)
+    records = islice(file, skip, None if limit is None else skip + limit)
+    for number, (place, entry) in enumerate(records, skip):
+        where = f"{path}, label {number}" if file.is_ours else place
         label = _label_of_tokens(entry, kind, task, encoding, where, cut)
         for name in ("query", *names):
             length = task.query_length if name == "query" else task.response_length
@@ -104,7 +109,7 @@ def load_labels_if_any(
             f"{path}: each label's responses are all the same in {first}: nothing can be learnt from them; raise it "
             "where they differ later"
         )
-    notes = cut.notes(task)
+    notes = file.reading.notes() + cut.notes(task)
     if twice:
         notes.append(
             f"{twice:,} of {len(batch):,} labels show the same response twice in {first}"
@@ -288,37 +293,77 @@ def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.T
 # --- files of any task ---
 
 
-def infer_kind(source: str) -> LabelType:
+def infer_kind(source: str, reading: ReadingParams | None = None) -> LabelType:
     """The type of a file's labels, from the keys of its first. Raises UserError if they are none that is known."""
     path = local_file(source)
-    for where, entry in read_records(path, "label"):
-        keys = entry.keys() if isinstance(entry, dict) else set()
-        samples = (
-            len(entry["responses"])
-            if isinstance(entry, dict) and isinstance(entry.get("responses"), list)
-            else sum(f"sample{i}" in keys for i in range(len(keys)))
-        )
-        for answer, name in (
-            ("best", f"best_of_{samples}"),
-            ("target", f"best_of_{samples}"),
-            ("ranking", f"ranking_of_{samples}"),
-            ("difference", "scalar_compare"),
-            ("score", "scalar_rating"),
-        ):
-            if answer in keys and (answer not in ("best", "target", "ranking") or samples >= 2):
-                return label_type(name)
-        raise UserError(
-            f"{where}: expected the answer in 'best', 'target' or 'ranking' (of two or more samples), 'score' or "
-            f"'difference'; it has "
-            f"{', '.join(keys) or 'no keys'}"
-        )
+    for where, entry in LabelFile(path, reading):
+        return kind_of(entry, where)
     raise UserError(f"{path} has no labels")
 
 
-def infer_lengths(source: str, kind: LabelType, encoding: Encoding) -> tuple[int, int]:
+def kind_of(entry: object, where: str) -> LabelType:
+    """The type of a label, from its keys. Raises UserError if they are none that is known."""
+    keys = entry.keys() if isinstance(entry, dict) else set()
+    samples = (
+        len(entry["responses"])
+        if isinstance(entry, dict) and isinstance(entry.get("responses"), list)
+        else sum(f"sample{i}" in keys for i in range(len(keys)))
+    )
+    for answer, name in (
+        ("best", f"best_of_{samples}"),
+        ("target", f"best_of_{samples}"),
+        ("ranking", f"ranking_of_{samples}"),
+        ("difference", "scalar_compare"),
+        ("score", "scalar_rating"),
+    ):
+        if answer in keys and (answer not in ("best", "target", "ranking") or samples >= 2):
+            return label_type(name)
+    raise UserError(
+        f"{where}: expected the answer in 'best', 'target' or 'ranking' (of two or more samples), 'score' or "
+        f"'difference'; it has {', '.join(keys) or 'no keys'}"
+    )
+
+
+def label_texts(file: LabelFile, kind: LabelType | None = None) -> Iterator[dict[str, Any]]:
+    """The labels of a file of texts, checked, with all that they say. `kind`: what they must be; None takes each as it
+    is. UserError, naming file and entry, for one that is not a label of texts.
+    """
+    for where, entry in file:
+        one = kind or kind_of(entry, where)
+        if (
+            not isinstance(entry, dict)
+            or not _are_texts([entry.get("query")])
+            or not _are_texts(entry.get("responses"))
+        ):
+            raise UserError(f'{where}: expected {{"query": text, "responses": [text, ...]}}')
+        texts = entry["responses"]
+        if len(texts) != one.n_responses:
+            raise UserError(f"{where}: {one.name} needs {one.n_responses} responses, found {len(texts)}")
+        if one.answer not in entry and not (one.is_choice and "target" in entry):
+            raise UserError(f"{where}: the key {one.answer!r} is missing")
+        _answer(entry, one, where)
+        yield entry | {
+            "query": whole_characters(entry["query"]),
+            "responses": [whole_characters(text) for text in texts],
+        }
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def are_tokens(file: LabelFile) -> bool:
+    """Whether a file's labels are lists of tokens, as its first one is."""
+    _, first = next(iter(file), ("", None))
+    return isinstance(first, dict) and isinstance(first.get("query"), list)
+
+
+def infer_lengths(
+    source: str, kind: LabelType, encoding: Encoding, reading: ReadingParams | None = None
+) -> tuple[int, int]:
     """Tokens of query and response: of the first label's lists, or of the longest texts where labels are texts."""
     query = response = 1
-    for _, entry in read_records(local_file(source), "label"):
+    for _, entry in LabelFile(local_file(source), reading):
         if not isinstance(entry, dict):
             break  # reading the file whole says what is wrong
         if isinstance(entry.get("query"), list):
@@ -364,21 +409,8 @@ def _answer_as_written(batch: LabelBatch, index: int, kind: LabelType) -> dict[s
 
 
 def save_labels(path: Path, labels: Iterator[dict[str, Any]]) -> int:
-    """Write labels, atomically, in the form that the name asks for: .jsonl a line each, .json one list. Returns how
-    many.
-    """
-    count = 0
-    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        lines = str(path).endswith(".jsonl")
-        file.write("" if lines else "[")
-        for count, label in enumerate(labels, 1):
-            file.write(
-                ("" if lines or count == 1 else ",\n ")
-                + json.dumps(label, ensure_ascii=False)
-                + ("\n" if lines else "")
-            )
-        file.write("" if lines else "]\n")
-    return count
+    """Write labels, atomically: .jsonl a line each, .json one list. Returns how many."""
+    return write_json_records(path, labels)
 
 
 def load_train_and_valid(
@@ -388,10 +420,10 @@ def load_train_and_valid(
     few.
     """
     following = 0 if params.valid_source else params.num_valid  # held-out labels that follow in the same file
-    labels = load_labels(params.source, kind, task, encoding, limit=params.num_train + following)
+    labels = load_labels(params.source, kind, task, encoding, limit=params.num_train + following, reading=params)
     if len(labels) < params.num_train:
         raise UserError(f"{params.source} has {len(labels)} labels, --labels.num_train asks for {params.num_train}")
     if params.valid_source and params.num_valid:
-        return labels, load_labels(params.valid_source, kind, task, encoding, limit=params.num_valid)
+        return labels, load_labels(params.valid_source, kind, task, encoding, limit=params.num_valid, reading=params)
     train, valid = labels.rows(slice(params.num_train)), labels.rows(slice(params.num_train, None))
     return train, valid if len(valid) else None

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from lm_human_preferences.data.exchange.reading import ReadingParams
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 
 
 @dataclass
-class LabelParams:
+class LabelParams(ReadingParams):
     """Which labels."""
 
     type: str = param(
@@ -20,7 +21,9 @@ class LabelParams:
         "best_of_N or ranking_of_N for any N, scalar_rating or scalar_compare (also called scalar_comparison)",
     )
     num_train: int = param(4992, "labels to train on: the first of the file; a multiple of the batch size")
-    source: str = param("", "label file (JSON of token lists or JSONL of texts), or its web address", "path")
+    source: str = param(
+        "", "label file in any form that `labels convert` reads (docs/your_data.md), or its web address", "path"
+    )
     valid_source: str | None = param(
         None, "label file to measure on; none takes what the source has beyond num_train", "path"
     )

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from lm_human_preferences.data.exchange.pairs import write as pairs_of
+from lm_human_preferences.data.exchange.reading import Reading, ReadingParams
 from lm_human_preferences.data.label_files import save_labels
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_folder
@@ -60,26 +62,6 @@ def has_tokens(question: Question) -> bool:
     return question.query_tokens is not None and all(response.tokens is not None for response in question.responses)
 
 
-def pairs_of(question: Question, label: Label) -> Iterator[dict[str, str]]:
-    """Pairs as DPO trainers take them: `prompt`, `chosen`, `rejected`. A distribution gives a pair for each two
-    responses of which one has more.
-    """
-    texts = [response.text for response in question.responses]
-    ranking = label.get("ranking")
-    worth = [0.0] * len(texts)
-    if ranking is not None:
-        for place, number in enumerate(ranking):
-            worth[number] = float(len(texts) - place)
-    elif "best" in label:
-        worth[label["best"]] = 1.0
-    else:
-        worth = label["target"]
-    for chosen in range(len(texts)):
-        for rejected in range(len(texts)):
-            if worth[chosen] > worth[rejected]:
-                yield {"prompt": question.query, "chosen": texts[chosen], "rejected": texts[rejected]}
-
-
 def record_of(question: Question, one: Judgement) -> dict[str, Any]:
     """All that is known of an answer, as JSON."""
     return {
@@ -129,7 +111,7 @@ def write_export(store: Store, folder: Path, how: str) -> dict[str, int]:
             write(f"{name}.jsonl", (as_texts(*one) for one in some))
             if some and all(has_tokens(question) for question, _ in some):
                 write(f"{name}.json", (as_tokens(*one) for one in some))
-        write("pairs.jsonl", (pair for one in labels[PLAIN] for pair in pairs_of(*one)))
+        write("pairs.jsonl", pairs_of((as_texts(*one) for one in labels[PLAIN]), Reading.of(ReadingParams())))
         every = store.judgements(replaced=True)
         write("answers.jsonl", (record_of(questions[one.showing.question], one) for one in every))
         sheet = datasheet(store, quality(questions, judgements), judgements, how, lines)

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from lm_human_preferences.commands.inspect_labels import LabelToolParams, convert, inspect
+from lm_human_preferences.commands.convert_labels import convert
+from lm_human_preferences.commands.inspect_labels import LabelToolParams, inspect
 from lm_human_preferences.data.label_files import infer_kind, load_labels, save_labels, token_label
 from lm_human_preferences.data.labels import label_type
 from lm_human_preferences.data.tasks import TaskParams
