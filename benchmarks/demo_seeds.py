@@ -9,19 +9,15 @@ datasets/movies_judge.py.
 """
 
 import argparse
-import concurrent.futures
 import math
 import statistics
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.runner import Command, run_all
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
-from lm_human_preferences.foundation.files import make_folder, read_json_object, sha256, write_json
+from lm_human_preferences.foundation.files import read_json_object, sha256, write_json
 from lm_human_preferences.foundation.root import project_root
 from lm_human_preferences.language.weight_files import WEIGHTS
 from lm_human_preferences.reports.expected import (
@@ -69,14 +65,6 @@ class Member(NamedTuple):
         return f"{stage}_{self.precision}_{self.seed}"
 
 
-class Command(NamedTuple):
-    """One process: a stage's command line, and the file that is there when it has ended well."""
-
-    name: str
-    words: list[str]
-    result: Path
-
-
 def commands_of(member: Member, folder: Path, device: str, threads: int, target_kl: float | None) -> list[Command]:
     """What makes a demonstration, in this order; what differs from `make demo` is where it lies, seed and precision."""
     run = ["--run.save_dir", str(folder), "--run.seed", str(member.seed), "--run.precision", member.precision]
@@ -98,65 +86,6 @@ def commands_of(member: Member, folder: Path, device: str, threads: int, target_
         computing = ["--device", device, "--precision", member.precision]
         add(evaluation, "evaluate", "movies", *policies, *judges, *computing)
     return commands
-
-
-# --- running ---
-
-
-class Runner:
-    """Runs demonstrations, several at once, each command in a process of its own."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.processes, self.lock = folder, set[subprocess.Popen[bytes]](), threading.Lock()
-        self.stopped = False
-
-    def run(self, commands: Sequence[Command]) -> str | None:
-        """The commands of one demonstration one after the other, but for those that are finished. Returns the name of
-        the one that failed.
-        """
-        for command in commands:
-            if command.result.is_file():
-                continue
-            if not self._succeeds(command):
-                return command.name
-        return None
-
-    def _succeeds(self, command: Command) -> bool:
-        begun = (self.folder / command.name / "config.json").exists()
-        words = [*command.words, *(["--run.resume"] if begun and command.words[0] != "evaluate" else [])]
-        start = time.monotonic()
-        with open(make_folder(self.folder / "logs") / f"{command.name}.txt", "ab") as log:
-            with self.lock:
-                if self.stopped:
-                    return False
-                process = subprocess.Popen(
-                    [sys.executable, "launch.py", *words], cwd=project_root(), stdout=log, stderr=subprocess.STDOUT
-                )
-                self.processes.add(process)
-            status = process.wait()
-        with self.lock:
-            self.processes.discard(process)
-        ended = "done" if status == 0 else f"FAILED (exit status {status}), see {log.name}"
-        print(f"{command.name}: {ended} after {time.monotonic() - start:.0f} s", flush=True)
-        return status == 0
-
-    def stop(self) -> None:
-        """End the processes that this one started; their runs keep their checkpoints."""
-        with self.lock:
-            self.stopped = True
-            for process in self.processes:
-                process.terminate()
-
-
-def run_all(members: Sequence[Member], folder: Path, jobs: int, commands: dict[Member, list[Command]]) -> list[str]:
-    """All demonstrations, `jobs` of them at once; the names of those commands that failed."""
-    runner = Runner(folder)
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        try:
-            return [failed for failed in pool.map(runner.run, [commands[member] for member in members]) if failed]
-        except KeyboardInterrupt:
-            runner.stop()
-            raise UserError("stopped; the same command goes on from here") from None
 
 
 # --- what came of it ---
@@ -362,7 +291,7 @@ def main() -> None:
         for command in (command for member in members for command in commands[member]):
             print(" ".join(["python launch.py", *command.words]))
         return
-    failed = [] if arguments.only_report else run_all(members, folder, arguments.jobs, commands)
+    failed = [] if arguments.only_report else run_all(list(commands.values()), folder, arguments.jobs)
     report(folder, members, arguments.target_kl)
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; {arguments.output} is not written")

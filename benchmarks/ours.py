@@ -11,7 +11,6 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.clock import PhaseClock
-from benchmarks.flops import TRAINING, choice_flops, forward_flops, response_flops
 from lm_human_preferences import train_sft
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.compute.precision import Precision
@@ -20,6 +19,7 @@ from lm_human_preferences.data.queries import QueryStream, TokenFile, write_toke
 from lm_human_preferences.data.rows import Rows
 from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.language.encoding import get_encoding
+from lm_human_preferences.language.flops import TRAINING, choice_flops, forward_flops, response_flops
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.logprobs import slices
 from lm_human_preferences.learning.policy import Policy

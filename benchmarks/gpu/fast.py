@@ -15,13 +15,13 @@ import torch
 from benchmarks import others, ours
 from benchmarks.cases import Case
 from benchmarks.clock import PhaseClock
-from benchmarks.flops import forward_flops
 from benchmarks.gpu.parts import Line, Part, Setting, attempt, line
 from benchmarks.measure import ROOT
 from benchmarks.ours import Subject
 from lm_human_preferences.compute.precision import with_matmul_precision
 from lm_human_preferences.language import logprobs
 from lm_human_preferences.language.captured import decoding_graphs
+from lm_human_preferences.language.flops import forward_flops
 from lm_human_preferences.language.gpt2 import Block
 from lm_human_preferences.train_policy import PPOTrainer
 

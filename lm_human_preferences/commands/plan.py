@@ -1,14 +1,15 @@
-"""What fits where: `python launch.py plan TASK` predicts each stage's memory and names the micro-batches, before
-anything is downloaded or started.
+"""What fits where, and how long it takes: `python launch.py plan TASK` predicts each stage's memory and names the
+micro-batches, and with a device's rates its hours, before anything is downloaded or started.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lm_human_preferences.compute.peaks import Peaks, measure_peaks
 from lm_human_preferences.compute.precision import Precision, choose_precision
 from lm_human_preferences.data.labels import label_type
 from lm_human_preferences.data.tasks import QueryFormatter
@@ -19,6 +20,7 @@ from lm_human_preferences.language.gpt2 import SHAPES, GPT2Config, count_paramet
 from lm_human_preferences.language.memory import Pass
 from lm_human_preferences.language.model_folders import load_config
 from lm_human_preferences.runs.micro_batches import GIB, SHARE, fitting_micro_batches, free_memory
+from lm_human_preferences.runs.stage_hours import Device, Times, Work, stage_work, step_times
 from lm_human_preferences.runs.stage_memory import (
     StageMemory,
     direct_training_memory,
@@ -37,6 +39,12 @@ class PlanParams:
     devices: int = param(1, "GPUs, or processes on CPUs")
     device: str = param("auto", "auto, cpu or cuda; one that this machine lacks can be planned for too")
     memory: float | None = param(None, "GiB on each device; none: what is free on this machine now")
+    measure: bool = param(False, "measure this machine's rates first, in seconds, and say how long each stage takes")
+    tflops: float | None = param(
+        None, "10^12 operations a second of a large product in the precision of the blocks, instead of measuring"
+    )
+    bandwidth: float = param(0.0, "GB/s of a large copy, read and written; with --tflops")
+    link: float = param(50.0, "GB/s that one device can send to the others, where there are several")
     precision: str = param("auto", "auto (bfloat16 on cuda; on a CPU where it is fast), float32 or bfloat16")
 
 
@@ -81,8 +89,13 @@ def _precision(params: PlanParams) -> Precision:
     return choose_precision(params.device, params.precision)
 
 
+def _outside(entry: Any, config: GPT2Config) -> int:
+    """Tokens that the task puts around a query."""
+    return QueryFormatter.of(entry.task, get_encoding(config.encoding)).length if entry.task else 0
+
+
 def _stage_memory(stage: str, entry: Any, config: GPT2Config, precision: Precision, ranks: int) -> StageMemory:
-    outside = QueryFormatter.of(entry.task, get_encoding(config.encoding)).length if entry.task else 0
+    outside = _outside(entry, config)
     if stage == "train_sft":
         tokens = outside + entry.task.query_length + entry.task.response_length - 1 if entry.task else entry.data.block
         return supervised_training_memory(entry, config, tokens, precision, ranks)
@@ -90,6 +103,23 @@ def _stage_memory(stage: str, entry: Any, config: GPT2Config, precision: Precisi
         predicted = reward_training_memory if stage == "train_reward" else direct_training_memory
         return predicted(entry, config, label_type(entry.labels.type).n_responses, precision, ranks, outside)
     return policy_training_memory(entry, config, precision, ranks, outside)
+
+
+def _peaks(params: PlanParams, precision: Precision) -> Peaks | None:
+    """The device's rates, told or measured; None where nobody asks for hours."""
+    told = params.tflops is not None
+    if params.measure and told:
+        raise UserError("--measure and --tflops exclude each other; give one of them")
+    if told != (params.bandwidth > 0) or (params.tflops is not None and params.tflops <= 0) or params.link <= 0:
+        raise UserError("--tflops and --bandwidth belong together, and they and --link must be positive")
+    if params.tflops is not None:
+        rate = params.tflops * 1e12
+        return Peaks(rate / 2 if precision.bfloat16 else rate, rate, params.bandwidth * 1e9)
+    if not params.measure:
+        return None
+    if precision.device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--measure on a machine without --device cuda: give its rates with --tflops and --bandwidth")
+    return measure_peaks(precision.device)
 
 
 # --- the plan ---
@@ -102,6 +132,7 @@ def plan(params: PlanParams, entries: dict[str, Any], task: str) -> str:
     if params.devices < 1 or (params.memory is not None and params.memory <= 0):
         raise UserError("--devices must be at least 1 and --memory positive")
     precision = _precision(params)
+    peaks = _peaks(params, precision)
     if params.memory is None and precision.device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda on a machine without one: say with --memory how many GiB each GPU has")
     budget = int(params.memory * GIB) if params.memory is not None else free_memory(precision.device)
@@ -110,6 +141,10 @@ def plan(params: PlanParams, entries: dict[str, Any], task: str) -> str:
         f"{task} on {params.devices} {one if params.devices == 1 else many} with {budget / GIB:.1f} GiB each, "
         f"{SHARE:.0%} of it planned with; {precision.describe()}"
     ]
+    if peaks is not None:
+        rate = peaks.bfloat16 if precision.bfloat16 else peaks.float32
+        how = "measured" if params.measure else "told"
+        lines.append(f"{how}: {rate / 1e12:.3g} TFLOP/s, {peaks.copy / 1e9:,.4g} GB/s; hours are predictions")
     models = _models(params, entries)
     for stage, entry in entries.items():
         name, config = models[stage]
@@ -122,6 +157,12 @@ def plan(params: PlanParams, entries: dict[str, Any], task: str) -> str:
                 + (f", --run.sharding {sharding}" if params.devices > 1 else ""),
                 *_table(memory, entry.run, budget, precision.device.type),
             ]
+            if peaks is not None:
+                sharded = sharding == "fsdp"
+                device = Device(peaks, precision.bfloat16, precision.device.type, params.devices, sharded)
+                sizes = fitting_micro_batches(entry.run, memory, int(SHARE * budget), precision.device.type)
+                work = stage_work(stage, entry, config, _outside(entry, config), sizes, device)
+                lines.append(_time(work, step_times(work, device, params.link * 1e9)))
     return "\n".join(lines)
 
 
@@ -144,6 +185,17 @@ def _table(memory: StageMemory, run: Any, budget: int, device: str) -> list[str]
     peak = sizes.peak(memory)
     verdict = "fits" if peak <= SHARE * budget else "just fits" if peak <= budget else "does not fit"
     return [*lines, f"  at most            {peak / GIB:7.2f} GiB   {verdict}"]
+
+
+def _time(work: Work, times: Times) -> str:
+    """Hours of a stage, and what its steps spend them on."""
+    parts = ", ".join(f"{name} {value:.3g}" for name, value in asdict(times).items() if value)
+    step = f"a step {times.step:.3g} s ({parts})"
+    if not work.steps:
+        return f"  time               {step}"
+    hours = work.steps * times.step / 3600
+    whole = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
+    return f"  time               {whole}: {work.steps:,} steps, {step}"
 
 
 def _words(which: Pass, rows: int) -> str:

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import __main__ as command
 from benchmarks import clock, figure, tables, worker
 from benchmarks.cases import KINDS, RIVALS, Case, cases_of, check_case
-from benchmarks.flops import choice_flops, forward_flops, response_flops
 from benchmarks.measure import Worker, measure, summarise
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.language.flops import choice_flops, forward_flops, response_flops
 from lm_human_preferences.language.gpt2 import GPT2, SHAPES, GPT2Config
 
 from small import ROOT

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import demo_seeds
-from benchmarks.demo_seeds import Command, Member, Runner, commands_of, course_table, members_of, readme_table, score_at
+from benchmarks.demo_seeds import Member, commands_of, course_table, members_of, readme_table, score_at
+from benchmarks.runner import Command, Runner
 from lm_human_preferences.commands import command_line
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import write_json

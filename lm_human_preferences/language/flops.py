@@ -38,6 +38,16 @@ def choice_flops(config: GPT2Config, query: int, responses: list[int]) -> int:
     return shared + sum(forward_flops(config, response, outputs=1, past=query) for response in responses if response)
 
 
+def choice_logprob_flops(config: GPT2Config, query: int, responses: list[int]) -> int:
+    """Of log-probabilities of several responses to one query, whose pass they share."""
+    shared = forward_flops(config, query, outputs=1, logits=1)
+    return shared + sum(
+        forward_flops(config, response - 1, outputs=response - 1, logits=response - 1, past=query)
+        for response in responses
+        if response
+    )
+
+
 def _seen(tokens: int, past: int) -> int:
     """How many tokens each of `tokens` consecutive ones sees, added up, the first of them after `past` others."""
     return tokens * past + tokens * (tokens + 1) // 2

@@ -1,0 +1,261 @@
+"""What asking while the policy trains gains, and what asking cleverly gains: the study of docs/people.md.
+
+    python -m benchmarks.asking [--ways offline,random,...] [--labels 512,1024,2048,4096] [--seeds 1,2,3] [--kl 6]
+
+Simulated people, of whom some click anywhere, answer on task movies by the judge of sentences. `offline` asks all at
+once about the initial model's responses; the other ways ask a quarter of the labels so and the rest while the policy
+trains, by `--online.ask`. All policies are steered to one KL and judged on held-out queries by the people's own judge,
+without its noise, and by the judge of words. Called again it goes on where it stopped. It needs datasets/movies.py and
+datasets/movies_judge.py.
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.runner import Command, run_all
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.foundation.files import atomic_file, read_json_object, write_json
+from lm_human_preferences.people.asking import ASKS
+from lm_human_preferences.reports.expected import START_MODEL, Figure, figures_of
+from lm_human_preferences.reports.figures import COLOURS, STYLE
+
+OFFLINE = "offline"
+WAYS = (OFFLINE, *ASKS)
+JUDGE = "embeddings:datasets/movies_judge"
+GOLD, WORDS = "after/scores/sentences", "after/scores/words"
+BATCH = 32  # labels of a step of reward training on movies
+FIRST_SHARE = 4  # a quarter of the labels is asked for at first
+
+
+class Member(NamedTuple):
+    """One policy and the answers that it took."""
+
+    way: str
+    labels: int
+    seed: int
+
+    def name(self, stage: str) -> str:
+        return f"{stage}_{self.way}_{self.labels}_{self.seed}"
+
+
+class Setting(NamedTuple):
+    """What all members share."""
+
+    folder: Path
+    noise: float
+    people: int
+    kl: float
+    retrainings: int
+    samples: int
+    device: str
+    threads: int
+
+
+def commands_of(member: Member, setting: Setting) -> list[Command]:
+    """A policy that asks, and its evaluation."""
+    folder, policy, evaluation = setting.folder, member.name("policy"), member.name("evaluation")
+    first = member.labels
+    if member.way != OFFLINE:
+        first = max(BATCH, member.labels // FIRST_SHARE // BATCH * BATCH)
+    online = {
+        "online": "on",
+        "online.labels": member.labels,
+        "online.initial_labels": first,
+        "online.retrainings": setting.retrainings,
+        "online.labellers": f"simulated:{JUDGE}?noise={setting.noise}&people={setting.people}",
+        "online.ask": "random" if member.way == OFFLINE else member.way,
+        "rewards.train_new_model.labels.valid_source": "none",
+        "rewards.adaptive_kl": "on",
+        "rewards.adaptive_kl.target": setting.kl,
+        "rewards.adaptive_kl.horizon": 640,
+        "evaluation.samples": 0,
+        "run.save_dir": folder,
+        "run.seed": member.seed,
+        "run.device": setting.device,
+        "run.threads": setting.threads,
+    }
+    words = [word for name, value in online.items() for word in (f"--{name}", str(value))]
+    judges = f"sentences={JUDGE},words=ratings:datasets/movies"
+    judged = ["--policies", f"before={START_MODEL},after={folder / policy}", "--samples", str(setting.samples)]
+    judged += ["--judges", judges, "--experiment", evaluation, "--save_dir", str(folder), "--device", setting.device]
+    return [
+        Command(policy, ["train_policy", "movies", policy, *words], folder / policy / "result.json"),
+        Command(evaluation, ["evaluate", "movies", *judged], folder / evaluation / "result.json"),
+    ]
+
+
+# --- what came of it ---
+
+
+class Point(NamedTuple):
+    """The seeds of one way and number of labels."""
+
+    labels: int
+    gold: list[float]  # ratings by the people's own judge, one a seed
+    words: list[float]
+    kl: list[float]
+    preferred: list[float]
+
+
+def points_of(members: Sequence[Member], folder: Path) -> dict[str, list[Point]]:
+    """Way -> its points by rising numbers of labels, of the finished members."""
+    found: dict[str, dict[int, list[dict[str, Figure]]]] = {}
+    for member in members:
+        path = folder / member.name("evaluation") / "result.json"
+        if path.is_file():
+            figures = figures_of(read_json_object(path))
+            found.setdefault(member.way, {}).setdefault(member.labels, []).append(figures)
+    keys = (GOLD, WORDS, "after/kl", "wins/sentences/after/before")
+    return {
+        way: [
+            Point(labels, *([figures[key].value for figures in by_labels[labels]] for key in keys))
+            for labels in sorted(by_labels)
+        ]
+        for way, by_labels in found.items()
+    }
+
+
+def labels_needed(points: Sequence[Point], gold: float) -> float:
+    """Labels at which the mean gold score first reaches `gold`, straight between points on a logarithmic scale; the
+    smallest number where it is reached there already, infinity where it never is.
+    """
+    pairs = [(point.labels, statistics.fmean(point.gold)) for point in points]
+    if pairs and pairs[0][1] >= gold:
+        return float(pairs[0][0])
+    for (n_0, g_0), (n_1, g_1) in zip(pairs, pairs[1:], strict=False):
+        if g_0 < gold <= g_1:
+            return math.exp(math.log(n_0) + (gold - g_0) / (g_1 - g_0) * math.log(n_1 / n_0))
+    return math.inf
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean, and the extremes of the seeds: "+1.52 (+1.40 to +1.63)"."""
+    mean, least, most = (form.format(value + 0.0) for value in (statistics.fmean(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({least} to {most})"
+
+
+def table(points: dict[str, list[Point]]) -> list[str]:
+    """A row for each way and number of labels: means over seeds with their extremes."""
+    lines = ["| asked | labels | seeds | gold rating | preferred to before | rating by words | KL |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|")
+    for way, some in points.items():
+        for point in some:
+            gold, words = spread(point.gold, "{:+.2f}"), spread(point.words, "{:+.2f}")
+            preferred, kl = spread(point.preferred, "{:.1%}"), spread(point.kl, "{:.1f}")
+            lines.append(f"| {way} | {point.labels:,} | {len(point.gold)} | {gold} | {preferred} | {words} | {kl} |")
+    return lines
+
+
+def needed_table(points: dict[str, list[Point]]) -> list[str]:
+    """Labels that each way needs for what the most labels gave offline; empty where nothing was asked offline."""
+    if not points.get(OFFLINE):
+        return []
+    best = points[OFFLINE][-1]
+    gold = statistics.fmean(best.gold)
+    lines = [f"labels for the gold rating {gold:+.2f} that {best.labels:,} gave offline:"]
+    for way, some in points.items():
+        needed = labels_needed(some, gold)
+        said = f"{needed:,.0f}, {needed / best.labels:.2f} of them" if needed < math.inf else "more than were asked for"
+        at_least = "at most " if needed == some[0].labels else ""
+        lines.append(f"  {way}: {at_least}{said}")
+    return lines
+
+
+def draw(points: dict[str, list[Point]], path: Path) -> None:
+    """Write gold rating against labels as PNG: a line through each way's means, a dot for each seed."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import NullLocator
+
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(5.6, 3.6), layout="constrained")
+        axis = canvas.subplots()
+        for (way, some), colour in zip(points.items(), COLOURS, strict=False):
+            labels = [point.labels for point in some]
+            axis.plot(labels, [statistics.fmean(point.gold) for point in some], color=colour, label=way)
+            for point in some:
+                axis.plot([point.labels] * len(point.gold), point.gold, ".", color=colour, alpha=0.6)
+        axis.set_xscale("log", base=2)
+        numbers = sorted({point.labels for some in points.values() for point in some})
+        axis.set_xticks(numbers, [f"{number:,}" for number in numbers])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlabel("answers of simulated people")
+        axis.set_ylabel("gold rating at one KL")
+        axis.legend()
+        with atomic_file(path) as temporary:
+            canvas.savefig(temporary, format="png")
+
+
+# --- the command ---
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.asking", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--ways", default=",".join(WAYS), metavar="A,B", help=f"of {', '.join(WAYS)}")
+    p.add_argument("--labels", default="512,1024,2048,4096", metavar="A,B", help="multiples of 32")
+    p.add_argument("--seeds", default="1,2,3", metavar="A,B")
+    p.add_argument("--noise", type=float, default=0.3, help="share of answers that are clicks anywhere")
+    p.add_argument("--people", type=int, default=5)
+    p.add_argument("--kl", type=float, default=6.0, help="nats that all policies are steered to")
+    p.add_argument("--retrainings", type=int, default=5, help="of the reward model while a policy trains")
+    p.add_argument("--samples", type=int, default=1000, help="queries of an evaluation")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of a process; 0: PyTorch's choice")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="policies at once (several fit a GPU)")
+    p.add_argument("--folder", type=Path, default=Path("saved_models/asking"), help="where all runs lie")
+    p.add_argument("--figure", type=Path, default=Path("static/asking.png"))
+    p.add_argument("--only_report", action="store_true", help="run nothing; print and draw what is finished")
+    p.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+    return p
+
+
+def members_of(ways: str, labels: str, seeds: str) -> list[Member]:
+    """Seed by seed, the most labels first, so that a study that is cut short compares all ways. UserError for what
+    cannot be.
+    """
+    for way in ways.split(","):
+        if way not in WAYS:
+            raise UserError(f"--ways {ways}: {way} is none of {', '.join(WAYS)}")
+    try:
+        counts, numbers = ([int(part) for part in text.split(",")] for text in (labels, seeds))
+    except ValueError:
+        raise UserError(
+            f"--labels {labels} and --seeds {seeds} must be whole numbers with commas between them"
+        ) from None
+    if any(count < BATCH or count % BATCH for count in counts):
+        raise UserError(f"--labels {labels}: must be multiples of {BATCH}, the labels of a step of reward training")
+    ordered = sorted(set(counts), reverse=True)
+    return [Member(way, count, seed) for seed in dict.fromkeys(numbers) for count in ordered for way in ways.split(",")]
+
+
+@exit_on_user_error
+def main() -> None:
+    a = parser().parse_args()
+    members = members_of(a.ways, a.labels, a.seeds)
+    if a.jobs < 1 or a.threads < 0 or a.people < 1 or not 0 <= a.noise <= 1 or not a.kl > 0 or a.samples < 2:
+        raise UserError("--jobs, --people and --samples must be positive, --noise a share, --kl positive")
+    setting = Setting(a.folder, a.noise, a.people, a.kl, a.retrainings, a.samples, a.device, a.threads)
+    chains = [commands_of(member, setting) for member in members]
+    if a.dry_run:
+        for command in (command for chain in chains for command in chain):
+            print(" ".join(["python launch.py", *command.words]))
+        return
+    failed = [] if a.only_report else run_all(chains, a.folder, a.jobs)
+    points = points_of(members, a.folder)
+    print("\n" + "\n".join([*table(points), "", *needed_table(points)]))
+    if points:
+        draw(points, a.figure)
+        write_json(a.folder / "points.json", {way: [one._asdict() for one in some] for way, some in points.items()})
+        print(f"figure in {a.figure}")
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}; the same command goes on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Many command lines of launch.py, several at once, each in a process of its own; called again they go on."""
+
+import concurrent.futures
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import make_folder
+from lm_human_preferences.foundation.root import project_root
+
+
+class Command(NamedTuple):
+    """One process: a stage's command line, and the file that is there when it has ended well."""
+
+    name: str
+    words: list[str]
+    result: Path
+
+
+class Runner:
+    """Runs chains of commands, each command in a process of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.processes, self.lock = folder, set[subprocess.Popen[bytes]](), threading.Lock()
+        self.stopped = False
+
+    def run(self, commands: Sequence[Command]) -> str | None:
+        """The commands of one chain one after the other, but for those that are finished. Returns the name of the one
+        that failed.
+        """
+        for command in commands:
+            if command.result.is_file():
+                continue
+            if not self._succeeds(command):
+                return command.name
+        return None
+
+    def _succeeds(self, command: Command) -> bool:
+        begun = any((self.folder / f"{command.name}{first}/config.json").exists() for first in ("", "_reward"))
+        words = [*command.words, *(["--run.resume"] if begun and command.words[0] != "evaluate" else [])]
+        start = time.monotonic()
+        with open(make_folder(self.folder / "logs") / f"{command.name}.txt", "ab") as log:
+            with self.lock:
+                if self.stopped:
+                    return False
+                process = subprocess.Popen(
+                    [sys.executable, "launch.py", *words], cwd=project_root(), stdout=log, stderr=subprocess.STDOUT
+                )
+                self.processes.add(process)
+            status = process.wait()
+        with self.lock:
+            self.processes.discard(process)
+        ended = "done" if status == 0 else f"FAILED (exit status {status}), see {log.name}"
+        print(f"{command.name}: {ended} after {time.monotonic() - start:.0f} s", flush=True)
+        return status == 0
+
+    def stop(self) -> None:
+        """End the processes that this one started; their runs keep their checkpoints."""
+        with self.lock:
+            self.stopped = True
+            for process in self.processes:
+                process.terminate()
+
+
+def run_all(chains: Sequence[Sequence[Command]], folder: Path, jobs: int) -> list[str]:
+    """All chains, `jobs` of them at once; the names of those commands that failed."""
+    runner = Runner(folder)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            return [failed for failed in pool.map(runner.run, chains) if failed]
+        except KeyboardInterrupt:
+            runner.stop()
+            raise UserError("stopped; the same command goes on from here") from None

@@ -1,0 +1,71 @@
+"""The study of asking: its commands can be run, offline asks at once, and what is read off finished members."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks import asking
+from benchmarks.asking import Member, Point, Setting, commands_of, labels_needed, members_of, needed_table, points_of
+from lm_human_preferences.commands import command_line
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import write_json
+
+from params import EXPERIMENTS
+
+SETTING = Setting(Path("F"), 0.3, 5, 6.0, 5, 1000, "cpu", 1)
+
+
+def test_its_commands_resolve(capsys):
+    for way, first in (("offline", 2048), ("random", 512), ("information", 512)):
+        train, evaluate = commands_of(Member(way, 2048, 3), SETTING)
+        command_line.run([*train.words, "--dry_run"], EXPERIMENTS)
+        resolved = json.loads(capsys.readouterr().out)
+        assert (resolved["online"]["labels"], resolved["online"]["initial_labels"]) == (2048, first)
+        assert resolved["online"]["ask"] == (way if way != "offline" else "random") and resolved["run"]["seed"] == 3
+        assert resolved["online"]["labellers"].startswith(f"simulated:{asking.JUDGE}?noise=0.3")
+        assert resolved["rewards"]["adaptive_kl"]["target"] == 6.0
+        assert evaluate.words[:2] == ["evaluate", "movies"] and str(train.result.parent) in " ".join(evaluate.words)
+
+
+def test_members():
+    assert members_of("offline,random", "64,128", "2,1")[:3] == [
+        Member("offline", 128, 2),
+        Member("random", 128, 2),
+        Member("offline", 64, 2),
+    ]
+    for wrong in (("cleverly", "64", "1"), ("random", "50", "1"), ("random", "64", "one")):
+        with pytest.raises(UserError):
+            members_of(*wrong)
+
+
+def finished(folder, member, gold):
+    """An evaluation as `evaluate` writes it."""
+
+    def number(value):
+        return {"mean": value, "low": value - 0.1, "high": value + 0.1}
+
+    figures = {"scores": {"sentences": number(gold), "words": number(0.5)}, "kl": number(6.0)}
+    figures |= {"no_valid_end": number(0.1), "distinct_2": number(0.4)}
+    win = {"judge": "sentences", "policy": "after", "against": "before", "share": number(0.8)}
+    write_json(folder / member.name("evaluation") / "result.json", {"policies": {"after": figures}, "wins": [win]})
+
+
+def test_what_is_read_off(tmp_path):
+    """Offline 1.0 at 512 labels and 2.0 at 2048, asking 2.0 half-way (on the logarithm) from 1.5 to 2.5."""
+    members = members_of("offline,random,thompson", "512,2048", "1,2")
+    for member in members:
+        if member.way != "thompson" and (member.way, member.labels, member.seed) != ("random", 512, 2):
+            gold = {"offline": {512: 1.0, 2048: 2.0}, "random": {512: 1.5, 2048: 2.5}}[member.way][member.labels]
+            finished(tmp_path, member, gold)
+    points = points_of(members, tmp_path)
+    assert set(points) == {"offline", "random"} and [len(point.gold) for point in points["random"]] == [1, 2]
+    assert labels_needed(points["random"], 2.0) == pytest.approx(1024)
+    assert labels_needed(points["random"], 1.4) == 512 and labels_needed(points["random"], 3.0) == math.inf
+    text = "\n".join(needed_table(points))
+    assert "+2.00 that 2,048 gave offline" in text and "random: 1,024, 0.50 of them" in text
+    assert any("| offline | 512 | 2 | +1.00 (+1.00 to +1.00) |" in line for line in asking.table(points))
+    asking.draw(points, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert needed_table({"random": [Point(512, [1.0], [1.0], [6.0], [0.5])]}) == []
