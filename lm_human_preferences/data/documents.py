@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -49,14 +49,21 @@ def encoded(
     clean_reference: Clean = unchanged,
     end_of_text: bool = False,
     processes: int = 0,
+    open_ended: Collection[str] = (),
 ) -> Iterator[Encoded]:
     """(split, tokens, tokens of the reference) of each document, in order, as uint16 arrays; documents that are empty
-    once cleaned are left out.
+    once cleaned are left out. With `end_of_text` they are closed by it, but for those of the splits `open_ended`.
 
     The cleaning and encoding run in `processes` processes (0: one a core); the two cleaning functions must be
     importable by name.
     """
-    work = functools.partial(_encode_batch, clean=clean, clean_reference=clean_reference, end_of_text=end_of_text)
+    work = functools.partial(
+        _encode_batch,
+        clean=clean,
+        clean_reference=clean_reference,
+        end_of_text=end_of_text,
+        open_ended=frozenset(open_ended),
+    )
     processes = processes or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     batches = _batches(iter(documents))
     if processes == 1:
@@ -89,13 +96,15 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encode_batch(documents: list[Document], clean: Clean, clean_reference: Clean, end_of_text: bool) -> list[Encoded]:
+def _encode_batch(
+    documents: list[Document], clean: Clean, clean_reference: Clean, end_of_text: bool, open_ended: frozenset[str]
+) -> list[Encoded]:
     encoding, result = gpt2_encoding(), []
     for split, text, reference in documents:
         tokens = list(itertools.chain.from_iterable(encoding.encode(piece) for piece in pieces(clean(text))))
         if not tokens:
             continue
-        if end_of_text:
+        if end_of_text and split not in open_ended:
             tokens.append(encoding.end_of_text)
         answer = None if reference is None else np.array(encoding.encode(clean_reference(reference)), np.uint16)
         result.append((split, np.array(tokens, np.uint16), answer))
@@ -120,20 +129,26 @@ def pieces(text: str, size: int = 50_000) -> Iterator[str]:
 
 
 def write_splits(
-    folder: Path, encoded_documents: Iterable[Encoded], splits: Iterable[str], references: bool = False
+    folder: Path,
+    encoded_documents: Iterable[Encoded],
+    splits: Sequence[str],
+    references: bool = False,
+    others: Sequence[str] = (),
 ) -> Splits:
-    """The token file of each split, and `references_<split>` beside it, document by document; returns what meta.json
-    says of them.
+    """The token file of each split, and `references_<split>` beside it, document by document; the token files `others`
+    have no references. Returns what meta.json says of them.
     """
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(TokenFileWriter(folder, name))
-            for split in splits
-            for name in (split, *([f"references_{split}"] if references else []))
+            for name in (
+                *(name for split in splits for name in (split, *([f"references_{split}"] if references else []))),
+                *others,
+            )
         }
         for split, tokens, reference in encoded_documents:
             writers[split].add(tokens)
-            if references:
+            if references and split not in others:
                 writers[f"references_{split}"].add([] if reference is None else reference)
     return {name: writer.entry() for name, writer in writers.items()}
 
@@ -173,3 +188,10 @@ class SplitRule(NamedTuple):
             return own
         percent = hash_percent(text)
         return "valid" if percent < self.valid else "test" if percent < self.valid + self.test else "train"
+
+    def with_valid(self, text: str, own: str, percent: float) -> str:
+        """As `of`; where the source's own splits hold and none of them is for validation, `percent` of its train split,
+        by a hash of `text`, becomes one.
+        """
+        split = self.of(text, own)
+        return "valid" if self.valid is None and own == "train" and hash_percent(text) < percent else split

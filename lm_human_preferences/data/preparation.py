@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_human_preferences.data.documents import Clean, Document, SplitRule, encoded, unchanged, write_splits
+from lm_human_preferences.data.prepared_labels import PreparedLabels
 from lm_human_preferences.data.queries import Splits, datasets_folder, write_meta
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import make_folder, read_json, sha256
@@ -22,6 +23,8 @@ class Recipe(NamedTuple):
     licence: str
     splits: tuple[str, ...]
     references: bool = False
+    others: tuple[str, ...] = ()  # further token files, without references and ends of texts; splits of documents too
+    labels: tuple[str, ...] = ()  # label files, named without .jsonl; those of a split `train` must not stay empty
     needed_reference: str = ""  # what a reference is, where a split in which no document has one is an error
     end_of_text: bool = False
     clean: Clean = unchanged
@@ -78,29 +81,70 @@ def prepare_dataset(
     source: what was read, by name (paths with their fingerprints, addresses); settings: what else the result depends
     on. Raises UserError if a split would have no document, or lack all of the references that it needs.
     """
+    prepare_labelled_dataset(recipe, arguments, source, lambda labels: documents(), **settings)
+
+
+def prepare_labelled_dataset(
+    recipe: Recipe,
+    arguments: argparse.Namespace,
+    source: dict[str, str],
+    documents: Callable[[PreparedLabels], Iterable[Document]],
+    **settings: object,
+) -> None:
+    """`prepare_dataset` for a source of documents and labels: `documents` adds the labels to the recipe's label files
+    while it yields the documents. UserError too if a label file of a training split would be empty.
+    """
     about = {"recipe": recipe.version, "limit": arguments.limit, "split": arguments.split, "inputs": source} | settings
     if not arguments.force and is_complete(arguments.output, about):
         print(f"nothing to do: {arguments.output} is complete (--force makes it again)")
         return
 
-    def write(folder: Path) -> Splits:
-        rows = encoded(documents(), recipe.clean, recipe.clean_reference, recipe.end_of_text, arguments.processes)
-        splits = write_splits(folder, rows, recipe.splits, recipe.references)
-        for split in recipe.splits:
+    def write(folder: Path) -> tuple[Splits, PreparedLabels]:
+        with PreparedLabels(folder, recipe.labels) as labels:
+            rows = encoded(
+                documents(labels),
+                recipe.clean,
+                recipe.clean_reference,
+                recipe.end_of_text,
+                arguments.processes,
+                recipe.others,
+            )
+            splits = write_splits(folder, rows, recipe.splits, recipe.references, recipe.others)
+        for split in (*recipe.splits, *recipe.others):
             if not splits[split]["documents"]:
                 raise UserError(
                     f"the source has no document for the split {split}; give more of it, or another --split than "
                     f"{arguments.split}"
                 )
-            if recipe.needed_reference and not splits[f"references_{split}"]["tokens"]:
+            if recipe.needed_reference and split in recipe.splits and not splits[f"references_{split}"]["tokens"]:
                 raise UserError(f"no document of the split {split} has a {recipe.needed_reference}")
+        for name, count in labels.counts.items():
+            if not count and name.endswith("train"):
+                raise UserError(
+                    f"the source has no label for {name}.jsonl{_reasons(labels)}; give more of it, or other options"
+                )
+        counted = {"labels": dict(labels.counts), "left_out": dict(labels.left_out)} if recipe.labels else {}
         write_meta(
-            folder, source=", ".join(source), licence=recipe.licence, splits=splits, **about, files=file_digests(folder)
+            folder,
+            source=", ".join(source),
+            licence=recipe.licence,
+            splits=splits,
+            **about,
+            **counted,
+            files=file_digests(folder),
         )
-        return splits
+        return splits, labels
 
-    for name, counts in publish_dataset(arguments.output, write).items():
+    splits, labels = publish_dataset(arguments.output, write)
+    for name, counts in splits.items():
         print(f"{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
+    for line in labels.notes():
+        print(line)
+
+
+def _reasons(labels: PreparedLabels) -> str:
+    """What was left out, most of it first, for a message."""
+    return "".join(f", {count:,} {reason}" for reason, count in labels.left_out.most_common(3))
 
 
 # --- writing whole, once ---

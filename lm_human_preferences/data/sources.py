@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -57,10 +58,21 @@ def hub_fingerprint(name: str, revision: str | None) -> str:
 def hub_rows(
     name: str, config: str | None, split: str, revision: str | None, columns: tuple[str, ...], limit: int | None
 ) -> Iterator[dict[str, str]]:
-    """Rows of a data set on the Hugging Face hub, or in a local folder of its files, streamed; needs the package
-    datasets.
+    """Rows of texts of a data set on the Hugging Face hub. Raises UserError if it cannot be had or a row lacks one of
+    the columns.
+    """
+    for where, row in hub_records(name, config, split, revision, limit):
+        for column in columns:
+            if not isinstance(row.get(column), str):
+                raise UserError(f"{where}: expected a text in the column {column!r}; it has {', '.join(row)}")
+        yield row
 
-    Raises UserError if it cannot be had or a row lacks one of the columns.
+
+def hub_records(
+    name: str, config: str | None, split: str, revision: str | None, limit: int | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of each row of a data set on the Hugging Face hub, or in a local folder of its files, streamed;
+    `where` is for messages. Needs the package datasets. Raises UserError if it cannot be had.
     """
     try:
         import datasets
@@ -80,13 +92,7 @@ def hub_rows(
             total=min(total, limit) if total and limit else total or limit, desc=split, unit="row", disable=None
         ) as bar:
             for number, row in enumerate(itertools.islice(rows, limit)):
-                for column in columns:
-                    if not isinstance(row.get(column), str):
-                        raise UserError(
-                            f"{name}, split {split}, row {number}: expected a text in the column {column!r}; it has "
-                            f"{', '.join(row)}"
-                        )
-                yield row
+                yield f"{name}, split {split}, row {number}", row
                 bar.update()
     except UserError:
         raise
