@@ -4,6 +4,9 @@
 tldr as it was meant there: the original binds a name that does not exist). With `_paper` they have those of the paper
 where it differs: GPT-2 774M, two million episodes, larger batches. `_paper_supervised` is the paper's "supervised +
 RL": the same, from the supervised baseline onward. `movies` is ours: it needs nothing but pip.
+
+`imdb`, `writing_prompts` and `helpful` are systems that others built on this method; where their numbers come from, and
+what is ours, is in docs/other_tasks.md.
 """
 
 from collections.abc import Callable
@@ -15,6 +18,7 @@ from lm_human_preferences.data.tasks import PolicyParams, TaskParams
 from lm_human_preferences.expert_iteration import ExpertIterationParams
 from lm_human_preferences.judging.evaluation import EvaluationParams
 from lm_human_preferences.learning.ppo import AdaptiveKLParams, PPOParams
+from lm_human_preferences.learning.value_model import ValueParams
 from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.train_dpo import DPOParams
 from lm_human_preferences.train_policy import PolicyTrainingParams, RewardsParams
@@ -23,6 +27,7 @@ from lm_human_preferences.train_sft import DataParams, ModelParams, SFTOptimizer
 
 GPT2, GPT2_LARGE = "saved_models/124M", "saved_models/774M"
 TINY = "saved_models/tiny"
+GPT2_IMDB, DISTILGPT2, DLITE = "saved_models/gpt2-imdb", "saved_models/distilgpt2", "saved_models/dlite-v1-355m"
 LABELS = "https://openaipublic.blob.core.windows.net/lm-human-preferences/labels"
 
 
@@ -86,6 +91,38 @@ def movies_task() -> TaskParams:
 SUMMARY_TASKS = {"cnndm": cnndm_task, "tldr": tldr_task}
 
 
+def imdb_task() -> TaskParams:
+    """Go on with a film review from its first four words, for 40 tokens (trlX's ppo_sentiments)."""
+    return TaskParams(
+        query_dataset="imdb:queries_", query_length=12, response_length=40, policy=PolicyParams(initial_model=GPT2_IMDB)
+    )
+
+
+def writing_prompts_task() -> TaskParams:
+    """Write a story of 200 tokens to a prompt of up to 100, in the words of anshradh/trl_custom."""
+    return TaskParams(
+        query_dataset="writing_prompts",
+        query_length=100,
+        response_length=200,
+        query_prefix="Writing Prompt:",
+        query_suffix=" Response:",
+        policy=PolicyParams(initial_model=DISTILGPT2),
+    )
+
+
+def helpful_task(query_length: int = 40, response_length: int = 16) -> TaskParams:
+    """Answer a question, in the words that DLite was tuned with, for 16 tokens."""
+    return TaskParams(
+        query_dataset="hh",
+        query_length=query_length,
+        response_length=response_length,
+        query_prefix="Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.\n\n### Instruction:\n",
+        query_suffix="\n\n### Response:\n",
+        policy=PolicyParams(initial_model=DLITE),
+    )
+
+
 # --- reward training ---
 
 
@@ -147,6 +184,56 @@ def movies_reward() -> RewardTrainingParams:
     )
 
 
+def imdb_reward() -> RewardTrainingParams:
+    """Whether a review is for the film or against it, from its beginning: 0 or 1 as a rating."""
+    return RewardTrainingParams(
+        task=imdb_task(),
+        labels=LabelParams(
+            type="scalar_rating",
+            num_train=22_400,
+            source="datasets/imdb/ratings_train.jsonl",
+            valid_source="datasets/imdb/ratings_test.jsonl",
+        ),
+        batch_size=32,
+        lr=5e-5,
+        run=RunParams(save_interval=100),
+    )
+
+
+def writing_prompts_reward() -> RewardTrainingParams:
+    """Pairs of stories to one prompt, by their votes."""
+    return RewardTrainingParams(
+        task=writing_prompts_task(),
+        labels=LabelParams(
+            type="best_of_2",
+            num_train=16_000,
+            source="datasets/writing_prompts/pairs_train.jsonl",
+            valid_source="datasets/writing_prompts/pairs_test.jsonl",
+        ),
+        batch_size=32,
+        lr=5e-5,
+        rollout_batch_size=128,
+        run=RunParams(save_interval=100),
+    )
+
+
+def helpful_reward() -> RewardTrainingParams:
+    """Pairs of last answers in a dialogue, of which people chose one."""
+    return RewardTrainingParams(
+        task=helpful_task(256, 128),
+        labels=LabelParams(
+            type="best_of_2",
+            num_train=32_000,
+            source="datasets/hh/labels_train.jsonl",
+            valid_source="datasets/hh/labels_test.jsonl",
+        ),
+        batch_size=32,
+        lr=2e-5,
+        rollout_batch_size=64,
+        run=RunParams(save_interval=100),
+    )
+
+
 # --- direct preference optimisation ---
 
 
@@ -172,6 +259,16 @@ def summary_dpo(name: str) -> DPOParams:
 def movies_dpo() -> DPOParams:
     """Choices among four sentences that open alike, learned without a reward model."""
     return direct(movies_reward(), 1e-4)
+
+
+def writing_prompts_dpo() -> DPOParams:
+    """Pairs of stories to one prompt, learned without a reward model."""
+    return direct(writing_prompts_reward(), 5e-6)
+
+
+def helpful_dpo() -> DPOParams:
+    """Pairs of last answers in a dialogue, learned without a reward model."""
+    return direct(helpful_reward(), 5e-6)
 
 
 # --- policy training ---
@@ -235,6 +332,44 @@ def movies_policy() -> PolicyTrainingParams:
         ),
         evaluation=EvaluationParams(samples=128, split="test"),
         run=RunParams(save_interval=20),
+    )
+
+
+def imdb_policy() -> PolicyTrainingParams:
+    """trlX's ppo_sentiments: a classifier's probability of POSITIVE; 100 rollouts of 128, in minibatches of 32."""
+    return PolicyTrainingParams(
+        task=imdb_task(),
+        rewards=RewardsParams(kl_coef=0.001, trained_model="hf:lvwerra/distilbert-imdb#POSITIVE"),
+        ppo=PPOParams(
+            total_episodes=12_800, batch_size=128, nminibatches=4, lr=3e-5, vf_coef=1.0, whiten_rewards=False
+        ),
+        evaluation=EvaluationParams(split="test"),
+    )
+
+
+def trl_rewards(**more: Any) -> RewardsParams:
+    """The KL penalty of TRL's PPO, as long as it had that trainer."""
+    return RewardsParams(kl_coef=0.2, adaptive_kl=AdaptiveKLParams(target=6.0, horizon=10_000), **more)
+
+
+def writing_prompts_policy() -> PolicyTrainingParams:
+    """TRL's PPO of 2022 with a value model apart from the policy."""
+    return PolicyTrainingParams(
+        task=writing_prompts_task(),
+        rewards=trl_rewards(train_new_model=writing_prompts_reward()),
+        ppo=PPOParams(total_episodes=25_600, batch_size=256, nminibatches=16, lr=1.41e-5, whiten_rewards=False),
+        value=ValueParams(model="separate"),
+        evaluation=EvaluationParams(split="test"),
+    )
+
+
+def helpful_policy() -> PolicyTrainingParams:
+    """6,400 questions once, against a reward model of the hub."""
+    return PolicyTrainingParams(
+        task=helpful_task(),
+        rewards=trl_rewards(trained_model="hf:OpenAssistant/reward-model-deberta-v3-large-v2"),
+        ppo=PPOParams(total_episodes=6_400, batch_size=64, nminibatches=4, lr=1e-5, whiten_rewards=False),
+        evaluation=EvaluationParams(split="test"),
     )
 
 
@@ -317,18 +452,31 @@ def books_sft(model: str = GPT2) -> SFTParams:
     )
 
 
-def summary_sft(name: str, model: str = GPT2) -> SFTParams:
-    """The paper's supervised baseline on the reference summaries: one epoch, cosine schedule, dropout 0.1. The learning
-    rate is ours.
+def reference_sft(task: TaskParams) -> SFTParams:
+    """A task's model onward on the responses that its data set has: one epoch, cosine schedule, dropout 0.1. The
+    learning rate is ours.
     """
     return SFTParams(
-        task=SUMMARY_TASKS[name](model),
-        data=DataParams(dataset=name, rows="references"),
-        model=ModelParams(initial=model),
+        task=task,
+        data=DataParams(dataset=task.query_dataset, rows="references"),
+        model=ModelParams(initial=task.policy.initial_model),
         optimizer=SFTOptimizerParams(epochs=1, batch_size=64, lr=5e-5, warmup=100, final_lr_fraction=0.0, dropout=0.1),
         validation=ValidationParams(interval=250, rows=1024),
         run=RunParams(save_interval=250, micro_batch=8),
     )
+
+
+def summary_sft(name: str, model: str = GPT2) -> SFTParams:
+    """The paper's supervised baseline on the reference summaries."""
+    return reference_sft(SUMMARY_TASKS[name](model))
+
+
+def imdb_sft() -> SFTParams:
+    """GPT-2 onward on film reviews, as lvwerra/gpt2-imdb was made: one epoch."""
+    params = books_sft()
+    params.data.dataset = "imdb"
+    params.optimizer.batch_size = 16
+    return params
 
 
 # The paper's KL targets of continuations, in nats (section 3.1.2), and KL coefficients of summaries (section 3.2).
@@ -348,6 +496,9 @@ EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "descriptiveness_paper": partial(books_sft, GPT2_LARGE),
         "cnndm_paper": partial(summary_sft, "cnndm", GPT2_LARGE),
         "tldr_paper": partial(summary_sft, "tldr", GPT2_LARGE),
+        "imdb": imdb_sft,
+        "writing_prompts": lambda: reference_sft(writing_prompts_task()),
+        "helpful": lambda: reference_sft(helpful_task()),
     },
     "train_reward": {
         "movies": movies_reward,
@@ -355,6 +506,9 @@ EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "descriptiveness": partial(books_reward, "descriptiveness"),
         "cnndm": partial(summary_reward, "cnndm"),
         "tldr": partial(summary_reward, "tldr"),
+        "imdb": imdb_reward,
+        "writing_prompts": writing_prompts_reward,
+        "helpful": helpful_reward,
     },
     "train_dpo": {
         "movies": movies_dpo,
@@ -362,6 +516,8 @@ EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "descriptiveness": partial(books_dpo, "descriptiveness"),
         "cnndm": partial(summary_dpo, "cnndm"),
         "tldr": partial(summary_dpo, "tldr"),
+        "writing_prompts": writing_prompts_dpo,
+        "helpful": helpful_dpo,
     },
     "expert_iteration": {
         "movies": movies_expert,
@@ -376,6 +532,9 @@ EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "descriptiveness": partial(books_policy, "descriptiveness"),
         "cnndm": partial(summary_policy, "cnndm", 0.01),
         "tldr": partial(summary_policy, "tldr", 0.03),
+        "imdb": imdb_policy,
+        "writing_prompts": writing_prompts_policy,
+        "helpful": helpful_policy,
     },
 }
 for name, target in PAPER_TARGETS.items():

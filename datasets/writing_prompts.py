@@ -7,7 +7,7 @@
 The last needs the package datasets. The file has a row a story, with the columns prompt_id, prompt, response,
 response_score and response_created_utc; it is held in memory whole. The other form has a row a post, with post_title,
 comment_texts, comment_scores and comment_times. "[WP]" before a prompt is taken off, since the task puts "Writing
-Prompt: " there; other marks, as [EU], stay. What is written (S is each of train, valid, test, divided by a hash of the
+Prompt:" there; other marks, as [EU], stay. What is written (S is each of train, valid, test, divided by a hash of the
 prompt):
 
     S.bin, S.idx.npy              token file: the prompts
@@ -171,8 +171,11 @@ def time_of(value: object, what: str) -> float:
 
 
 def fold(prompt: str) -> str:
-    """A prompt on one line without the mark [WP] and the like of it, which the task's prefix stands for."""
-    return " ".join(re.sub(r"^\s*[\[({]\s*WP\s*[\])}]\s*", "", prompt, flags=re.IGNORECASE).split())
+    """A prompt on one line without the mark [WP], with the space that follows the task's "Writing Prompt:"; "" for
+    nothing.
+    """
+    words = re.sub(r"^\s*[\[({]\s*WP\s*[\])}]\s*", "", prompt, flags=re.IGNORECASE).split()
+    return " ".join(["", *words])
 
 
 def response(story: Story) -> str:

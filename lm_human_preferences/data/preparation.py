@@ -123,7 +123,9 @@ def prepare_labelled_dataset(
                 raise UserError(
                     f"the source has no label for {name}.jsonl{_reasons(labels)}; give more of it, or other options"
                 )
-        counted = {"labels": dict(labels.counts), "left_out": dict(labels.left_out)} if recipe.labels else {}
+        counted: dict[str, Any] = (
+            {"labels": dict(labels.counts), "left_out": dict(labels.left_out)} if recipe.labels else {}
+        )
         write_meta(
             folder,
             source=", ".join(source),

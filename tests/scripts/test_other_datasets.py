@@ -119,7 +119,7 @@ def test_stories_become_references_choices_pairs_and_ratings(tmp_path):
     prepare(stories, tmp_path / "out", "--input", source, "--split", "20,20")
     prompts = {split: texts(tmp_path / "out", split) for split in SPLITS}
     assert sum(map(len, prompts.values())) == 60 and all(prompts.values())
-    assert all(prompt.startswith("A ") and prompt.endswith(".") for prompt in prompts["train"])
+    assert all(prompt.startswith(" A ") and prompt.endswith(".") for prompt in prompts["train"])
     for split in SPLITS:
         for prompt, reference in zip(prompts[split], texts(tmp_path / "out", f"references_{split}"), strict=True):
             post = prompt.split()[-1].rstrip(".")
@@ -207,10 +207,11 @@ def test_what_is_no_story_is_left_out_and_said(tmp_path):
 @pytest.mark.parametrize(
     "prompt, folded",
     [
-        ("[WP] A door opens.", "A door opens."),
-        (" [wp]A door\n opens. ", "A door opens."),
-        ("(WP) A door [WP] opens.", "A door [WP] opens."),
-        ("[EU] A door opens.", "[EU] A door opens."),
+        ("[WP] A door opens.", " A door opens."),
+        (" [wp]A door\n opens. ", " A door opens."),
+        ("(WP) A door [WP] opens.", " A door [WP] opens."),
+        ("[EU] A door opens.", " [EU] A door opens."),
+        ("[WP] \n", ""),
     ],
 )
 def test_the_mark_of_a_prompt_is_taken_off(prompt, folded):
