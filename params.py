@@ -339,7 +339,7 @@ def imdb_policy() -> PolicyTrainingParams:
     """trlX's ppo_sentiments: a classifier's probability of POSITIVE; 100 rollouts of 128, in minibatches of 32."""
     return PolicyTrainingParams(
         task=imdb_task(),
-        rewards=RewardsParams(kl_coef=0.001, trained_model="hf:lvwerra/distilbert-imdb#POSITIVE"),
+        rewards=RewardsParams(kl_coef=0.001, trained_model="hf:lvwerra/distilbert-imdb?truncate=own#POSITIVE:prob"),
         ppo=PPOParams(
             total_episodes=12_800, batch_size=128, nminibatches=4, lr=3e-5, vf_coef=1.0, whiten_rewards=False
         ),
@@ -367,7 +367,7 @@ def helpful_policy() -> PolicyTrainingParams:
     """6,400 questions once, against a reward model of the hub."""
     return PolicyTrainingParams(
         task=helpful_task(),
-        rewards=trl_rewards(trained_model="hf:OpenAssistant/reward-model-deberta-v3-large-v2"),
+        rewards=trl_rewards(trained_model="hf:OpenAssistant/reward-model-deberta-v3-large-v2?pair&truncate=own"),
         ppo=PPOParams(total_episodes=6_400, batch_size=64, nminibatches=4, lr=1e-5, whiten_rewards=False),
         evaluation=EvaluationParams(split="test"),
     )

@@ -83,7 +83,7 @@ def task_table(experiments: Experiments) -> str:
             row[2:8] = [
                 str(t.query_length),
                 str(t.response_length),
-                "-" if t.truncate_token is None else f"{t.truncate_token} after {t.truncate_after}",
+                f"{t.truncate_token} after {t.truncate_after}",
                 f"{p.rewards.kl_coef:g}" + (f" to {adaptive.target:g} nats" if adaptive else ""),
                 f"{p.ppo.total_episodes:,} by {p.ppo.batch_size}",
                 f"{p.ppo.lr:g}",

@@ -11,7 +11,7 @@ from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.model_folders import load_model, save_model
 
-from classifiers import save_classifier
+from classifiers import save_folder
 from load_scripts import load_script, run_main
 from params import EXPERIMENTS
 from small import flags
@@ -41,6 +41,17 @@ def prepare(folder, task):
     return folder / script
 
 
+def reward_of(task, folder, trained):
+    """What a task's policy is trained for, of the kind that its entry names, and the judges that evaluate it."""
+    if task == "writing_prompts":
+        return trained, trained
+    architecture, names = ("DistilBert", ["NEGATIVE", "POSITIVE"]) if task == "imdb" else ("DebertaV2", None)
+    save_folder(folder / "classifier", architecture, len(names or ["score"]), names)
+    _, _, options = EXPERIMENTS["train_policy"][task]().rewards.trained_model.partition("?")
+    judge = f"hf:{folder / 'classifier'}?{options}"
+    return judge, f"{judge},{trained}"
+
+
 @pytest.mark.parametrize("task", SOURCES)
 def test_from_files_to_a_report(tmp_path, capsys, monkeypatch, task):
     data, runs = prepare(tmp_path, task), tmp_path / "runs"
@@ -60,11 +71,7 @@ def test_from_files_to_a_report(tmp_path, capsys, monkeypatch, task):
     words = [*sizes, *flags(labels__source=source["train"], labels__valid_source=source["test"])]
     assert "reward model in" in command(capsys, monkeypatch, "train_reward", task, "reward", *run, *tasks, *words)
 
-    if task == "imdb":
-        save_classifier(tmp_path / "classifier", ["NEGATIVE", "POSITIVE"])
-        reward = f"hf:{tmp_path / 'classifier'}#POSITIVE"
-    else:
-        reward = runs / "reward/reward_model"
+    reward, judges = reward_of(task, tmp_path, runs / "reward/reward_model")
     words = flags(ppo__total_episodes=32, ppo__batch_size=16, ppo__nminibatches=2, evaluation__samples=4)
     reward_words = flags(rewards__trained_model=reward)
     command(capsys, monkeypatch, "train_policy", task, "policy", *run, *tasks, *words, *reward_words)
@@ -72,7 +79,7 @@ def test_from_files_to_a_report(tmp_path, capsys, monkeypatch, task):
     assert len(rows) == 2
     assert all(np.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
 
-    words = flags(policies=f"before={runs / 'sft/lm'},after=policy", judges=reward, samples=6, save_dir=runs)
+    words = flags(policies=f"before={runs / 'sft/lm'},after=policy", judges=judges, samples=6, save_dir=runs)
     texts = [] if task == "imdb" else flags(texts=source["test"])
     said = command(capsys, monkeypatch, "evaluate", task, *asked, *words, *texts, "--device", "cpu")
     assert "before" in said and "after" in said
