@@ -479,6 +479,16 @@ def imdb_sft() -> SFTParams:
     return params
 
 
+def writing_prompts_sft() -> SFTParams:
+    """The supervised baseline on the best story to each prompt."""
+    return reference_sft(writing_prompts_task())
+
+
+def helpful_sft() -> SFTParams:
+    """DLite onward on the assistant's first answers."""
+    return reference_sft(helpful_task())
+
+
 # The paper's KL targets of continuations, in nats (section 3.1.2), and KL coefficients of summaries (section 3.2).
 # Which of the two coefficients belongs to which data set is our reading (docs/reproduce.md).
 PAPER_TARGETS = {"sentiment": 10.0, "descriptiveness": 6.0}
@@ -497,8 +507,8 @@ EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "cnndm_paper": partial(summary_sft, "cnndm", GPT2_LARGE),
         "tldr_paper": partial(summary_sft, "tldr", GPT2_LARGE),
         "imdb": imdb_sft,
-        "writing_prompts": lambda: reference_sft(writing_prompts_task()),
-        "helpful": lambda: reference_sft(helpful_task()),
+        "writing_prompts": writing_prompts_sft,
+        "helpful": helpful_sft,
     },
     "train_reward": {
         "movies": movies_reward,
