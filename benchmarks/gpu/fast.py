@@ -18,11 +18,12 @@ from benchmarks.clock import PhaseClock
 from benchmarks.gpu.parts import Line, Part, Setting, attempt, line
 from benchmarks.measure import ROOT
 from benchmarks.ours import Subject
+from lm_human_preferences.compute.peaks import Peaks
 from lm_human_preferences.compute.precision import with_matmul_precision
 from lm_human_preferences.language import logprobs
 from lm_human_preferences.language.captured import decoding_graphs
-from lm_human_preferences.language.flops import forward_flops
 from lm_human_preferences.language.gpt2 import Block
+from lm_human_preferences.runs.stage_hours import Device, decoding_seconds
 from lm_human_preferences.train_policy import PPOTrainer
 
 ROUNDS = 5
@@ -133,18 +134,14 @@ def of_a_trainer(model: str, task: str, batch: int) -> Callable[[Setting], Itera
 
 def decoding_limit(trainer: PPOTrainer, case: Case) -> float:
     """Seconds that a rollout needs at the least: each product takes what the measured peaks need for its operations or
-    for reading its weights in bfloat16 (the embedding in float32), keys and values are read once a token, logits are
-    written and read once.
+    for reading its weights (those of the vocabulary in TF32), keys and values are read once a token.
     """
-    config, task = trainer.policy.transformer.config, case.task_params()
-    B, R = case.batch, task.response_length
+    task = case.task_params()
     context = task.query_length + trainer.policy.formatter.length
-    C, L, V = config.n_embd, config.n_layer, config.n_vocab
-    blocks, rate = 12 * C * C * L, PEAKS["copy"]
-    a_token = max(2 * B * blocks / PEAKS["bfloat16"], 2 * blocks / rate)
-    a_token += max(2 * B * C * V / PEAKS["tf32"], (4 * V * C + 8 * B * V) / rate)
-    a_token += B * (context + R / 2) * 2 * C * L * 2 / rate
-    return R * a_token + B * forward_flops(config, context, outputs=1) / PEAKS["bfloat16"]
+    peaks = Peaks(PEAKS["tf32"], PEAKS["bfloat16"], PEAKS["copy"])
+    device = Device(peaks, bfloat16=True, kind="cuda", at_best=True)
+    config = trainer.policy.transformer.config
+    return decoding_seconds(config, case.batch, case.batch, context, task.response_length, device)
 
 
 def steps(setting: Setting) -> Iterator[Line]:
