@@ -8,11 +8,12 @@ RUN := $(VENV)/bin/python
 # Tests run side by side, one process a core; each computes on one thread.
 PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo demo-online check-demo check quick test bench clean help
+.PHONY: demo demo-online demo-sentiment check-demo check quick test bench clean help
 
 help:
 	@echo "make demo   environment, data, reward training and policy training on task movies, report (half an hour or less on 2 cores)"
 	@echo "make demo-online   the same with simulated people who are asked while the policy trains"
+	@echo "make demo-sentiment  a sentiment classifier of Hugging Face as the reward: fine-tuned here, then a policy, before and after (20 minutes)"
 	@echo "make check-demo  whether the figures of a finished demo lie where static/expected.json says"
 	@echo "make check  environment, then ruff and mypy: what every commit must pass"
 	@echo "make quick  environment, then the tests of language, learning, data and the command line"
@@ -28,6 +29,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed-run: requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-hub: requirements-hub.txt $(VENV)/.installed-run
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-hub.txt
 	@touch $@
 
 $(VENV)/.installed-test: requirements-dev.txt $(VENV)/.installed-run
@@ -65,6 +70,17 @@ demo-online: $(VENV)/.installed-run
 		--judges rating=ratings:datasets/movies --experiment demo_online_evaluation --overwrite
 	$(RUN) launch.py report demo_online
 	$(RUN) launch.py report demo_online_evaluation
+
+demo-sentiment: $(VENV)/.installed-hub
+	$(RUN) datasets/movies.py
+	$(RUN) datasets/movies_sentiment.py
+	$(RUN) launch.py train_policy movies demo_sentiment --rewards.trained_model 'hf:datasets/movies_sentiment#POSITIVE:prob' \
+		--rewards.kl_coef 0.07 --task.penalty_reward_value 0 --ppo.total_episodes 2048 --run.overwrite
+	$(RUN) launch.py evaluate movies --policies before=saved_models/tiny,after=demo_sentiment --samples 1000 \
+		--judges 'sentiment=hf:datasets/movies_sentiment#POSITIVE:prob,words=ratings:datasets/movies' \
+		--texts datasets/movies/ratings_test.json --experiment demo_sentiment_evaluation --overwrite
+	$(RUN) launch.py report demo_sentiment
+	$(RUN) launch.py report demo_sentiment_evaluation
 
 check: $(VENV)/.installed-test
 	$(RUN) -m ruff check .

@@ -61,8 +61,7 @@ class EvaluateParams:
     samples: int = param(1000, "held-out queries")
     split: str = param("test", "split of the query data set that they come from")
     texts: str | None = param(
-        None,
-        "file of responses whose perplexity under each policy is measured: JSONL with query and response, or choices",
+        None, "file of responses whose perplexity under each policy is measured: JSONL of query and response, or labels"
     )
     people_sheet: str | None = param(
         None, "write a sheet here (.jsonl or .json) for people to choose between responses; then --judges choices:FILE"

@@ -262,15 +262,18 @@ def _targets(answers: list[Any], kind: LabelType) -> torch.Tensor:
 
 def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
     """Given responses, padded: queries int64 [n, Q] and responses int64 [n, R] of a JSONL file of {"query": text,
-    "response": text}, or the chosen responses of a file of choices in either form. Texts are cut as `load_labels` cuts
-    them. UserError for a file that is neither.
+    "response": text}, or of a label file in either form the chosen responses or all that are rated. Texts are cut as
+    `load_labels` cuts them. UserError for a file that is neither.
     """
     if not is_address(path) and not Path(path).is_file():
         raise UserError(f"the file of texts {path} does not exist")
     entries = read_records(local_file(path), "row")
     start, first = next(entries, ("", None))
-    if isinstance(first, dict) and any(key in first for key in ("best", "target", "ranking")):
-        batch = load_labels(path, infer_kind(path), task, encoding).to(torch.device("cpu"))
+    answers = {"best", "target", "ranking", "score"}
+    if isinstance(first, dict) and "response" not in first and answers.intersection(first):
+        batch = load_labels(path, kind := infer_kind(path), task, encoding).to(torch.device("cpu"))
+        if kind.n_responses == 1:
+            return batch.queries, batch.responses[:, 0]
         return batch.queries, batch.responses[torch.arange(len(batch)), batch.best]
     rows, rating, cut = [], label_type("scalar_rating"), _Cut()
     for where, entry in chain([(start, first)] if start else [], entries):

@@ -252,13 +252,19 @@ def test_a_page_of_it(world):
 
 
 def test_given_texts(world):
-    """Choices and plain texts give the same perplexity; padding and micro-batches change nothing."""
+    """Choices, ratings and plain texts give the same perplexity; padding and micro-batches change nothing."""
     labels = [json.loads(line) for line in (world / "labels.jsonl").read_text().splitlines()]
     (world / "texts.jsonl").write_text(
         "".join(json.dumps({"query": row["query"], "response": row["responses"][row["best"]]}) + "\n" for row in labels)
     )
+    (world / "rated.jsonl").write_text(
+        "".join(
+            json.dumps({"query": row["query"], "responses": [row["responses"][row["best"]]], "score": 0.5}) + "\n"
+            for row in labels
+        )
+    )
     found = []
-    for number, name in enumerate(("labels.json", "labels.jsonl", "texts.jsonl")):
+    for number, name in enumerate(("labels.json", "labels.jsonl", "texts.jsonl", "rated.jsonl")):
         run_here(
             "evaluate",
             *words_for(world, texts=world / name, experiment=f"texts{number}", samples=4, task__truncate_token=25),
@@ -268,6 +274,7 @@ def test_given_texts(world):
         found[0]["a"]["text_perplexity"]
         == found[1]["a"]["text_perplexity"]
         == found[2]["a"]["text_perplexity"]
+        == found[3]["a"]["text_perplexity"]
         != found[0]["b"]["text_perplexity"]
     )
     policy = Policy.load(world / "model", QueryFormatter([], []), 0.7)

@@ -10,31 +10,14 @@ from lm_human_preferences.judging.judges import held_out_judges, load_judge
 
 from encoders import write_encoder
 from load_scripts import load_script, run_main
+from rated import write_rated_sentences
 
 movies_judge = load_script("datasets/movies_judge.py")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Sentences of which one word decides the rating, and choices among those of valid and test."""
-    folder = tmp_path_factory.mktemp("datasets") / "movies"
-    folder.mkdir()
-    words = {"good": 3, "fine": 1, "dull": -2, "bad": -3}
-    rows = [
-        {"id": number, "split": split, "text": f"the film is {word} {i}.", "rating": float(value), "ratings": [value]}
-        for number, (split, i, word, value) in enumerate(
-            (split, i, word, value)
-            for split in ("train", "valid", "test")
-            for i in range(20)
-            for word, value in words.items()
-        )
-    ]
-    (folder / "sentences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for split in ("valid", "test"):
-        ids = [row["id"] for row in rows if row["split"] == split]
-        labels = [{"best": 0, "ids": ids[start : start + 4]} for start in range(0, len(ids), 4)]
-        (folder / f"labels_{split}.jsonl").write_text("".join(json.dumps(label) + "\n" for label in labels))
-    return folder
+    return write_rated_sentences(tmp_path_factory.mktemp("datasets") / "movies")
 
 
 def make(data, *words, check=True):
