@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.files import make_folder
+from lm_human_preferences.foundation.files import make_folder, read_json_object, write_json
 from lm_human_preferences.foundation.root import project_root
+
+SECONDS = "seconds.json"  # in the folder: how long each command took that ran from its beginning to its end
 
 
 class Command(NamedTuple):
@@ -27,6 +29,7 @@ class Runner:
 
     def __init__(self, folder: Path):
         self.folder, self.processes, self.lock = folder, set[subprocess.Popen[bytes]](), threading.Lock()
+        self.seconds = read_json_object(folder / SECONDS) if (folder / SECONDS).is_file() else {}
         self.stopped = False
 
     def run(self, commands: Sequence[Command]) -> str | None:
@@ -56,7 +59,12 @@ class Runner:
         with self.lock:
             self.processes.discard(process)
         ended = "done" if status == 0 else f"FAILED (exit status {status}), see {log.name}"
-        print(f"{command.name}: {ended} after {time.monotonic() - start:.0f} s", flush=True)
+        seconds = time.monotonic() - start
+        print(f"{command.name}: {ended} after {seconds:.0f} s", flush=True)
+        if status == 0 and not begun:  # of one that was interrupted nobody knows how long it took
+            with self.lock:
+                self.seconds[command.name] = round(seconds, 1)
+                write_json(self.folder / SECONDS, self.seconds)
         return status == 0
 
     def stop(self) -> None:

@@ -25,6 +25,7 @@ LINES = sorted(
         for line in page.read_text().splitlines()
         if line.startswith("    python ")
     }
+    | set(re.findall(r"\| `(python [^`]+)`", (ROOT / "README.md").read_text()))
 )
 COMMANDS = [line for line in LINES if line.startswith("python launch.py")]
 SCRIPTS = [line for line in LINES if line.startswith(("python datasets/", "python saved_models/"))]
@@ -58,13 +59,13 @@ def test_a_documented_script_takes_these_words(command, monkeypatch):
         load_script(shlex.split(command)[1]).main()
 
 
-def test_the_readme_shows_a_command_of_each_stage():
+def test_the_pages_show_a_command_of_each_stage():
     assert all(any(f"launch.py {stage} " in command for command in COMMANDS) for stage in command_line.STAGES)
 
 
-def test_the_readmes_way_from_a_spreadsheet_makes_labels(tmp_path, monkeypatch):
+def test_the_way_from_a_spreadsheet_makes_labels(tmp_path, monkeypatch):
     """The program on the page, on a table as spreadsheets save it: byte order mark, quotes, line break in a cell."""
-    program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    program = re.search(r"```python\n(.*?)```", (ROOT / "docs/own_data.md").read_text(), re.DOTALL)[1]
     (tmp_path / "my_choices.csv").write_text(
         "\ufeffprompt,answer_1,answer_2,answer_3,answer_4,best\n"
         'The film is,dull.,a delight.,"long, very long.",fine.,2\n'

@@ -165,7 +165,7 @@ def test_a_share_for_testing(texts, tmp_path):
 
 
 def test_short_prompts_become_queries(texts, tmp_path):
-    """Prompts of one's own as README says: no query ends with the mark that closes documents."""
+    """Prompts of one's own as docs/own_data.md says: no query ends with the mark that closes documents."""
     for path in texts.iterdir():
         path.unlink()
     rows = [json.dumps({"text": f"The film number {n} is"}) for n in range(40)]
