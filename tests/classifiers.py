@@ -71,7 +71,13 @@ ARCHITECTURES = {  # name of the architecture -> its configuration's settings
 
 
 def save_folder(
-    folder, architecture: str, labels: int = 2, names: list[str] | None = None, bin: bool = False, **settings
+    folder,
+    architecture: str,
+    labels: int = 2,
+    names: list[str] | None = None,
+    bin: bool = False,
+    seed: int = 0,
+    **settings,
 ):
     """A small random classifier of ARCHITECTURES with its true kind of tokenizer, in the files that the hub has.
 
@@ -88,7 +94,7 @@ def save_folder(
     )
     if names:
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = getattr(transformers, f"{architecture}ForSequenceClassification")(config).eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import pickle
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lm_human_preferences.judging.probability_rewards import SHAPES
 
 MICRO_BATCH = 64  # texts in memory at once
 USUAL_LENGTH = 512  # tokens, where neither the classifier nor its tokenizer sets a limit (relative positions)
+SENTENCE_PIECES = ("spm.model", "spiece.model", "sentencepiece.bpe.model")  # what such tokenizers are called
 LONGEST_TRIED = 8192  # tokens; tables of positions are not longer, and rotary positions have no table
 
 
@@ -110,6 +112,9 @@ class HFClassifier:
                 self.path, padding_side="right", trust_remote_code=False, **self._truncation()
             )
         except Exception as error:  # of many kinds, as above
+            pieces = next((name for name in SENTENCE_PIECES if self._file(transformers, name)), None)
+            if pieces and find_spec("sentencepiece") is None:
+                mend = f"{pieces} needs a package: pip install sentencepiece protobuf"
             raise UserError(f"hf:{self.path}: its tokenizer cannot be loaded ({first_line(error)}); {mend}") from None
         words = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)
         if len(words) < 2:  # SentencePiece's empty vocabulary holds a mark for spaces
@@ -131,11 +136,18 @@ class HFClassifier:
 
     def _card(self, transformers: Any) -> str:
         """Its README.md; "" without one."""
+        path = self._file(transformers, "README.md")
+        return Path(path).read_text(encoding="utf-8", errors="replace") if path else ""
+
+    def _file(self, transformers: Any, name: str) -> str | None:
+        """Where a file of its folder lies, fetched where the folder is on the hub; None if there is none."""
         try:
-            path = transformers.utils.cached_file(self.path, "README.md", _raise_exceptions_for_missing_entries=False)
-            return Path(path).read_text(encoding="utf-8", errors="replace") if path else ""
-        except OSError:  # no network, or a folder without one
-            return ""
+            found: str | None = transformers.utils.cached_file(
+                self.path, name, _raise_exceptions_for_missing_entries=False
+            )
+            return found
+        except OSError:  # no network, or a folder without it
+            return None
 
     def _label(self) -> int | None:
         """The output that counts; None if there is but one."""

@@ -5,10 +5,16 @@ import json
 import pytest
 import torch
 
+from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.judging import hf_classifier
 from lm_human_preferences.judging.classifier_spec import ClassifierSpec, why_pairs
 from lm_human_preferences.judging.judges import FunctionJudge, load_function, load_judge
 from lm_human_preferences.judging.probability_rewards import SHAPES
+from lm_human_preferences.judging.training_rewards import RewardSource, load_rewards
+from lm_human_preferences.language.encoding import gpt2_encoding
+from lm_human_preferences.language.gpt2 import GPT2Config
+from lm_human_preferences.runs.input_digests import input_digests
 
 from classifiers import ARCHITECTURES, save_folder
 
@@ -163,6 +169,16 @@ def test_without_its_tokenizer(tmp_path, architecture):
     assert "tokenizer" in says and f"save_pretrained('{tmp_path}')" in says
 
 
+def test_a_tokenizer_in_sentencepieces_own_file(tmp_path, monkeypatch):
+    """Without the package transformers takes it for another kind of file, and says nothing that helps."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+    monkeypatch.setattr(hf_classifier, "find_spec", lambda name: None)
+    save_folder(tmp_path, "DebertaV2", 1)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "spm.model").write_bytes(b"\x0a\x05pieces")
+    assert "spm.model needs a package: pip install sentencepiece protobuf" in refused(tmp_path)
+
+
 # --- pairs that show by themselves ---
 
 
@@ -263,6 +279,36 @@ def test_an_unknown_form_is_named(tmp_path):
     assert "no label POSITIVE:probability (after the colon: one of logodds, logit, prob," in refused(
         f"{tmp_path}#POSITIVE:probability"
     )
+
+
+# --- as a reward ---
+
+
+def test_rewards_of_a_pair(tmp_path):
+    """From token tensors, padded: query and response are told apart, and neither padding nor the end mark is read."""
+    model, tokenizer = save_folder(tmp_path, "DistilBert", 2, ["NEGATIVE", "POSITIVE"])
+    encoding = gpt2_encoding()
+    source = RewardSource(trained_model=f"hf:{tmp_path}?pair#POSITIVE:prob")
+    source.check()
+    rewards = load_rewards(source, GPT2Config(), TaskParams(), torch.device("cpu"))
+    rows = [[encoding.encode(text) for text in texts] for texts in (QUERIES, RESPONSES)]
+    rows[1][1] = [*rows[1][1], encoding.end_of_text]
+    tokens = [
+        torch.tensor([row + [encoding.padding_token] * (max(map(len, side)) + 1 - len(row)) for row in side])
+        for side in rows
+    ]
+    expected = logits_of(model, tokenizer, QUERIES, RESPONSES).softmax(1)[:, 1]
+    assert rewards(*tokens).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_folder_that_changes_is_noticed(tmp_path):
+    """A resumed run must find its reward as it was, whichever file has the weights."""
+    digests = set()
+    for seed, bin in ((0, False), (0, True), (1, True)):
+        save_folder(tmp_path, "Bert", 2, ["NEGATIVE", "POSITIVE"], bin=bin, seed=seed)
+        digests |= set(input_digests({"rewards.trained_model": f"hf:{tmp_path}?pair#1:prob"}).values())
+    assert len(digests) == 3
+    assert input_digests({"rewards.trained_model": "hf:nobody/has_this#1"}) == {}
 
 
 # --- functions of a probability ---
