@@ -5,6 +5,7 @@ exponentials are kept while they fit into `KEPT_BYTES`; the logits of all furthe
 memory of a pass stays bounded whatever the batch.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from lm_human_preferences.language.gpt2 import GPT2
 CHUNK_ROWS = {"cpu": 128, "cuda": 2048}  # of a matrix product; 2,048 rows of 50,257 float32 logits are 400 MiB
 BLOCK_ROWS = {"cpu": 16, "cuda": 2048}  # of the passes over its result
 KEPT_BYTES = {"cpu": 2**29, "cuda": 3 * 2**30}  # of exponentials, from a forward pass to its backward pass
+
+Steer = Callable[[torch.Tensor, torch.Tensor], None]
+"""Changes tempered logits float32 [n, V or more] in place, from the hidden states [n, C] that they were made of."""
 
 
 def token_logprobs(
@@ -27,12 +31,51 @@ def token_logprobs(
     logits before log-softmax. Original: utils/core.py logprobs_from_logits, entropy_from_logits, as called by policy.py
     analyze_responses_op.
     """
-    rows, weight = hidden.reshape(-1, hidden.shape[-1]).float(), model.wte.weight
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    logprobs, entropy = _logprobs_of(rows, model.wte.weight, labels.reshape(-1), max(temperature, 1e-10), entropies)
+    return logprobs.view(labels.shape), entropy.view(labels.shape)
+
+
+def linear_logprobs(
+    features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Log-softmax of features [N, D] @ weight [V, D] transposed + bias [V], at labels int64 [N]: float32 [N]. The same
+    computation as `token_logprobs`, of logits that are another layer's.
+    """
+    with torch.autocast(features.device.type, enabled=False):  # the bias: one more feature, which is always 1
+        widened = torch.cat([features.float(), features.new_ones(len(features), 1, dtype=torch.float32)], dim=1)
+        columns = torch.cat([weight.float(), bias.float()[:, None]], dim=1)
+    return _logprobs_of(widened, columns, labels, 1.0, entropies=False)[0]
+
+
+def _logprobs_of(
+    rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, temperature: float, entropies: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = rows.float()
     in_training = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
     kept = min(len(rows), KEPT_BYTES[rows.device.type] // (4 * len(weight))) if in_training else 0
-    arguments = (rows, weight, labels.reshape(-1), max(temperature, 1e-10), entropies, kept)
+    arguments = (rows, weight, labels, temperature, entropies, kept)
     logprobs, entropy = _TokenLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]  # PyTorch's, not annotated
-    return logprobs.view(labels.shape), entropy.view(labels.shape)
+    return logprobs, entropy
+
+
+@torch.no_grad()
+def steered_logprobs(
+    model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, temperature: float, steer: Steer, entropies: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_logprobs`, without gradient, of the distributions whose logits `steer` has changed."""
+    rows, targets = hidden.reshape(-1, hidden.shape[-1]).float(), labels.reshape(-1)
+    N, V, weight = len(rows), model.config.n_vocab, aligned_vocabulary(model.wte.weight)
+    sums = _Sums(rows.new_empty(N), rows.new_empty(N), rows.new_empty(N), rows.new_zeros(N))
+    memory = rows.new_empty(min(N, CHUNK_ROWS[rows.device.type]), len(weight))
+    for part in slices(0, N, CHUNK_ROWS[rows.device.type]):
+        logits = tempered_logits(rows[part], weight, V, max(temperature, 1e-10), memory[: part.stop - part.start])
+        steer(rows[part], logits)
+        _add_up(logits, targets[part], entropies, sums.of(part), None)
+    log_total = sums.total.log()
+    if entropies:
+        sums.entropy.div_(sums.total).add_(log_total)
+    return sums.label.sub_(log_total).view(labels.shape), sums.entropy.view(labels.shape)
 
 
 def slices(start: int, end: int, size: int) -> list[slice]:

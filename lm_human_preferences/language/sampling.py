@@ -14,6 +14,7 @@ import torch
 from lm_human_preferences.compute.precision import EXCLUDED, aligned_vocabulary, rounding_once, tempered_logits
 from lm_human_preferences.language.captured import Captured
 from lm_human_preferences.language.gpt2 import GPT2, KVCache
+from lm_human_preferences.language.logprobs import Steer
 
 
 class Sample(NamedTuple):
@@ -36,6 +37,7 @@ def sample(
     value_head: Callable[[torch.Tensor], torch.Tensor] | None = None,
     captured: Captured | None = None,
     real: torch.Tensor | None = None,
+    steer: Steer | None = None,
 ) -> Sample:
     """Draw a continuation of each context by inverting the cumulative distribution at the given uniforms.
 
@@ -43,10 +45,13 @@ def sample(
     drawn (there is no stop token). top_k 0 and top_p 1 exclude nothing. Unlike the original, top-k and top-p apply to
     the first token too. Each step after the first costs one token's work per row. captured: graphs of the decoding
     after the contexts' pass; one `Captured` serves one model, whose weights must keep their memory. real: bool [B, T]
-    on the host, where contexts have no padding, if that is known.
+    on the host, where contexts have no padding, if that is known. steer: changes the tempered logits before anything is
+    excluded.
     """
     (B, R), T = uniforms.shape, contexts.shape[1]
-    draw_all = partial(decode, model, temperature=temperature, top_k=top_k, top_p=top_p, value_head=value_head)
+    draw_all = partial(
+        decode, model, temperature=temperature, top_k=top_k, top_p=top_p, value_head=value_head, steer=steer
+    )
     if captured is None:
         with rounding_once():
             cache = model.new_cache(B, T + R)
@@ -59,7 +64,7 @@ def sample(
     kind = (B, T + R, torch.is_autocast_enabled(contexts.device.type))
     cache = captured.memory(kind, lambda: model.new_cache(B, T + R)).cleared()
     hidden = model.extend(contexts, cache, slice(-1, None), real)[:, 0]
-    key = (R, cache.used, cache.has_gaps, temperature, top_k, top_p, value_head is None)
+    key = (R, cache.used, cache.has_gaps, temperature, top_k, top_p, value_head is None, steer is None)
     tokens, logprobs, values = captured.run(key, work, (hidden, uniforms), kept=(cache.count,))
     assert tokens is not None and logprobs is not None
     return Sample(tokens, logprobs, values)
@@ -75,6 +80,7 @@ def decode(
     top_k: int,
     top_p: float,
     value_head: Callable[[torch.Tensor], torch.Tensor] | None,
+    steer: Steer | None = None,
 ) -> Sample:
     """`sample` from the state of each context's last token, hidden [B, C], on. Nothing here waits for the device."""
     B, R = uniforms.shape
@@ -84,6 +90,8 @@ def decode(
     memory = torch.empty(B, len(weight), dtype=torch.float32, device=uniforms.device)
     for t in range(R):
         logits = tempered_logits(hidden, weight, V, max(temperature, 1e-10), memory)
+        if steer is not None:
+            steer(hidden, logits)
         tokens[:, t], logprobs[:, t] = draw(exclude(logits, top_k, top_p), uniforms[:, t])
         if value_head and values is not None:
             values[:, t] = value_head(hidden)
