@@ -17,10 +17,12 @@ from lm_human_preferences.data.labels import LabelParams
 from lm_human_preferences.data.tasks import PolicyParams, TaskParams
 from lm_human_preferences.expert_iteration import ExpertIterationParams
 from lm_human_preferences.judging.evaluation import EvaluationParams
+from lm_human_preferences.learning.implicit_q import ImplicitQParams
 from lm_human_preferences.learning.ppo import AdaptiveKLParams, PPOParams
 from lm_human_preferences.learning.value_model import ValueParams
 from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.train_dpo import DPOParams
+from lm_human_preferences.train_ilql import ILQLParams
 from lm_human_preferences.train_policy import PolicyTrainingParams, RewardsParams
 from lm_human_preferences.train_reward import RewardTrainingParams
 from lm_human_preferences.train_sft import DataParams, ModelParams, SFTOptimizerParams, SFTParams, ValidationParams
@@ -269,6 +271,43 @@ def writing_prompts_dpo() -> DPOParams:
 def helpful_dpo() -> DPOParams:
     """Pairs of last answers in a dialogue, learned without a reward model."""
     return direct(helpful_reward(), 5e-6)
+
+
+# --- implicit language Q-learning ---
+
+
+def movies_ilql() -> ILQLParams:
+    """Sentences with the mean of what people rated them. Rate, epochs and alpha are ours: the paper's and trlX's alpha
+    are for more steps.
+    """
+    return ILQLParams(
+        task=movies_task(),
+        labels=LabelParams(
+            type="scalar_rating",
+            num_train=7_136,
+            source="datasets/movies/ratings_train.json",
+            valid_source="datasets/movies/ratings_test.json",
+        ),
+        ilql=ImplicitQParams(alpha=0.02),
+        beta=4.0,
+        epochs=1,
+        batch_size=32,
+        lr=3e-4,
+        run=RunParams(save_interval=100),
+    )
+
+
+def imdb_ilql() -> ILQLParams:
+    """Reviews with 0 or 1 for what they think of the film: trlX's ilql_sentiments, with its rate and batch size."""
+    return ILQLParams(
+        task=imdb_task(),
+        labels=imdb_reward().labels,
+        beta=1.0,
+        epochs=5,
+        batch_size=128,
+        lr=5e-5,
+        run=RunParams(save_interval=100),
+    )
 
 
 # --- policy training ---
@@ -529,6 +568,7 @@ EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "writing_prompts": writing_prompts_dpo,
         "helpful": helpful_dpo,
     },
+    "train_ilql": {"movies": movies_ilql, "imdb": imdb_ilql},
     "expert_iteration": {
         "movies": movies_expert,
         "sentiment": partial(books_expert, "sentiment"),

@@ -6,24 +6,21 @@ once -> passes over the labels, in which responses that share a query share its 
 on held-out labels -> the run's `policy/` folder.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from lm_human_preferences.compute.distributed import World, generator_for
+from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.compute.optim import TensorFlowAdam, linear_decay
 from lm_human_preferences.compute.parallel import place_frozen
 from lm_human_preferences.compute.precision import Precision
-from lm_human_preferences.data.label_files import load_train_and_valid
-from lm_human_preferences.data.labels import LabelBatch, LabelParams, check_labels
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, check_task_numbers, padding_share
+from lm_human_preferences.data.labels import LabelBatch, LabelParams, label_type
+from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import write_json
-from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.model_folders import load_model, save_model
 from lm_human_preferences.learning.direct_preference import (
     LOSSES,
@@ -34,11 +31,21 @@ from lm_human_preferences.learning.direct_preference import (
 )
 from lm_human_preferences.learning.reward_model import label_parts
 from lm_human_preferences.runs.checkpoints import check_finite
-from lm_human_preferences.runs.folder import Run, go_on_after_restart, model_folder, open_run
+from lm_human_preferences.runs.folder import Run, open_run, started
+from lm_human_preferences.runs.from_labels import (
+    batch_of_epochs,
+    check_at_least_1,
+    check_positive,
+    check_stage,
+    inputs_of,
+    label_padding,
+    read_labels,
+    settled,
+)
 from lm_human_preferences.runs.loop import Loop
-from lm_human_preferences.runs.params import RunParams, check_run_params, computing
+from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.runs.stage_memory import direct_training_memory
-from lm_human_preferences.runs.tracking import TrackingParams, check_tracking
+from lm_human_preferences.runs.tracking import TrackingParams
 from lm_human_preferences.runs.training import Probes, Training, blank_rows
 from lm_human_preferences.watching.doctor import open_watched
 
@@ -65,27 +72,18 @@ class DPOParams:
 
 def settle(params: DPOParams) -> DPOParams:
     """What a run will use: a copy in which a run that was named as start model has become its model folder."""
-    params = copy.deepcopy(params)
-    policy = params.task.policy
-    policy.initial_model = model_folder(policy.initial_model, params.run.save_dir, ("lm", "policy"))
-    return params
+    return settled(params)
 
 
 def check(params: DPOParams) -> None:
     """Raises UserError, naming the flag and the numbers, for parameters that cannot work."""
-    check_run_params(params.run)
-    check_tracking(params.tracking)
-    check_task_numbers(params.task)
-    kind = check_labels(params.labels, params.batch_size)
+    kind = check_stage(params)
     if not kind.is_choice:
         raise UserError(f"--labels.type {params.labels.type}: train_dpo learns from choices, best_of_N")
     if params.loss not in LOSSES:
         raise UserError(f"--loss {params.loss}: must be {', '.join(LOSSES[:-1])} or {LOSSES[-1]}")
-    if params.epochs < 1:
-        raise UserError(f"--epochs {params.epochs}: must be at least 1")
-    for name in ("lr", "beta"):
-        if not 0 < getattr(params, name) < math.inf:
-            raise UserError(f"--{name} {getattr(params, name)}: must be positive")
+    check_at_least_1(params, "epochs")
+    check_positive(params, "lr", "beta")
     chance = 1 - 1 / kind.n_responses  # as many labels are wrong where they say nothing
     if params.loss in SMOOTHED and not 0 <= params.label_smoothing < chance:
         raise UserError(
@@ -100,8 +98,7 @@ def train(params: DPOParams, task: str, experiment: str) -> Path:
     """
     params = settle(params)
     check(params)
-    with computing(params.run) as (precision, world):
-        go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
+    with started(params.run, experiment) as (precision, world):
         return DPOTrainer.prepare(params, precision, world).run(task, experiment)
 
 
@@ -135,25 +132,16 @@ class DPOTrainer:
     def prepare(cls, params: DPOParams, precision: Precision, world: World) -> "DPOTrainer":
         """Read model and labels; UserError if one of them does not fit. params: settled."""
         check(params)
-        folder, task = Path(params.task.policy.initial_model), params.task
-        transformer = load_model(folder)
-        encoding = get_encoding(transformer.config.encoding)
-        check_task(task, encoding, transformer.config.n_ctx)
-        kind = check_labels(params.labels, params.batch_size)
-        train, valid = load_train_and_valid(params.labels, kind, task, encoding)
-        formatter, temperature = QueryFormatter.of(task, encoding), task.policy.temperature
+        folder, temperature = Path(params.task.policy.initial_model), params.task.policy.temperature
+        transformer, kind = load_model(folder), label_type(params.labels.type)
+        formatter, train, valid = read_labels(params, kind, transformer.config)
         policy, reference = (ChoicePolicy(model, formatter, temperature) for model in (transformer, load_model(folder)))
         return cls(policy, reference, train, valid, params, precision, world)
 
     def run(self, task: str, experiment: str) -> Path:
         """The stage from its first step, or where it stopped, to its result; returns the `policy/` folder."""
         p = self.params
-        inputs = {
-            "task.policy.initial_model": p.task.policy.initial_model,
-            "labels.source": p.labels.source,
-            "labels.valid_source": p.labels.valid_source,
-        }
-        with open_run("train_dpo", task, experiment, p, inputs, self.world) as run:
+        with open_run("train_dpo", task, experiment, p, inputs_of(p), self.world) as run:
             first = self.resume(run) if p.run.resume else 0
             self.training.try_micro_batches(self.memory_probes())
             run.record_computed(self.training.computed())
@@ -163,13 +151,14 @@ class DPOTrainer:
             )
             self.ask_reference()
             with open_watched(run, p, "train_dpo", experiment, first) as tracker:
-                metrics = self.label_padding() if first == 0 else {}
+                padding = self.policy.transformer.config.padding_token
+                metrics = label_padding(self.train_labels, padding) if first == 0 else {}
                 remedy = f"--lr than {p.lr}"
                 with Loop(
                     run, tracker, self.training, self.steps, experiment, first, self.state, remedy, ["train/loss"]
                 ) as loop:
                     for step in loop:
-                        stats = self.step(step, self.order(step))
+                        stats = self.step(step, batch_of_epochs(p, "dpo/order", step))
                         metrics |= {f"train/{name}": value for name, value in stats.items()}
                         metrics["labels_per_second"] = p.batch_size / loop.seconds
                         loop.log(metrics, f"loss {stats['loss']:.3f}")
@@ -200,12 +189,6 @@ class DPOTrainer:
         return self.world.gather(torch.cat(parts))[: len(labels)]
 
     # --- one step ---
-
-    def order(self, step: int) -> torch.Tensor:
-        """Indices of the labels of global batch `step` [batch_size]: a slice of its epoch's permutation of all."""
-        count, size = self.params.labels.num_train, self.params.batch_size
-        epoch, start = divmod(step * size, count)
-        return torch.randperm(count, generator=generator_for(self.seed, "dpo/order", epoch))[start : start + size]
 
     def step(self, step: int, indices: torch.Tensor) -> dict[str, float]:
         """One optimizer step on the labels at `indices`; statistics of the whole global batch before the update."""
@@ -258,14 +241,6 @@ class DPOTrainer:
         run.say(describe_result(result) + f"\npolicy in {folder}")
         self.world.barrier()
         return folder
-
-    def label_padding(self) -> dict[str, float]:
-        """How much of the training labels' queries and responses is padding."""
-        padding = self.policy.transformer.config.padding_token
-        return {
-            "labels/query_padding": padding_share(self.train_labels.queries, padding),
-            "labels/response_padding": padding_share(self.train_labels.responses, padding),
-        }
 
     def state(self) -> dict[str, object]:
         """The loop state of a checkpoint: a step is a function of its number and the weights."""

@@ -5,7 +5,6 @@ pass over the labels -> normalise again, now to mean 0 and deviation 1 under the
 labels -> the run's `reward_model/` folder.
 """
 
-import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.compute.optim import TensorFlowAdam, linear_decay
 from lm_human_preferences.compute.parallel import gathered, place_frozen
 from lm_human_preferences.compute.precision import Precision
-from lm_human_preferences.data.label_files import load_train_and_valid
-from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, check_labels, label_type
+from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.data.queries import QueryStream, query_stream
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, check_task_numbers, padding_share
+from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import param, to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json, write_json
@@ -30,11 +28,19 @@ from lm_human_preferences.learning.label_losses import label_losses, label_stati
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel, label_parts, label_rewards, rewards_of
 from lm_human_preferences.runs.checkpoints import check_finite
-from lm_human_preferences.runs.folder import Run, go_on_after_restart, model_folder, open_run, same_finished_run
+from lm_human_preferences.runs.folder import Run, model_folder, open_run, same_finished_run, started
+from lm_human_preferences.runs.from_labels import (
+    check_at_least_1,
+    check_stage,
+    inputs_of,
+    label_padding,
+    read_labels,
+    settled,
+)
 from lm_human_preferences.runs.loop import Loop
-from lm_human_preferences.runs.params import RunParams, check_run_params, computing
+from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.runs.stage_memory import reward_training_memory
-from lm_human_preferences.runs.tracking import TrackingParams, check_tracking
+from lm_human_preferences.runs.tracking import TrackingParams
 from lm_human_preferences.runs.training import Probes, Training, blank_rows, rollout_probe
 from lm_human_preferences.watching.doctor import open_watched
 
@@ -69,9 +75,7 @@ class RewardTrainingParams:
 
 def settle(params: RewardTrainingParams) -> RewardTrainingParams:
     """What a run will use: a copy in which a run that was named as start model has become its model folder."""
-    params = copy.deepcopy(params)
-    policy = params.task.policy
-    policy.initial_model = model_folder(policy.initial_model, params.run.save_dir, ("lm", "policy"))
+    params = settled(params)
     if params.initial_reward is not None:
         params.initial_reward = model_folder(params.initial_reward, params.run.save_dir, ("reward_model",))
     return params
@@ -79,16 +83,10 @@ def settle(params: RewardTrainingParams) -> RewardTrainingParams:
 
 def check(params: RewardTrainingParams) -> LabelType:
     """The label type; raises UserError, naming the flag and the numbers, for parameters that cannot work."""
-    check_run_params(params.run)
-    check_tracking(params.tracking)
-    check_task_numbers(params.task)
-    kind = check_labels(params.labels, params.batch_size)
-    if params.members < 1:
-        raise UserError(f"--members {params.members}: must be at least 1")
+    kind = check_stage(params)
+    check_at_least_1(params, "members", "rollout_batch_size")
     if params.members > 1 and params.initial_reward is not None:
         raise UserError("--initial_reward would make all --members alike: give one member, or none to go on from")
-    if params.rollout_batch_size < 1:
-        raise UserError(f"--rollout_batch_size {params.rollout_batch_size}: must be at least 1")
     if not 0 < params.lr < math.inf or params.normalize_samples < 0:
         raise UserError(
             f"--lr {params.lr} must be positive and --normalize_samples {params.normalize_samples} not negative"
@@ -102,8 +100,7 @@ def train(params: RewardTrainingParams, task: str, experiment: str) -> Path:
     """
     params = settle(params)
     check(params)
-    with computing(params.run) as (precision, world):
-        go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
+    with started(params.run, experiment) as (precision, world):
         if params.members > 1:
             return train_members(params, precision, world, task, experiment)
         return RewardTrainer.prepare(params, precision, world).run(task, experiment)
@@ -177,9 +174,8 @@ class RewardTrainer:
         else:
             model = RewardModel.load(Path(params.initial_reward))
         encoding = get_encoding(model.transformer.config.encoding)
-        check_task(params.task, encoding, model.transformer.config.n_ctx)
-        train, valid = load_train_and_valid(params.labels, kind, params.task, encoding)
-        policy = Policy.load(folder, QueryFormatter.of(params.task, encoding), params.task.policy.temperature)
+        formatter, train, valid = read_labels(params, kind, model.transformer.config)
+        policy = Policy.load(folder, formatter, params.task.policy.temperature)
         check_reward_model(model.transformer.config, policy.transformer.config, params.task)
         queries = query_stream(params.task, encoding, params.run.seed, "reward")
         return cls(model, policy, queries, train, valid, params, precision, world)
@@ -187,12 +183,7 @@ class RewardTrainer:
     def run(self, task: str, experiment: str) -> Path:
         """The stage from its first step, or where it stopped, to its result; returns the `reward_model/` folder."""
         p = self.params
-        inputs = {
-            "task.policy.initial_model": p.task.policy.initial_model,
-            "task.query_dataset": p.task.query_dataset,
-            "labels.source": p.labels.source,
-            "labels.valid_source": p.labels.valid_source,
-        }
+        inputs = inputs_of(p) | {"task.query_dataset": p.task.query_dataset}
         if p.initial_reward is not None:
             inputs["initial_reward"] = p.initial_reward
         with open_run("train_reward", task, experiment, p, inputs, self.world) as run:
@@ -204,7 +195,8 @@ class RewardTrainer:
                 f"{self.training.in_words()}"
             )
             with open_watched(run, p, "train_reward", experiment, first) as tracker:
-                metrics = self.label_padding() if first == 0 else {}
+                padding = self.model.transformer.config.padding_token
+                metrics = label_padding(self.train_labels, padding) if first == 0 else {}
                 if first == 0 and p.normalize_before and p.initial_reward is None:
                     metrics |= self.normalize("before", *self.kind.target_mean_std(self.train_labels.target))
                 remedy = f"--lr than {p.lr}"
@@ -326,14 +318,6 @@ class RewardTrainer:
             "choices": count,
             "chance": 1 / self.kind.n_responses,
             "loss": stats["loss"],
-        }
-
-    def label_padding(self) -> dict[str, float]:
-        """How much of the training labels' queries and responses is padding."""
-        padding = self.model.transformer.config.padding_token
-        return {
-            "labels/query_padding": padding_share(self.train_labels.queries, padding),
-            "labels/response_padding": padding_share(self.train_labels.responses, padding),
         }
 
     def state(self) -> dict[str, object]:

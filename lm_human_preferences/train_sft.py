@@ -41,9 +41,9 @@ from lm_human_preferences.language.gpt2 import GPT2, GPT2Config, count_parameter
 from lm_human_preferences.language.model_folders import load_model, save_model
 from lm_human_preferences.language.sampled_vocabulary import SampledVocabulary
 from lm_human_preferences.learning.next_token import NextTokenLoss, validate
-from lm_human_preferences.runs.folder import Run, go_on_after_restart, model_folder, open_run
+from lm_human_preferences.runs.folder import Run, model_folder, open_run, started
 from lm_human_preferences.runs.loop import Loop
-from lm_human_preferences.runs.params import RunParams, check_run_params, computing
+from lm_human_preferences.runs.params import RunParams, check_run_params
 from lm_human_preferences.runs.stage_memory import supervised_training_memory
 from lm_human_preferences.runs.tracking import TrackingParams, check_tracking
 from lm_human_preferences.runs.training import Probes, Training
@@ -188,8 +188,7 @@ def train(params: SFTParams, task: str, experiment: str) -> Path:
     """
     params = settle(params)
     check(params)
-    with computing(params.run) as (precision, world):
-        go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
+    with started(params.run, experiment) as (precision, world):
         return SFTTrainer.prepare(params, precision, world).run(task, experiment)
 
 

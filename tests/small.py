@@ -167,6 +167,24 @@ def dpo_flags(world: Path) -> list[str]:
     )
 
 
+def ilql_flags(world: Path) -> list[str]:
+    return task_flags(world) + flags(
+        labels__source=world / "ratings.json",
+        labels__valid_source="none",
+        labels__num_train=32,
+        ilql__alpha=0.2,
+        ilql__awac_beta=0.5,
+        beta=2,
+        batch_size=8,
+        epochs=2,
+        lr=0.003,
+        run__save_dir=world / "runs",
+        run__device="cpu",
+        run__precision="float32",
+        run__save_interval=2,
+    )
+
+
 def sft_flags(world: Path) -> list[str]:
     return flags(
         data__dataset=world / "data",

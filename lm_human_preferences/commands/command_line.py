@@ -16,7 +16,7 @@ from typing import Any
 
 import fire
 
-from lm_human_preferences import expert_iteration, train_dpo, train_policy, train_reward, train_sft
+from lm_human_preferences import expert_iteration, train_dpo, train_ilql, train_policy, train_reward, train_sft
 from lm_human_preferences.commands import (
     collect,
     compare,
@@ -279,6 +279,12 @@ COMMANDS = (
     _stage(
         "train_dpo", train_dpo, train_dpo.DPOParams, "tune a language model on human choices without a reward model"
     ),
+    _stage(
+        "train_ilql",
+        train_ilql,
+        train_ilql.ILQLParams,
+        "learn values from texts with scores and let them steer what the language model writes",
+    ),
     Command(
         "sample",
         "EXPERIMENT",
@@ -389,6 +395,7 @@ COMMANDS = (
             train_reward.RewardTrainingParams,
             train_policy.PolicyTrainingParams,
             train_dpo.DPOParams,
+            train_ilql.ILQLParams,
             expert_iteration.ExpertIterationParams,
         ),
         about=(

@@ -7,6 +7,7 @@ From top to bottom: judges, policies and held-out queries -> each policy answers
 
 import itertools
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from lm_human_preferences.judging.judges import SPECS, Judge, PeoplesChoices, lo
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
 from lm_human_preferences.language.model_folders import load_config
+from lm_human_preferences.learning import steered_policy
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.reports.evaluation_report import evaluation_table
 from lm_human_preferences.reports.expected import ranges_beside
@@ -52,7 +54,11 @@ class EvaluateParams:
     """What to compare, on what, and by whom it is judged."""
 
     task: TaskParams = param(TaskParams, "")
-    policies: str = param("", "NAME=PATH,NAME=PATH,...: the policies, each a run (by name or path) or a model folder")
+    policies: str = param(
+        "",
+        "NAME=PATH,NAME=PATH,...: the policies, each a run (by name or path) or a model folder; PATH#BETA steers a "
+        "policy of train_ilql with another strength than its own",
+    )
     reference: str | None = param(
         None,
         "NAME of one of them, or another run or model folder: KL and perplexity are against it; none takes the first",
@@ -245,6 +251,7 @@ def load_policies(paths: dict[str, str], params: EvaluateParams) -> tuple[dict[s
     policies: dict[str, Policy] = {}
     theirs: GPT2Config | None = None
     for name, path in ({reference: reference} | paths).items():  # the reference first: the others must fit it
+        path, beta = path_and_beta(path)
         folder = model_and_task(path, params.save_dir)[0]
         own = load_config(folder)
         theirs = theirs or own
@@ -254,14 +261,31 @@ def load_policies(paths: dict[str, str], params: EvaluateParams) -> tuple[dict[s
                 f"has {theirs.encoding} with {theirs.n_vocab}; only policies of one encoding can answer the same "
                 "queries"
             )
-        policies[name] = load_policy(folder, params.task)
+        policies[name] = load_policy(folder, params.task, beta)
     encoding = get_encoding(policies[reference].transformer.config.encoding)
     return {name: policies[name] for name in paths}, policies[reference], encoding
 
 
-def load_policy(folder: Path, task: TaskParams) -> Policy:
-    """The policy in a model folder, ready to answer the task's queries. UserError if it cannot do it."""
-    policy = Policy.load(folder, QueryFormatter([], []), task.policy.temperature)
+def path_and_beta(path: str) -> tuple[str, float | None]:
+    """PATH#BETA as path and strength of steering; None for a path alone. UserError for a strength that is none."""
+    before, mark, number = path.rpartition("#")
+    if not mark or "/" in number:
+        return path, None
+    try:
+        beta = float(number)
+    except ValueError:
+        beta = math.nan
+    if not 0 <= beta < math.inf:
+        raise UserError(f"--policies {path}: what follows # is the strength of steering, a number that is not negative")
+    return before, beta
+
+
+def load_policy(folder: Path, task: TaskParams, beta: float | None = None) -> Policy:
+    """The policy in a model folder, ready to answer the task's queries. UserError if it cannot do it.
+
+    beta: the strength of steering, for a policy of train_ilql; None takes its own.
+    """
+    policy = steered_policy.load_policy(folder, QueryFormatter([], []), task.policy.temperature, beta)
     encoding = get_encoding(policy.transformer.config.encoding)
     check_task(task, encoding, policy.transformer.config.n_ctx)
     policy.formatter = QueryFormatter.of(task, encoding)

@@ -24,6 +24,7 @@ from lm_human_preferences.runs.stage_hours import Device, Times, Work, stage_wor
 from lm_human_preferences.runs.stage_memory import (
     StageMemory,
     direct_training_memory,
+    implicit_q_memory,
     policy_training_memory,
     reward_training_memory,
     supervised_training_memory,
@@ -99,6 +100,8 @@ def _stage_memory(stage: str, entry: Any, config: GPT2Config, precision: Precisi
     if stage == "train_sft":
         tokens = outside + entry.task.query_length + entry.task.response_length - 1 if entry.task else entry.data.block
         return supervised_training_memory(entry, config, tokens, precision, ranks)
+    if stage == "train_ilql":
+        return implicit_q_memory(entry, config, precision, ranks, outside)
     if stage in ("train_reward", "train_dpo"):
         predicted = reward_training_memory if stage == "train_reward" else direct_training_memory
         return predicted(entry, config, label_type(entry.labels.type).n_responses, precision, ranks, outside)

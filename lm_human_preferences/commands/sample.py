@@ -2,6 +2,7 @@
 TEXT] [--judge SPEC]`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.judging.judges import Judge, PeoplesChoices, load_judge
 from lm_human_preferences.language.encoding import Encoding, get_encoding
-from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.learning.steered_policy import load_policy
 from lm_human_preferences.runs.folder import model_and_task
 
 
@@ -30,6 +31,9 @@ class SampleParams:
     count: int = param(8, "continuations to write")
     length: int | None = param(None, "tokens in a continuation; none takes the task's response length, or 40")
     temperature: float | None = param(None, "sampling temperature; none takes the task's, or 1")
+    beta: float | None = param(
+        None, "strength of steering, for a policy of train_ilql; none takes its own, 0 is its language model"
+    )
     top_k: int = param(0, "draw among this many most probable tokens; 0 among all")
     top_p: float = param(1.0, "draw among the most probable tokens whose probabilities sum to at most this")
     split: str = param("valid", "split of the task's queries")
@@ -50,7 +54,7 @@ def write_samples(experiment: str, params: SampleParams, given_task: TaskParams 
     task = given_task or task
     precision = choose_precision(params.device, params.precision)
     judge = text_judge(params.judge, precision.device) if params.judge else None
-    policy = Policy.load(folder, QueryFormatter([], []), 1.0)
+    policy = load_policy(folder, QueryFormatter([], []), 1.0, params.beta)
     config = policy.transformer.config
     encoding = get_encoding(config.encoding)
     length = params.length or (task.response_length if task else 40)
@@ -84,6 +88,8 @@ def check_sampling(params: SampleParams) -> None:
         raise UserError("--count and --length must be at least 1")
     if params.temperature is not None and params.temperature <= 0 or not 0 < params.top_p <= 1 or params.top_k < 0:
         raise UserError("--temperature must be positive, --top_p in (0, 1], --top_k not negative")
+    if params.beta is not None and not 0 <= params.beta < math.inf:
+        raise UserError(f"--beta {params.beta}: must not be negative")
 
 
 def text_judge(spec: str, device: torch.device) -> Judge:

@@ -99,6 +99,10 @@ class Shape:
         """One chunk of logits and their probabilities."""
         return 2 * CHUNK_ROWS[self.device] * self.config.n_vocab * 4
 
+    def kept_logits(self, tokens: int) -> int:
+        """What is kept of the logits of so many tokens, from the forward to the backward pass."""
+        return min(KEPT_BYTES[self.device], 4 * self.config.n_vocab * tokens)
+
     def cache(self, tokens: int) -> int:
         """Keys and values of a row of so many tokens."""
         return 2 * self.config.n_layer * self.config.n_embd * tokens * self.block_number
@@ -129,6 +133,5 @@ class Shape:
         per_token = L * 4 * C + last_block if recompute else (L - 1) * self.kept() + last_block
         rounded = self.rounded_blocks() // (L if recompute else 1)
         embedding_gradient = 4 * self.config.n_vocab * C
-        kept_logits = min(KEPT_BYTES[self.device], 4 * self.config.n_vocab * rows * scored)
-        fixed = (self.logits() + kept_logits if scored else 0) + embedding_gradient + rounded
+        fixed = (self.logits() + self.kept_logits(rows * scored) if scored else 0) + embedding_gradient + rounded
         return Pass(fixed, tokens * (per_token + 4 * 4 * C), rows, step, gradients)

@@ -1,5 +1,5 @@
-"""The methods alone: policy, reward model, scoring, PPO, DPO and others. Nothing here knows runs, files of labels or
-the command line.
+"""The methods alone: policy, reward model, scoring, PPO, DPO, ILQL and others. Nothing here knows runs, files of labels
+or the command line.
 
 Imports data and the rooms before it. Begin with `ppo.py`: the paper's formulas as pure functions.
 """

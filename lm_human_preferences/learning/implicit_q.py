@@ -82,12 +82,12 @@ class ValueHeads(nn.Module):
 
     def values(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [..., C] -> V, float32 [...]."""
-        values: torch.Tensor = self.v_head(hidden)[..., 0]
-        return values
+        outputs: torch.Tensor = self.v_head(hidden)
+        return outputs.squeeze(-1)
 
     def advantages(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [n, C] -> min Q - V of every action, float32 [n, V]. The heads that learn decide, not their copies."""
-        lowest = reduce(torch.minimum, [head(hidden) for head in self.q_heads])
+        lowest: torch.Tensor = reduce(torch.minimum, [head(hidden) for head in self.q_heads])
         return lowest - self.values(hidden)[:, None]
 
 
@@ -242,9 +242,9 @@ def text_sums(actions: Actions, losses: Losses, real: torch.Tensor, params: Impl
 
 def implicit_q_statistics(sums: torch.Tensor, returns: torch.Tensor) -> dict[str, float]:
     """Means over the tokens of a whole global batch, from `text_sums` [B, ...]; `corr`: Pearson's correlation of the
-    last tokens' Q with the texts' returns [B].
+    last tokens' Q with the texts' returns [B], which does not exist where one of them is constant, as Q is at first.
     """
     totals = sums.double().sum(0)
     means = (totals[: len(SUMS)] / totals[len(SUMS)].clamp(min=1)).tolist()
     corr = float(pearson_r(sums[:, -1].double(), returns.double()))
-    return dict(zip(SUMS, means, strict=True)) | {"corr": corr}
+    return dict(zip(SUMS, means, strict=True)) | ({"corr": corr} if math.isfinite(corr) else {})

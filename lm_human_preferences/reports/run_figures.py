@@ -229,6 +229,31 @@ CHARTS = {
         ),
         _PACE,
     ],
+    "train_ilql": [
+        Chart(
+            "loss",
+            "Losses",
+            "Q and V learn the scores of the texts, the language model the texts; all are means over their tokens.",
+            [
+                Panel("Q: squared error", {"train/loss_q": "training", "validation/loss_q": "held out"}),
+                Panel("V: expectile", {"train/loss_v": "training", "validation/loss_v": "held out"}),
+                Panel("conservative Q\n(nats)", {"train/loss_cql": "training", "validation/loss_cql": "held out"}),
+                Panel("language\n(nats per token)", {"train/nll": "training", "validation/nll": "held out"}),
+            ],
+        ),
+        Chart(
+            "values",
+            "Values",
+            "In deviations of the scores, whose mean is 0. The target copy follows Q, V follows the copy.",
+            [
+                Panel(
+                    "mean over tokens", {"train/q": "Q (lowest head)", "train/target_q": "target copy", "train/v": "V"}
+                ),
+                Panel("correlation", {"train/corr": "last Q and score, training", "validation/corr": "held out"}),
+            ],
+        ),
+        _PACE,
+    ],
     "train_sft": [
         Chart(
             "loss",
@@ -414,6 +439,7 @@ def _step_label(run: LoggedRun) -> str:
         "train_reward": ("batch_size", "labels"),
         "train_sft": ("optimizer.batch_size", "rows"),
         "train_dpo": ("batch_size", "labels"),
+        "train_ilql": ("batch_size", "texts"),
     }
     name, unit = sizes.get(run.stage, ("", ""))
     size = run.parameter(name) if name else None

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lm_human_preferences.compute.distributed import World
+from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import from_dict, to_dict
 from lm_human_preferences.foundation.errors import Interrupted, Terminated, UserError
@@ -36,7 +37,7 @@ from lm_human_preferences.language.model_folders import is_model_folder
 from lm_human_preferences.runs.checkpoints import Checkpoints
 from lm_human_preferences.runs.description import check_same_configuration, describe_run, leaves
 from lm_human_preferences.runs.input_digests import input_digests
-from lm_human_preferences.runs.params import RunParams
+from lm_human_preferences.runs.params import RunParams, computing
 
 LOCK = ".lock"  # in a run's folder while a process works on it
 _LONGEST_NAME = 200  # bytes; file systems take 255, and `.NAME.replaced.partial` and `NAME_reward` must be names too
@@ -252,6 +253,14 @@ def go_on_after_restart(params: RunParams, folder: Path, world: World) -> None:
             "is none",
             flush=True,
         )
+
+
+@contextmanager
+def started(params: RunParams, experiment: str) -> Iterator[tuple[Precision, World]]:
+    """Around the whole work of a run of that name: its precision and ranks. What torchrun has started again goes on."""
+    with computing(params) as (precision, world):
+        go_on_after_restart(params, Path(params.save_dir) / experiment, world)
+        yield precision, world
 
 
 def _launch_of(folder: Path) -> list[str]:

@@ -119,6 +119,15 @@ def stage_work(stage: str, entry: Any, config: GPT2Config, prefix: int, sizes: M
         row = TRAINING * choice_logprob_flops(config, Q + prefix, [R] * responses)
         steps = entry.labels.num_train // entry.batch_size
         return Work(entry.batch_size * row / ranks, 0, 0, messages(config, device, 1, 0), steps)
+    if stage == "train_ilql":
+        C, V, heads = config.n_embd, config.n_vocab, 2 if entry.ilql.two_qs else 1
+        values = R * 2 * heads * (2 * C * C + 2 * C * V)  # FLOP of the Q heads forward; V's and the copies' are small
+        row = TRAINING * (choice_logprob_flops(config, Q + prefix, [R]) + values)
+        beside = 2 * 4 * heads * 2 * C * (C + V) * (ranks - 1) / ranks  # bytes: the heads lie whole on every rank
+        sent = messages(config, device, 1, 0) + beside
+        return Work(
+            entry.batch_size * row / ranks, 0, 0, sent, entry.epochs * entry.labels.num_train // entry.batch_size
+        )
     ppo, context = entry.ppo, Q + prefix
     rows = ppo.batch_size / ranks
     response = response_flops(config, context, R)

@@ -129,6 +129,33 @@ def direct_training_memory(
     )
 
 
+def implicit_q_memory(
+    params: Any, config: GPT2Config, precision: Precision, ranks: int, prefix: int = 0
+) -> StageMemory:
+    """Implicit language Q-learning. params: ILQLParams. The value heads are whole on every rank however the trunk lies,
+    and as wide as the vocabulary; each Q head has logits of its own.
+    """
+    shape, layout = Shape(config, precision.bfloat16, precision.device.type), Layout(ranks, params.run.sharding)
+    context, R = params.task.query_length + prefix, params.task.response_length
+    rows, count = -(-params.batch_size // ranks), 2 if params.ilql.two_qs else 1
+    head = 4 * 2 * config.n_embd * (config.n_embd + config.n_vocab + 1)  # bytes of one Q head, which V's adds little to
+    held = layout.held(shape, {})
+    held["value heads"] = 3 * count * head  # themselves and their optimizer
+    held["target copies"] = count * head
+    if layout.ranks > 1:
+        held["value heads' gradients"] = count * head
+    training = [
+        replace(
+            kind,
+            fixed=kind.fixed + count * (shape.kept_logits(rows * R) + 2 * head),  # with the bias beside the weight
+            gradients=kind.gradients + (count * head if ranks == 1 else 0),
+        )
+        for kind in layout.training(shape, context + R, rows, scored=R)
+    ]
+    scoring = shape.scoring(context + R, MOST_ROWS[shape.device])
+    return StageMemory(held, None, replace(scoring, fixed=scoring.fixed + head), *training)
+
+
 def supervised_training_memory(
     params: Any, config: GPT2Config, tokens: int, precision: Precision, ranks: int
 ) -> StageMemory:

@@ -42,18 +42,14 @@ LR_SLIP = AtMost(
     "expert_iteration",
     "train_reward",
     "train_dpo",
+    "train_ilql",
     looks_at="`lr`, `train/lr` against a straight line to 0",
     limits=(LR_SLIP,),
     why="the configuration fixes the schedule; with another rate the run is not the one that its config.json tells of",
     change="the same `--ppo.lr` or `--lr` and number of steps after a resume",
 )
 def learning_rate(h: History) -> Judgement | None:
-    name, total = (
-        {"train_policy": "lr", "expert_iteration": "lr", "train_reward": "train/lr", "train_dpo": "train/lr"}.get(
-            h.stage, ""
-        ),
-        h.total,
-    )
+    name, total = "lr" if h.stage in ("train_policy", "expert_iteration") else "train/lr", h.total
     now, first = h.number(name), h.parameter(h.learning_rate)
     if now is None or not first or not total:
         return None
@@ -78,6 +74,7 @@ QUERY_PADDING = AtMost(
     "expert_iteration",
     "train_reward",
     "train_dpo",
+    "train_ilql",
     looks_at="`objective/query_padding`, `labels/query_padding`",
     limits=(QUERY_PADDING,),
     why="the length was chosen for other texts, or queries hold next to nothing to respond to",
@@ -115,6 +112,7 @@ _PADDED = {
     "train_reward",
     "train_sft",
     "train_dpo",
+    "train_ilql",
     looks_at=f"`objective/response_padding`, `labels/response_padding`, `train/padding`, mean of the last {SHORT} rows",
     limits=(RESPONSE_PADDING,),
     why="next to nothing of a response is judged or trained on; tokens after its end still pay KL",

@@ -19,6 +19,7 @@ CHANCE = MoreThan(
 @check(
     "train_reward",
     "train_dpo",
+    "train_ilql",
     looks_at="`validation/accuracy` against `validation/chance`, or `validation/corr` against 0; before there is one, "
     f"in the second half, `train/accuracy` or `train/corr` over the last {WINDOW} batches, if they hold at least "
     f"{CHANCE_LABELS} labels (each of which is new to the model)",
@@ -130,6 +131,7 @@ def reward_scale(h: History) -> Judgement | None:
 @check(
     "train_reward",
     "train_dpo",
+    "train_ilql",
     looks_at=f"`train/loss`, mean of the last {WINDOW} steps against the first {WINDOW}",
     limits=(LOSS_RISE,),
     why="training makes the model worse at what it is trained for",

@@ -9,6 +9,7 @@ import textwrap
 from lm_human_preferences.watching.check import Check, Limit
 from lm_human_preferences.watching.checks_dpo import DPO_CHECKS
 from lm_human_preferences.watching.checks_every_stage import EVERY_STAGE_CHECKS
+from lm_human_preferences.watching.checks_ilql import ILQL_CHECKS
 from lm_human_preferences.watching.checks_policy import POLICY_CHECKS
 from lm_human_preferences.watching.checks_reward import REWARD_CHECKS
 from lm_human_preferences.watching.checks_sft import SFT_CHECKS
@@ -42,6 +43,7 @@ _SECTIONS = (
     ("Reward training", REWARD_CHECKS),
     ("Supervised training", SFT_CHECKS),
     ("Direct preference optimisation", DPO_CHECKS),
+    ("Implicit language Q-learning", ILQL_CHECKS),
     ("Several stages", EVERY_STAGE_CHECKS),
 )
 

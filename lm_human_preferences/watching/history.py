@@ -12,12 +12,14 @@ STAGES = {  # stage -> its learning rate
     "train_reward": "lr",
     "train_sft": "optimizer.lr",
     "train_dpo": "lr",
+    "train_ilql": "lr",
     "expert_iteration": "ppo.lr",
 }
 _STEPS = {  # stage -> the parameters whose quotient is its number of steps, once or `epochs` times
     "train_policy": ("ppo.total_episodes", "ppo.batch_size"),
     "train_reward": ("labels.num_train", "batch_size"),
     "train_dpo": ("labels.num_train", "batch_size"),
+    "train_ilql": ("labels.num_train", "batch_size"),
     "expert_iteration": ("ppo.total_episodes", "ppo.batch_size"),
 }
 

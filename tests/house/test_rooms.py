@@ -102,5 +102,6 @@ def test_every_room_says_what_lives_there():
         "train_policy.py",
         "train_online.py",
         "train_dpo.py",
+        "train_ilql.py",
         "expert_iteration.py",
     }

@@ -22,9 +22,9 @@ from lm_human_preferences.train_policy import PPOTrainer
 
 from conftest import Goldens
 from recorded import ppo_trainer
-from small import CONFIG, dpo_flags, flags, make_world, policy_flags, reward_flags, run_here, sft_flags
+from small import CONFIG, dpo_flags, flags, ilql_flags, make_world, policy_flags, reward_flags, run_here, sft_flags
 
-STAGES = ("train_reward", "train_policy", "train_sft", "train_dpo")
+STAGES = ("train_reward", "train_policy", "train_sft", "train_dpo", "train_ilql")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,7 @@ def words_of(world: Path, stage: str, **changes) -> list[str]:
         "train_policy": policy_flags(world, world / "runs/reward"),  # a run for its reward model
         "train_sft": sft_flags(world),
         "train_dpo": dpo_flags(world),
+        "train_ilql": ilql_flags(world),
     }[stage]
     return [*words, *flags(**changes)]
 
@@ -245,6 +246,15 @@ def test_numbers_that_cannot_work(world, changes, says):
         ("train_dpo", dict(labels__type="scalar_rating"), "train_dpo learns from choices, best_of_N"),
         ("train_dpo", dict(loss="robust", label_smoothing=0.75), "--label_smoothing 0.75: must lie in [0, 0.75)"),
         ("train_dpo", dict(task__response_length=60), "context is 64"),
+        ("train_ilql", dict(labels__type="best_of_4"), "train_ilql learns from texts with scores, scalar_rating"),
+        ("train_ilql", dict(ilql__tau=1), "--ilql.tau 1.0: must be between 0 and 1"),
+        ("train_ilql", dict(ilql__alpha=0), "--ilql.alpha 0.0: must be above 0 and at most 1"),
+        ("train_ilql", dict(ilql__gamma=1.5), "--ilql.gamma 1.5: must lie between 0 and 1"),
+        ("train_ilql", dict(ilql__cql_scale=-1), "--ilql.cql_scale -1.0: must not be negative"),
+        ("train_ilql", dict(ilql__sync_interval=0), "--ilql.sync_interval 0: must be at least 1"),
+        ("train_ilql", dict(beta=-1), "--beta -1.0: must not be negative"),
+        ("train_ilql", dict(epochs=0), "--epochs 0: must be at least 1"),
+        ("train_ilql", dict(task__response_length=60), "context is 64"),
         ("train_sft", dict(validation__patience=-1), "--validation.patience -1: must not be negative"),
     ],
 )

@@ -21,25 +21,39 @@ from safetensors.torch import load_file
 
 from lm_human_preferences.learning.reward_model import RewardModel
 
-from small import LAUNCH, ROOT, dpo_flags, flags, launch, make_world, metrics, policy_flags, reward_flags, sft_flags
+from small import (
+    LAUNCH,
+    ROOT,
+    dpo_flags,
+    flags,
+    ilql_flags,
+    launch,
+    make_world,
+    metrics,
+    policy_flags,
+    reward_flags,
+    sft_flags,
+)
 
 STAGES = {
     "train_reward": (reward_flags, "reward_model"),
     "train_policy": (policy_flags, "policy"),
     "train_sft": (sft_flags, "lm"),
     "train_dpo": (dpo_flags, "policy"),
+    "train_ilql": (ilql_flags, "policy"),
 }
 RUNS = {stage: stage.removeprefix("train_") for stage in STAGES}  # the runs in the small world
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The small world with a finished run of each stage: runs/reward, runs/policy, runs/sft, runs/dpo."""
+    """The small world with a finished run of each stage: runs/reward, runs/policy, runs/sft, runs/dpo, runs/ilql."""
     folder = make_world(tmp_path_factory.mktemp("world"))
     launch("train_reward", "movies", "reward", *reward_flags(folder))
     launch("train_policy", "movies", "policy", *policy_flags(folder, folder / "runs/reward/reward_model"))
     launch("train_sft", "movies", "sft", *sft_flags(folder))
     launch("train_dpo", "movies", "dpo", *dpo_flags(folder))
+    launch("train_ilql", "movies", "ilql", *ilql_flags(folder))
     return folder
 
 

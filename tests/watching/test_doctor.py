@@ -26,6 +26,7 @@ from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.runs.tracking import read_jsonl
 from lm_human_preferences.train_dpo import DPOParams
+from lm_human_preferences.train_ilql import ILQLParams
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 from lm_human_preferences.train_reward import RewardTrainingParams
 from lm_human_preferences.train_sft import SFTParams
@@ -39,6 +40,7 @@ from small import (
     ROOT,
     dpo_flags,
     flags,
+    ilql_flags,
     launch,
     make_world,
     metrics,
@@ -53,6 +55,7 @@ PARAMS = {
     "train_reward": RewardTrainingParams,
     "train_sft": SFTParams,
     "train_dpo": DPOParams,
+    "train_ilql": ILQLParams,
     "expert_iteration": ExpertIterationParams,
 }
 RECORDED = ROOT / "tests/data/demo"
@@ -69,6 +72,8 @@ POLICY = dict(
 )
 SFT = dict(run__save_interval=0)
 DPO = dict(labels__num_train=800, batch_size=16, epochs=1, lr=0.003, run__save_interval=0)
+
+ILQL = dict(labels__num_train=800, batch_size=16, epochs=3, lr=0.01, ilql__alpha=0.05, run__save_interval=0)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +142,7 @@ def in_world(world, stage: str) -> tuple[list[str], dict]:
         "train_reward": (reward_flags(world), REWARD),
         "train_sft": (sft_flags(world), SFT),
         "train_dpo": (dpo_flags(world), DPO),
+        "train_ilql": (ilql_flags(world), ILQL),
     }[stage]
 
 
@@ -155,6 +161,7 @@ def found(diagnosis: Diagnosis) -> set[str]:
         ("train_policy", dict(ppo__total_episodes=32 * 48, rewards__kl_coef=0.3, ppo__vf_coef=1)),
         ("train_sft", {}),
         ("train_dpo", {}),
+        ("train_ilql", {}),
     ],
 )
 def test_a_small_healthy_run_has_no_findings(world, capsys, stage, changes):
@@ -163,7 +170,10 @@ def test_a_small_healthy_run_has_no_findings(world, capsys, stage, changes):
     name = f"healthy_{stage}_{changes.get('labels__type', '')}"
     diagnosis = run(world, stage, name, words, **settings | changes)
     assert diagnosis.healthy, describe(diagnosis, name)
-    assert len(diagnosis.fine) >= {"train_policy": 16, "train_reward": 6, "train_sft": 5, "train_dpo": 8}[stage]
+    assert (
+        len(diagnosis.fine)
+        >= {"train_policy": 16, "train_reward": 6, "train_sft": 5, "train_dpo": 8, "train_ilql": 9}[stage]
+    )
     assert not (world / "runs" / name / "warnings.jsonl").exists() and "WARNING" not in capsys.readouterr().err
 
 
@@ -201,6 +211,22 @@ BROKEN = [
     ),
     ("shuffled choices", "train_dpo", dict(labels__source="shuffled.json"), {"chance"}, {"chance"}),
     ("far too high a rate", "train_dpo", dict(lr=0.3), {"best_lost"}, set()),
+    ("texts rated by chance", "train_ilql", dict(labels__source="noise.json"), {"chance"}, {"chance"}),
+    ("copies that stand still", "train_ilql", dict(ilql__alpha=1e-4), {"stale_targets"}, {"stale_targets"}),
+    (
+        "a few tokens by heart",
+        "train_ilql",
+        dict(ilql__awac_beta=20, ilql__awac_scale=0.001),
+        {"heavy_tokens"},
+        {"heavy_tokens"},
+    ),
+    (
+        "values by a far too high rate",
+        "train_ilql",
+        dict(lr=0.5, ilql__tau=0.99, ilql__awac_beta=0),
+        {"values_away"},
+        set(),
+    ),
     (
         "ratings are noise",
         "train_reward",

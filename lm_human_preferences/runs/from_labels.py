@@ -1,0 +1,93 @@
+"""What the stages that learn from label files have in common: train_reward, train_dpo, train_ilql. Their parameters
+have `task`, `labels`, `batch_size`, `run` and `tracking`.
+"""
+
+import copy
+import math
+from typing import Any, TypeVar
+
+import torch
+
+from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.data.label_files import load_train_and_valid
+from lm_human_preferences.data.labels import LabelBatch, LabelType, check_labels
+from lm_human_preferences.data.tasks import QueryFormatter, check_task, check_task_numbers, padding_share
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.language.encoding import get_encoding
+from lm_human_preferences.language.gpt2 import GPT2Config
+from lm_human_preferences.runs.folder import model_folder
+from lm_human_preferences.runs.params import check_run_params
+from lm_human_preferences.runs.tracking import check_tracking
+
+Params = TypeVar("Params")
+
+
+def settled(params: Params) -> Params:
+    """What a run will use: a copy in which a run that was named as start model has become its model folder."""
+    params = copy.deepcopy(params)
+    stage: Any = params
+    policy = stage.task.policy
+    policy.initial_model = model_folder(policy.initial_model, stage.run.save_dir, ("lm", "policy"))
+    return params
+
+
+def check_stage(params: Any) -> LabelType:
+    """The type of the labels. UserError, naming the flag and the numbers, for parameters that no such stage can
+    have.
+    """
+    check_run_params(params.run)
+    check_tracking(params.tracking)
+    check_task_numbers(params.task)
+    return check_labels(params.labels, params.batch_size)
+
+
+def check_positive(params: Any, *names: str) -> None:
+    """UserError, naming the flag, for the first of these parameters that is no finite number above 0."""
+    for name in names:
+        if not 0 < getattr(params, name) < math.inf:
+            raise UserError(f"--{name} {getattr(params, name)}: must be positive")
+
+
+def check_at_least_1(params: Any, *names: str) -> None:
+    """UserError, naming the flag, for the first of these parameters that is below 1."""
+    for name in names:
+        if getattr(params, name) < 1:
+            raise UserError(f"--{name} {getattr(params, name)}: must be at least 1")
+
+
+def read_labels(
+    params: Any, kind: LabelType, config: GPT2Config
+) -> tuple[QueryFormatter, LabelBatch, LabelBatch | None]:
+    """How a model of this architecture sees the task's queries; the labels to train on and, if there are any, those to
+    measure on. UserError where task, model and labels do not fit together.
+    """
+    encoding = get_encoding(config.encoding)
+    check_task(params.task, encoding, config.n_ctx)
+    train, valid = load_train_and_valid(params.labels, kind, params.task, encoding)
+    return QueryFormatter.of(params.task, encoding), train, valid
+
+
+def inputs_of(params: Any) -> dict[str, str | None]:
+    """What such a stage reads, by flag: it must be the same when a run is resumed."""
+    return {
+        "task.policy.initial_model": params.task.policy.initial_model,
+        "labels.source": params.labels.source,
+        "labels.valid_source": params.labels.valid_source,
+    }
+
+
+def label_padding(labels: LabelBatch, padding_token: int) -> dict[str, float]:
+    """How much of the training labels' queries and responses is padding, as metrics."""
+    return {
+        "labels/query_padding": padding_share(labels.queries, padding_token),
+        "labels/response_padding": padding_share(labels.responses, padding_token),
+    }
+
+
+def batch_of_epochs(params: Any, purpose: str, step: int) -> torch.Tensor:
+    """Indices of the labels of global batch `step`, int64 [batch_size]: a slice of its epoch's permutation of all.
+    purpose: of the generator that draws the permutation.
+    """
+    count, size = params.labels.num_train, params.batch_size
+    epoch, start = divmod(step * size, count)
+    return torch.randperm(count, generator=generator_for(params.run.seed, purpose, epoch))[start : start + size]
