@@ -298,7 +298,9 @@ def movies_ilql() -> ILQLParams:
 
 
 def imdb_ilql() -> ILQLParams:
-    """Reviews with 0 or 1 for what they think of the film: trlX's ilql_sentiments, with its rate and batch size."""
+    """Reviews with 0 or 1 for what they think of the film: trlX's ilql_sentiments, with its rate and batch size,
+    for 875 steps where that takes 1,000.
+    """
     return ILQLParams(
         task=imdb_task(),
         labels=imdb_reward().labels,

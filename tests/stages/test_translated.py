@@ -26,6 +26,7 @@ SMALL = {
 }
 STAGE = {  # which of them a stage knows
     "train_policy": ("task", "ppo", "evaluation", "run"),
+    "train_ilql": ("task", "labels", "batch_size", "run"),
     "train_reward": ("task", "labels", "batch_size", "rollout_batch_size", "normalize_samples", "run"),
 }
 
@@ -72,7 +73,9 @@ def test_trlx_ppo_sentiments(world):
     assert all(0 < row["score"] < 1 for row in rows)
 
 
-def test_trlx_ilql_sentiments_as_far_as_it_goes(world):
-    run(world, "docs/from_trlx.md", "ilql_reward", **{"labels.source": world / "ratings.json"})
-    params = run(world, "docs/from_trlx.md", "ilql_policy")
-    assert params["rewards"]["trained_model"].endswith("ilql_reward/reward_model")
+def test_trlx_ilql_sentiments(world):
+    ratings = json.loads((world / "ratings.json").read_text())
+    (world / "rated.json").write_text(json.dumps([row | {"score": float(i % 2)} for i, row in enumerate(ratings)]))
+    params = run(world, "docs/from_trlx.md", "ilql_sentiments", **{"labels.source": world / "rated.json"})
+    assert (params["ilql"]["alpha"], params["ilql"]["sync_interval"], params["beta"]) == (0.001, 5, 1.0)
+    assert (world / "runs/ilql_sentiments/policy/heads.safetensors").is_file()
