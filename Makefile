@@ -8,13 +8,15 @@ RUN := $(VENV)/bin/python
 # Tests run side by side, one process a core; each computes on one thread.
 PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo demo-online demo-sentiment check-demo check quick test bench clean help
+.PHONY: demo demo-online demo-sentiment check-demo notebooks run-notebooks check quick test bench clean help
 
 help:
 	@echo "make demo   environment, data, reward training and policy training on task movies, report (half an hour or less on 2 cores)"
 	@echo "make demo-online   the same with simulated people who are asked while the policy trains"
 	@echo "make demo-sentiment  a sentiment classifier of Hugging Face as the reward: fine-tuned here, then a policy, before and after (20 minutes)"
 	@echo "make check-demo  whether the figures of a finished demo lie where static/expected.json says"
+	@echo "make notebooks   environment, then Jupyter with the eight notebooks"
+	@echo "make run-notebooks   environment, then all notebooks executed and stored with their outputs (half an hour or less on 2 cores)"
 	@echo "make check  environment, then ruff and mypy: what every commit must pass"
 	@echo "make quick  environment, then the tests of language, learning, data and the command line"
 	@echo "make test   environment, then the whole test suite"
@@ -41,6 +43,10 @@ $(VENV)/.installed-test: requirements-dev.txt $(VENV)/.installed-run
 
 $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-run
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	@touch $@
+
+$(VENV)/.installed-notebooks: requirements-notebooks.txt $(VENV)/.installed-run
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-notebooks.txt
 	@touch $@
 
 # --- what people type ---
@@ -81,6 +87,12 @@ demo-sentiment: $(VENV)/.installed-hub
 		--texts datasets/movies/ratings_test.json --experiment demo_sentiment_evaluation --overwrite
 	$(RUN) launch.py report demo_sentiment
 	$(RUN) launch.py report demo_sentiment_evaluation
+
+notebooks: $(VENV)/.installed-notebooks
+	$(RUN) -m jupyter lab notebooks/01_gpt2_and_its_probabilities.ipynb
+
+run-notebooks: $(VENV)/.installed-notebooks
+	$(RUN) notebooks/execute.py
 
 check: $(VENV)/.installed-test
 	$(RUN) -m ruff check .

@@ -17,7 +17,12 @@ from load_scripts import load_script
 from params import EXPERIMENTS
 from small import ROOT
 
-PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "saved_models/tiny/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    ROOT / "saved_models/tiny/README.md",
+    ROOT / "notebooks/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 LINES = sorted(
     {
         line.strip().partition(" #")[0].strip()
@@ -28,7 +33,7 @@ LINES = sorted(
     | set(re.findall(r"\| `(python [^`]+)`", (ROOT / "README.md").read_text()))
 )
 COMMANDS = [line for line in LINES if line.startswith("python launch.py")]
-SCRIPTS = [line for line in LINES if line.startswith(("python datasets/", "python saved_models/"))]
+SCRIPTS = [line for line in LINES if line.startswith(("python datasets/", "python saved_models/", "python notebooks/"))]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
