@@ -11,7 +11,7 @@ from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
 
-ROWS = ("packed", "documents", "references")
+ROWS = ("packed", "documents", "references")  # what a training may ask for; `single` serves measuring alone
 
 
 def make_rows(
@@ -28,20 +28,24 @@ def make_rows(
         return ReferenceRows(file, TokenFile(folder, f"references_{split}"), task, encoding)
     if block > model.n_ctx:
         raise UserError(f"--data.block {block} is longer than the model's context of {model.n_ctx}")
-    return Rows(file, kind == "packed", block, model.padding_token)
+    return Rows(file, kind, block, model.padding_token)
 
 
 class Rows:
     """A token file as rows of `block` inputs and labels, both int64; labels and inputs beyond a document's end are
-    padding.
+    padding. `single` rows are a document each, up to `block` + 1 of its tokens; those of less than two are left out.
     """
 
-    def __init__(self, file: TokenFile, packed: bool, block: int, padding_token: int):
+    def __init__(self, file: TokenFile, kind: str, block: int, padding_token: int):
         self.file, self.block, self.padding = file, block, padding_token
         self.learnt = file.tokens  # what labels are drawn from
-        if packed:
+        if kind == "packed":
             self.starts = np.arange(0, len(file.tokens) - block, block)
             self.ends = self.starts + block + 1
+        elif kind == "single":
+            long = np.diff(file.offsets) > 1
+            self.starts = file.offsets[:-1][long]
+            self.ends = np.minimum(file.offsets[1:][long], self.starts + block + 1)
         else:  # whole documents while they fit; a document longer than the row goes on in rows of its own
             self.starts, self.ends = _pack_documents(file.offsets, block)
         if not len(self.starts):

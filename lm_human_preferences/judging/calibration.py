@@ -29,6 +29,18 @@ def mean(values: np.ndarray) -> Estimate:
     return {"value": float(values.mean()), "standard_error": float(values.std() / np.sqrt(len(values)))}
 
 
+def ratio_of_sums(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
+    """Of the sums of numerators [n] and of denominators [n], pairs taken for independent: standard error sqrt(sum of
+    e_i^2) / sum of denominators, e the numerators less the ratio times their denominators (the delta method).
+    """
+    total = float(denominators.sum())
+    if not total:
+        return {"value": None, "standard_error": None}
+    value = float(numerators.sum()) / total
+    rest = np.asarray(numerators, dtype=np.float64) - value * np.asarray(denominators, dtype=np.float64)
+    return {"value": value, "standard_error": float(np.sqrt((rest**2).sum())) / total}
+
+
 def mean_of_overlapping(values: np.ndarray, members: Sequence[Sequence[Hashable]]) -> Estimate:
     """Of values [n] that are not independent where two share a member (a response, say); members [n][any number].
 

@@ -44,7 +44,6 @@ class NextTokenLoss(nn.Module):
         return -token_logprobs(self.transformer, hidden, labels, entropies=False)[0]
 
 
-@torch.no_grad()
 def validate(
     model: NextTokenLoss,
     rows: Rows | ReferenceRows,
@@ -52,10 +51,26 @@ def validate(
     precision: Precision,
     micro_batch: int,
     world: World = World(),
-    describe: str | None = None,
 ) -> float:
     """Mean loss in nats per token over the first `limit` rows (all if 0), with the whole vocabulary; the ranks share
     the work.
+    """
+    total, n_tokens = row_losses(model, rows, limit, precision, micro_batch, world).sum(0).tolist()
+    return float(total / n_tokens)
+
+
+@torch.no_grad()
+def row_losses(
+    model: NextTokenLoss,
+    rows: Rows | ReferenceRows,
+    limit: int,
+    precision: Precision,
+    micro_batch: int,
+    world: World = World(),
+    describe: str | None = None,
+) -> torch.Tensor:
+    """Loss in nats, summed over a row's tokens, and how many they are: float64 [n, 2] of the first `limit` rows (all if
+    0); the ranks share the work.
 
     describe: what a progress bar is to be called; none shows none.
     """
@@ -71,5 +86,4 @@ def validate(
             of_rows = torch.zeros(len(part), dtype=torch.float64).index_add_(0, of_row, losses)
             sums.append(torch.stack([of_rows, real.sum(1).double()], dim=1))
             bar.update(len(part))
-    total, n_tokens = world.gather(torch.cat(sums))[:count].sum(0).tolist()
-    return float(total / n_tokens)
+    return world.gather(torch.cat(sums))[:count]

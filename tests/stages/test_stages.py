@@ -106,7 +106,7 @@ def test_perplexity_is_that_of_validation(world):
     assert len(part) == 1 and "train: perplexity" in part[0] and "2 rows of 32 tokens" in part[0]
     for words, expected in (
         ([], "takes a model and a data set"),
-        ([world / "data", "--rows", "references"], "--rows references: must be packed or documents"),
+        ([world / "data", "--rows", "references"], "--rows references: must be packed, documents or single"),
         ([world / "data", "--block", "64"], "longer than the model's context of 32"),
         ([world / "data", "--limit", "-1"], "--limit -1: must be at least 0"),
     ):
