@@ -164,9 +164,13 @@ def run_sweep(words: Words, flags: Flags, experiments: Experiments) -> None:
 
 
 def comparison_of(task: str, experiments: Experiments) -> compare.CompareParams:
-    """The parameters of a comparison with the task's own values. UserError unless all of its stages have the task."""
+    """The parameters of a comparison with the task's own values. UserError unless its stages have the task; train_ilql
+    may lack it.
+    """
     stages = ("train_policy", "train_dpo", "expert_iteration")
-    return compare.CompareParams.of_entries(*(find_entry(stage, task, experiments)() for stage in stages))
+    needed = [find_entry(stage, task, experiments)() for stage in stages]
+    ilql = experiments["train_ilql"][task]() if task in experiments["train_ilql"] else None
+    return compare.CompareParams.of_entries(*needed, ilql=ilql)
 
 
 def run_compare(words: Words, flags: Flags, experiments: Experiments) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm_human_preferences import expert_iteration, train_dpo, train_policy
+from lm_human_preferences import expert_iteration, train_dpo, train_ilql, train_policy
 from lm_human_preferences.commands import sweep
 from lm_human_preferences.commands.sweep import Measuring, SweepParams
 from lm_human_preferences.compute import distributed
@@ -39,9 +39,10 @@ from lm_human_preferences.runs.folder import go_on_after_restart
 from lm_human_preferences.runs.params import computing
 from lm_human_preferences.runs.tracking import read_jsonl
 from lm_human_preferences.train_dpo import DPOParams, DPOTrainer
+from lm_human_preferences.train_ilql import ILQLParams, ILQLTrainer
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 
-METHODS = ("ppo", "rloo", "grpo", "expert_iteration", "dpo", "best_of_n")
+METHODS = ("ppo", "rloo", "grpo", "expert_iteration", "dpo", "ilql", "best_of_n")
 COSTS = "costs.json"  # seconds that each policy's training took, over all calls
 
 
@@ -53,27 +54,38 @@ class CompareParams(SweepParams):
     strengths: str = param(
         "0.25,1,4",
         "settings of each method, multiples of its own strength of regularisation: of rewards.kl_coef for ppo, rloo, "
-        "grpo, of dpo.beta for dpo; expert_iteration samples fewer episodes by as much",
+        "grpo, of dpo.beta for dpo; expert_iteration samples fewer episodes by as much, and ilql is steered by "
+        "ilql.beta divided by them, without training anew",
     )
     matched: str = param("2,4,8", "KL to the reference, in nats, at which methods are compared")
     responses_per_query: int = param(4, "responses to each query with rloo and grpo")
     dpo: DPOParams = param(DPOParams, "")
     expert: PPOParams = param(PPOParams, "")
+    ilql: ILQLParams | None = param(None, "train_ilql, where the task has texts with scores; off: no ilql")
 
     @classmethod
-    def of_entries(cls, policy: PolicyTrainingParams, dpo: DPOParams, expert: ExpertIterationParams) -> "CompareParams":
-        """The task's entries of the stages; each policy's own comparison is off, since all are compared in the end."""
-        own = SweepParams.of(policy)
-        return cls(**vars(own), dpo=dpo, expert=expert.ppo)
+    def of_entries(
+        cls, policy: PolicyTrainingParams, dpo: DPOParams, expert: ExpertIterationParams, ilql: ILQLParams | None = None
+    ) -> "CompareParams":
+        """The task's entries of the stages; each policy's own comparison is off, since all are compared in the end. A
+        task without texts with scores has no ilql.
+        """
+        own, methods = SweepParams.of(policy), [name for name in METHODS if name != "ilql" or ilql is not None]
+        return cls(**vars(own), methods=",".join(methods), dpo=dpo, expert=expert.ppo, ilql=ilql)
 
 
 class Trained(NamedTuple):
     """One policy to train, or that was."""
 
-    name: str  # of its run
+    name: str
     method: str
     strength: float
     seed: int
+
+    @property
+    def run(self) -> str:
+        """The name of its run, which all strengths of ilql have in common: they differ in how it writes."""
+        return f"ilql_seed_{self.seed}" if self.method == "ilql" else self.name
 
 
 # --- what is compared ---
@@ -107,7 +119,10 @@ def settle(params: CompareParams) -> CompareParams:
     """What a comparison will use: a copy, settled as policy training's; the other stages take its task and run."""
     settled = sweep.settle(params)
     assert isinstance(settled, CompareParams)
-    settled.dpo = dataclasses.replace(settled.dpo, task=settled.task, run=settled.run, tracking=settled.tracking)
+    shared: dict[str, Any] = {"task": settled.task, "run": settled.run, "tracking": settled.tracking}
+    settled.dpo = dataclasses.replace(settled.dpo, **shared)
+    if settled.ilql is not None:
+        settled.ilql = dataclasses.replace(settled.ilql, **shared)
     return settled
 
 
@@ -116,6 +131,8 @@ def check(params: CompareParams) -> None:
     sweep.check(params)
     names, strengths = methods_of(params), numbers(params.strengths, "--strengths")
     numbers(params.matched, "--matched")
+    if "ilql" in names and params.ilql is None:
+        raise UserError("--methods ilql: this task has no texts with scores; give --ilql on and --ilql.labels.source")
     if params.rewards.kl_coef == 0 and set(names) & {"ppo", "rloo", "grpo"}:
         raise UserError("--rewards.kl_coef 0 has no multiples: give the price that --strengths multiply")
     for name in names:
@@ -140,6 +157,9 @@ def members_of(params: CompareParams) -> list[Trained]:
 def parameters_of(params: CompareParams, run: Any, member: Trained) -> Any:
     """The stage's parameters of one policy: the task's, with the method's own strength and the seed."""
     run = dataclasses.replace(run, seed=member.seed)
+    if member.method == "ilql":
+        assert params.ilql is not None
+        return dataclasses.replace(params.ilql, run=run)
     if member.method == "dpo":
         return dataclasses.replace(params.dpo, beta=params.dpo.beta * member.strength, run=run)
     names = (item.name for item in dataclasses.fields(PolicyTrainingParams))
@@ -158,6 +178,13 @@ def parameters_of(params: CompareParams, run: Any, member: Trained) -> Any:
     return train_policy.settle(mine)
 
 
+def betas_of(params: CompareParams, members: list[Trained]) -> dict[str, float]:
+    """How strongly the policies of ilql are steered, by name: the more, the less strength holds them."""
+    if params.ilql is None:
+        return {}
+    return {member.name: params.ilql.beta / member.strength for member in members if member.method == "ilql"}
+
+
 class Stage(NamedTuple):
     """How a method is checked and trained."""
 
@@ -172,6 +199,7 @@ STAGES = {
     "grpo": _POLICY,
     "expert_iteration": Stage(expert_iteration.check, ExpertTrainer),
     "dpo": Stage(train_dpo.check, DPOTrainer),
+    "ilql": Stage(train_ilql.check, ILQLTrainer),
 }
 
 
@@ -203,7 +231,8 @@ def compare(params: CompareParams, task: str, experiment: str) -> Path:
             raise UserError(
                 f"none of the {len(members)} policies of {folder} could be trained; the lines above say why"
             )
-        sides, pool, samples = measuring.measured({m.name: folder / m.name / "policy" for m in trained})
+        folders = {member.name: folder / member.run / "policy" for member in trained}
+        sides, pool, samples = measuring.measured(folders, betas_of(params, trained))
         if world.is_main:
             result = {
                 "task": task,
@@ -215,7 +244,8 @@ def compare(params: CompareParams, task: str, experiment: str) -> Path:
             rows = measuring.lines(sides, samples)
             compare_report.write_comparison(folder, result, rows)
             print(compare_report.comparison_table(result))
-            print(samples_text(samples_of_sweep(rows[: params.shown])))
+            shown = compare_report.one_of_each_method(result, rows[: params.shown])
+            print(samples_text(samples_of_sweep(shown)))
             print(f"\nfigure {folder / 'compare.svg'}, figures in {folder / 'result.json'}")
         return folder
 
@@ -224,6 +254,8 @@ FREE = (
     *sweep.FREE,
     "dpo.run.",
     "dpo.tracking.",
+    "ilql.run.",
+    "ilql.tracking.",
     "matched",
     "methods",
     "strengths",
@@ -235,11 +267,13 @@ def train_all(
     params: CompareParams, members: list[Trained], task: str, precision: Precision, world: World
 ) -> dict[str, str]:
     """Train each policy whose run is not finished, from its newest checkpoint if it has begun. Returns why the failed
-    ones failed.
+    ones failed, by name.
     """
-    failed, folder = {}, Path(params.run.save_dir)
-    for number, member in enumerate(members, 1):
-        run, title = folder / member.name, f"policy {number} of {len(members)}, {member.name}"
+    failed, folder = dict[str, str](), Path(params.run.save_dir)
+    first = {member.run: member for member in reversed(members)}
+    runs = [member for member in members if first[member.run] is member]
+    for number, member in enumerate(runs, 1):
+        run, title = folder / member.run, f"policy {number} of {len(runs)}, {member.run}"
         begun, finished = world.from_main(
             [(run / part).exists() for part in ("config.json", "policy/model.safetensors")]
         )
@@ -250,7 +284,7 @@ def train_all(
         mine = parameters_of(params, dataclasses.replace(params.run, resume=begun), member)
         started = time.perf_counter()
         try:
-            STAGES[member.method].trainer.prepare(mine, precision, world).run(task, member.name)
+            STAGES[member.method].trainer.prepare(mine, precision, world).run(task, member.run)
         except Interrupted:
             raise
         except Exception as error:  # the others may still succeed
@@ -258,11 +292,12 @@ def train_all(
                 raise
             if not isinstance(error, UserError):
                 traceback.print_exc()
-            failed[member.name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            print(f"{title}: FAILED: {failed[member.name]}", file=sys.stderr, flush=True)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            failed |= {other.name: reason for other in members if other.run == member.run}
+            print(f"{title}: FAILED: {reason}", file=sys.stderr, flush=True)
         finally:
             if world.is_main:
-                add_cost(folder, member.name, time.perf_counter() - started)
+                add_cost(folder, member.run, time.perf_counter() - started)
     return failed
 
 
@@ -311,8 +346,9 @@ def figures_of(
                 "kl": bootstrap.mean(sides[member.name].kl),
                 "proxy": bootstrap.mean(sides[member.name].proxy),
                 "gold": {judge: bootstrap.mean(values) for judge, values in sides[member.name].gold.items()},
-                "seconds": costs.get(member.name),
-                "memory": peak_memory_of(folder / member.name),
+                "run": member.run,
+                "seconds": costs.get(member.run),
+                "memory": peak_memory_of(folder / member.run),
                 "labels": labels_of(params, member.method),
             }
             for member in trained
@@ -338,9 +374,13 @@ def peak_memory_of(run: Path) -> float | None:
 
 
 def labels_of(params: CompareParams, method: str) -> int | None:
-    """How many labels a method learned from: DPO itself, the others through the reward model, if that can be told."""
+    """How many labels a method learned from: DPO and ILQL themselves, the others through the reward model, if that can
+    be told.
+    """
     if method == "dpo":
         return params.dpo.labels.num_train
+    if method == "ilql" and params.ilql is not None:
+        return params.ilql.labels.num_train
     for model in params.rewards.models()[:1]:
         config = Path(model).parent / "config.json"
         if config.is_file():

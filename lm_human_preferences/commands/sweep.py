@@ -13,8 +13,10 @@ import math
 import shutil
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -334,9 +336,12 @@ class Measuring:
         figures = figures_of(trained, sides, pool, p.min_effective, Bootstrap(p.samples, p.run.seed))
         return self.facts() | figures, self.lines(sides, samples)
 
-    def measured(self, folders: dict[str, Path]) -> tuple[dict[str, Scores], dict[str, np.ndarray], Scores]:
+    def measured(
+        self, folders: dict[str, Path], betas: Mapping[str, float] = MappingProxyType({})
+    ) -> tuple[dict[str, Scores], dict[str, np.ndarray], Scores]:
         """The scores of each policy, given by its folder; "proxy" and each judge -> float64 [n, N] of the reference's
-        responses, N to each query; and these responses.
+        responses, N to each query; and these responses. betas: of those policies that are steered by another strength
+        than their own.
         """
         p, N = self.params, self.params.responses
         proxy = load_rewards(p.rewards, self.reference.transformer.config, p.task, self.precision.device)
@@ -344,7 +349,8 @@ class Measuring:
         rewards = [proxy, *(judge.on_tokens(self.encoding) for judge in self.judges)]
         uniforms, sides = uniforms_of(p.task, p.samples, p.run.seed), {}
         for name, folder in folders.items():
-            sides[name] = self.scores(load_policy(folder, p.task), self.held_out.tokens, uniforms, rewards)
+            policy = load_policy(folder, p.task, betas.get(name))
+            sides[name] = self.scores(policy, self.held_out.tokens, uniforms, rewards)
         if self.world.is_main:
             print(f"the reference: {N} responses to each of {p.samples:,} queries", flush=True)
         many = torch.rand(p.samples * N, p.task.response_length, generator=generator_for(p.run.seed, "sweep/uniforms"))

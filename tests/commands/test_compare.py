@@ -2,22 +2,26 @@
 figure and page; its refusals.
 """
 
+import dataclasses
 import html
 import json
 import re
 
 import pytest
 
+from lm_human_preferences.commands import command_line, compare
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.reports import compare_report
 from lm_human_preferences.reports.report import write_report
 
+from params import EXPERIMENTS
 from small import CONFIG, flags, make_world, policy_flags, run_here
 
 JUDGES = "varied=lm_human_preferences.judging.text_metrics:unrepeated"
-METHODS = ("ppo", "rloo", "grpo", "expert_iteration", "dpo")
+METHODS = ("ppo", "rloo", "grpo", "expert_iteration", "dpo", "ilql")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,12 @@ def words_of(world, **changes) -> list[str]:
         dpo__labels__num_train=16,
         dpo__batch_size=8,
         dpo__lr=0.01,
+        ilql__labels__source=world / "ratings.json",
+        ilql__labels__valid_source="none",
+        ilql__labels__num_train=32,
+        ilql__batch_size=8,
+        ilql__lr=0.01,
+        ilql__beta=8,
         expert__batch_size=16,
         expert__total_episodes=16,
         expert__responses_per_query=4,
@@ -78,6 +88,10 @@ def test_every_method_is_trained_at_each_strength(world):
     for side in result["policies"].values():
         assert side["seconds"] > 0 and side["memory"] > 0 and side["kl"]["low"] <= side["kl"]["high"]
     assert result["policies"]["dpo_1_seed_1"]["labels"] == 16
+    half, whole = (result["policies"][f"ilql_{s}_seed_1"] for s in ("0.5", "1"))
+    assert half["run"] == whole["run"] == "ilql_seed_1" and half["seconds"] == whole["seconds"]
+    assert half["labels"] == 32 and half["kl"]["mean"] > whole["kl"]["mean"] > 0  # steered by 16, by 8
+    assert not (run / "ilql_1_seed_1").exists() and len(list(run.glob("*/policy"))) == 11
     near, far = result["matched"]["best_of_n"]["varied"]
     assert near["mean"] is not None and far["mean"] is None  # log 8 nats are far from 1000
     assert len((run / "evaluation.jsonl").read_text().splitlines()) == 20
@@ -102,8 +116,52 @@ def test_a_comparison_has_a_page(world):
     text = html.unescape(page.read_text())
     assert sorted(path.name for path in page.parent.iterdir()) == ["compare.png", "compare.svg", "index.html"]
     titles = re.findall(r"<h2[^>]*>([^<]+)", text)
-    assert titles == ["At equal distance", "Figure", "All policies", "Samples", "Configuration"]
+    assert titles == [
+        "At equal distance",
+        "Figure",
+        "What each method costs",
+        "All policies",
+        "Samples",
+        "Configuration",
+    ]
     assert all(method in text for method in METHODS) and "no difference is seen" in text
+
+
+def interval(mean: float | None, half: float = 0.1) -> dict:
+    ends = {"low": None, "high": None} if mean is None else {"low": mean - half, "high": mean + half}
+    return {"mean": mean} | ends
+
+
+def test_what_is_said_at_equal_distance():
+    """Who gains most where, and from whom no difference is seen; costs of runs that strengths share count once."""
+    gains = {"ppo": (0.2, 0.5), "dpo": (0.35, 0.1), "ilql": (-0.5, None)}
+    result = {
+        "targets": [2.0, 4.0],
+        "methods": [*gains, "best_of_n"],
+        "matched": {name: {"j": [interval(value) for value in values]} for name, values in gains.items()}
+        | {"best_of_n": {"j": [interval(None), interval(None)]}},
+        "policies": {
+            name: dict(method=name[:-2], run=run, kl=interval(kl), seconds=60.0, memory=1.5, labels=7)
+            for name, run, kl in (("ppo_1", "ppo_1", 3.0), ("ilql_1", "ilql", 9.0), ("ilql_2", "ilql", 4.4))
+        },
+    }
+    assert compare_report.leaders(result, "j") == [
+        "at 2 nats dpo gains most, of 3 methods that go as far; no difference is seen from ppo",
+        "at 4 nats ppo gains most, of 2 methods that go as far",
+    ]
+    costs = {row[0].text: [cell.text for cell in row[1:]] for row in compare_report._costs(result)}
+    assert costs["ilql"] == costs["ppo"] == ["1", "1.0", "1.0", "1.5", "7"]
+    assert costs["best_of_n"] == ["0", "-", "-", "-", "-"]
+    rows = [{"policies": dict.fromkeys(["reference", *result["policies"]])}]
+    [row] = compare_report.one_of_each_method(result, rows)
+    assert list(row["policies"]) == ["reference", "ppo_1", "ilql_2"]
+
+
+def test_a_task_without_scored_texts_has_no_ilql():
+    params = command_line.comparison_of("sentiment", EXPERIMENTS)
+    assert "ilql" not in params.methods.split(",") and params.ilql is None
+    with pytest.raises(UserError, match="--methods ilql: this task has no texts with scores"):
+        compare.check(dataclasses.replace(params, methods="ilql", judges=JUDGES))
 
 
 @pytest.mark.parametrize(
