@@ -167,10 +167,9 @@ def comparison_of(task: str, experiments: Experiments) -> compare.CompareParams:
     """The parameters of a comparison with the task's own values. UserError unless its stages have the task; train_ilql
     may lack it.
     """
-    stages = ("train_policy", "train_dpo", "expert_iteration")
-    needed = [find_entry(stage, task, experiments)() for stage in stages]
+    policy, dpo, expert = (find_entry(stage, task, experiments)() for stage in compare.ENTRIES)
     ilql = experiments["train_ilql"][task]() if task in experiments["train_ilql"] else None
-    return compare.CompareParams.of_entries(*needed, ilql=ilql)
+    return compare.CompareParams.of_entries(policy, dpo, expert, ilql)
 
 
 def run_compare(words: Words, flags: Flags, experiments: Experiments) -> None:

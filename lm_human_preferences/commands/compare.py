@@ -43,6 +43,7 @@ from lm_human_preferences.train_ilql import ILQLParams, ILQLTrainer
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 
 METHODS = ("ppo", "rloo", "grpo", "expert_iteration", "dpo", "ilql", "best_of_n")
+ENTRIES = ("train_policy", "train_dpo", "expert_iteration")  # stages whose entries of a task a comparison needs
 COSTS = "costs.json"  # seconds that each policy's training took, over all calls
 
 
