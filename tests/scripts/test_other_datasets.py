@@ -22,6 +22,7 @@ from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.language.encoding import gpt2_encoding
 
 from load_scripts import load_script, run_main
+from small import run_here
 
 imdb, stories, hh = (load_script(f"datasets/{name}.py") for name in ("imdb", "writing_prompts", "hh"))
 SPLITS = ("train", "valid", "test")
@@ -383,3 +384,30 @@ def test_posts_that_are_not_posts(tmp_path):
 def test_bad_words(tmp_path, module, words, says):
     said = prepare(module, tmp_path / "out", *words, check=False)
     assert said.returncode == 2 and says in said.stderr and not (tmp_path / "out").exists()
+
+
+# --- there and back ---
+
+
+def convert(source, output, *words):
+    run_here("labels", "convert", source, output, *words)
+    return output
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_dialogues_become_pairs_and_labels_again(tmp_path, ending):
+    """The file itself as `labels convert` reads it, the script's labels, and these as chosen and rejected and back."""
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    prepare(hh, tmp_path / "out", "--input", write_dialogues(tmp_path / "in"))
+    ours = tmp_path / "out/dialogues_test.jsonl"
+    direct = convert(tmp_path / "in/helpful-base/test.jsonl.gz", tmp_path / "direct.jsonl")
+    assert direct.read_text() == ours.read_text()
+    for name, words in (("dialogues", []), ("labels", ["--join", "none"])):
+        made = tmp_path / f"out/{name}_test.jsonl"
+        pairs = convert(made, tmp_path / f"{name}.{ending}", "--to", "pairs")
+        assert convert(pairs, tmp_path / f"{name}_back.jsonl", *words).read_text() == made.read_text()
+    if ending == "jsonl":
+        query = labels(tmp_path / "out", "dialogues_test")[2]["query"]
+        pair = json.loads((tmp_path / "dialogues.jsonl").read_text().splitlines()[2])
+        assert pair == {"prompt": query, "chosen": " Take 4 cups.", "rejected": " I do not know 2."}

@@ -92,8 +92,10 @@ def test_from_files_to_a_report(tmp_path, capsys, monkeypatch, task):
     assert load_model(runs / "policy/policy").config == CONFIG
 
 
-@pytest.mark.parametrize("task", ["writing_prompts", "helpful"])
-def test_pairs_are_learnt_without_a_reward_model(tmp_path, capsys, monkeypatch, task):
+@pytest.mark.parametrize(
+    "stage, task", [("train_dpo", "writing_prompts"), ("train_dpo", "helpful"), ("train_ilql", "imdb")]
+)
+def test_labels_are_learnt_without_a_reward_model(tmp_path, capsys, monkeypatch, stage, task):
     data, runs = prepare(tmp_path, task), tmp_path / "runs"
     words = flags(
         run__save_dir=runs,
@@ -101,15 +103,15 @@ def test_pairs_are_learnt_without_a_reward_model(tmp_path, capsys, monkeypatch, 
         run__precision="float32",
         task__query_length=24,
         task__response_length=12,
-        task__query_dataset=data,
+        task__query_dataset=f"{data}:queries_" if task == "imdb" else data,
         task__policy__initial_model=tmp_path / "gpt2",
         labels__source=data / f"{LABELS[task]}_train.jsonl",
         labels__valid_source=data / f"{LABELS[task]}_test.jsonl",
         labels__num_train=32,
         batch_size=8,
     )
-    command(capsys, monkeypatch, "train_dpo", task, "dpo", *words)
-    assert load_model(runs / "dpo/policy").config == CONFIG
+    command(capsys, monkeypatch, stage, task, "direct", *words)
+    assert load_model(runs / "direct/policy").config == CONFIG
 
 
 # --- the tasks as data ---
