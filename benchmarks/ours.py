@@ -138,7 +138,7 @@ def scoring(trainer: PPOTrainer, clock: PhaseClock) -> Subject:
     config, B = trainer.policy.transformer.config, trainer.params.ppo.batch_size
     rollout = trainer.sample(0)
     clock.watch(trainer.reference, "analyze", "reference")
-    clock.watch(trainer.scorer, "with_disagreement", "reward")
+    clock.watch(trainer.scorer, "measure", "reward")
 
     def work():
         with torch.no_grad():
@@ -175,7 +175,7 @@ def update(trainer: PPOTrainer, clock: PhaseClock) -> Subject:
     last = {}
     clock.watch(trainer.policy, "respond", "rollout")
     clock.watch(trainer.reference, "analyze", "reference")
-    clock.watch(trainer.scorer, "with_disagreement", "reward")
+    clock.watch(trainer.scorer, "measure", "reward")
     # what is left of the minibatches when forward passes and optimizer have taken their own
     clock.watch(trainer, "train_minibatch", "backward")
     clock.watch(trainer.policy, "analyze", "forward")

@@ -143,7 +143,7 @@ def ppo_losses(logprobs, values, old_logprobs, old_values, advantages, returns):
 
 def ppo_step(policy, reference, reward_model, optimizer, queries, uniforms, lr):
     """One step: write, score, compare with the reference, update a few times. Returns what there is to look at."""
-    responses, old_logprobs, old_values = policy.respond(queries, uniforms)
+    responses, old_logprobs, old_values, _ = policy.respond(queries, uniforms)
     ref_logprobs, _ = reference.analyse(queries, responses)
     scores = score(reward_model, queries, responses)
     rewards = token_rewards(scores, old_logprobs, ref_logprobs)

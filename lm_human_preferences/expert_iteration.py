@@ -103,7 +103,9 @@ class ExpertTrainer(PPOTrainer):
         """Sample, keep, learn: the metrics and all the episodes that were sampled."""
         ppo, kl_coef = self.params.ppo, self.kl_controller.value
         rollout = self.sample(step)
-        rewards, non_score = compute_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, kl_coef)
+        rewards, non_score = compute_rewards(
+            rollout.scores, rollout.logprobs, rollout.ref_logprobs, kl_coef, rollout.counted
+        )
         draw = generator_for(self.seed, "expert/keep", step)
         kept = kept_responses(rewards.sum(1), ppo.responses_per_query, self.params.keep, draw)
         lr, size = linear_decay(ppo.lr, step, self.total_steps), len(kept) // ppo.nminibatches

@@ -17,6 +17,7 @@ from lm_human_preferences.judging.evaluation import EvaluationParams
 from lm_human_preferences.judging.judges import SENTENCE_JUDGES
 from lm_human_preferences.judging.training_rewards import RewardSource
 from lm_human_preferences.learning.ppo import AdaptiveKLParams, PPOParams, check_kl, check_ppo
+from lm_human_preferences.learning.reward_scale import check_scale
 from lm_human_preferences.learning.value_model import VALUE_MODELS, ValueParams
 from lm_human_preferences.people.schedule import OnlineParams, check_online
 from lm_human_preferences.runs.folder import model_folder, reward_model_folders
@@ -31,6 +32,13 @@ ANSWERS = "(people's answers)"  # stands for the label file of a run that asks p
 class RewardsParams(RewardSource):
     """Where rewards come from, and what distance from the reference costs."""
 
+    scale: str = param(
+        "none",
+        "of rewards. none: as they are; running: divided by the deviation of all the run's rewards so far; normalised: "
+        "brought to mean 0 and deviation 1 on the reference's responses before the first step",
+    )
+    scale_samples: int = param(256, "responses of the reference that normalised measures")
+    clip: float | None = param(None, "rewards, on their scale, are cut to at most this and at least minus this")
     kl_coef: float = param(0.15, "price of a nat of KL to the reference policy (the adaptive controller's first value)")
     adaptive_kl: AdaptiveKLParams | None = param(None, "on: steer the coefficient to a target KL; off: keep it fixed")
     train_new_model: RewardTrainingParams | None = param(
@@ -94,6 +102,11 @@ def check(params: PolicyTrainingParams) -> None:
         raise UserError("--evaluation.samples and --evaluation.shown must not be negative")
     check_kl(rewards.kl_coef, rewards.adaptive_kl, params.ppo.batch_size)
     rewards.check()
+    check_scale(rewards.scale, rewards.clip, rewards.scale_samples)
+    if params.online is not None and rewards.scale == "normalised":
+        raise UserError(
+            "--rewards.scale normalised: --online replaces the reward model, and normalises each itself; leave it out"
+        )
     if rewards.trained_model is None and rewards.function is None and rewards.train_new_model is None:
         raise UserError(
             "no reward model: give a folder with --rewards.trained_model PATH, or --rewards.train_new_model on"

@@ -149,7 +149,7 @@ class OnlineRewards:
         model = load_model(Path(task.policy.initial_model))
         encoding = get_encoding(model.config.encoding)
         check_task(task, encoding, model.config.n_ctx)
-        policy = Policy(model, QueryFormatter.of(task, encoding), task.policy.temperature)
+        policy = Policy(model, QueryFormatter([], []), task.policy.temperature).for_task(task, encoding)
         policy.to(self.precision.device).requires_grad_(False)
         authors = [Author(REFERENCE, policy, self.digest, step=0)]
         self.ask(authors, questions_wanted(self.params.initial_labels, self.params, both=False), encoding)

@@ -7,6 +7,7 @@ policy_params.py, what comes first where there is no reward model yet in before_
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,18 @@ from lm_human_preferences.compute.optim import TensorFlowAdam, linear_decay
 from lm_human_preferences.compute.parallel import gathered, place_frozen
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import QueryStream, check_split, query_stream
-from lm_human_preferences.data.tasks import QueryFormatter, check_task, padding_share
+from lm_human_preferences.data.tasks import (
+    QueryFormatter,
+    check_drawing_repeats,
+    check_task,
+    padding_share,
+    response_ends,
+)
 from lm_human_preferences.judging.evaluation import (
     compare_policies,
     evaluation_queries,
     per_token_kl,
+    sample_and_score,
     uniforms_of,
     write_comparison,
 )
@@ -33,6 +41,7 @@ from lm_human_preferences.language.captured import decoding_graphs
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.logprobs import slices
 from lm_human_preferences.language.model_folders import load_model
+from lm_human_preferences.language.support import packed_size
 from lm_human_preferences.learning.group_advantages import (
     GroupLosses,
     GroupTargets,
@@ -56,13 +65,16 @@ from lm_human_preferences.learning.ppo import (
     compute_rewards,
     minibatch_stats,
     minibatch_targets,
+    of_rows,
     policy_losses,
     ppo_losses,
     rollout_stats,
     update_stats,
     value_losses,
+    without_what_follows,
 )
 from lm_human_preferences.learning.reward_ensemble import RewardEnsemble, reward_models
+from lm_human_preferences.learning.reward_scale import RewardScale
 from lm_human_preferences.learning.scoring import Rewards, Scorer
 from lm_human_preferences.learning.value_model import ValueModel
 from lm_human_preferences.policy_params import PolicyTrainingParams, RewardsParams, check, settle
@@ -161,7 +173,9 @@ class PPOTrainer:
         self.reference = place_frozen(reference, world, precision, sharding, ("analyze", "respond"))
         for member in members:
             place_frozen(member, world, precision, sharding, ("states",))
-        self.scorer = Scorer(rewards, params.task, config.padding_token)
+        ends = None if encoding is None else response_ends(params.task, encoding)
+        scale = RewardScale(kl.scale, kl.clip)
+        self.scorer = Scorer(rewards, params.task, config.padding_token, ends, scale)
         self.kl_controller = (
             AdaptiveKLController(kl.kl_coef, kl.adaptive_kl) if kl.adaptive_kl else FixedKLController(kl.kl_coef)
         )
@@ -174,16 +188,19 @@ class PPOTrainer:
         transformer = load_model(folder)
         encoding = get_encoding(transformer.config.encoding)
         check_task(task, encoding, transformer.config.n_ctx)
+        check_drawing_repeats(task, precision.device.type)
         if params.evaluation.samples:
             check_split(task.query_dataset, params.evaluation.split, "--evaluation.split")
         source = params.rewards
         rewards = load_rewards(source, transformer.config, task, precision.device)
-        formatter, temperature = QueryFormatter.of(task, encoding), task.policy.temperature
-        policy, reference = (Policy(model, formatter, temperature) for model in (transformer, load_model(folder)))
+        policy, reference = (
+            Policy(model, QueryFormatter([], []), task.policy.temperature).for_task(task, encoding)
+            for model in (transformer, load_model(folder))
+        )
         queries = query_stream(task, encoding, params.run.seed, "policy")
         values = None
         if params.value.model != "shared":
-            values = ValueModel.load(params.value, folder, source.trained_model, formatter)
+            values = ValueModel.load(params.value, folder, source.trained_model, policy.formatter)
             check_task(task, encoding, values.transformer.config.n_ctx)
         return cls(policy, reference, rewards, queries, params, precision, encoding, world, values)
 
@@ -193,6 +210,7 @@ class PPOTrainer:
         with open_run(self.stage, task, experiment, p, self.inputs(), self.world) as run:
             first = self.resume(run) if p.run.resume else 0
             self.training.try_micro_batches(self.memory_probes())
+            self.normalise_rewards(first)
             captured = {"captured_decoding": self.policy.captured is not None}
             run.record_computed(self.training.computed() | captured)
             steered = f" steered to {p.rewards.adaptive_kl.target} nats" if p.rewards.adaptive_kl else ""
@@ -221,13 +239,16 @@ class PPOTrainer:
         """One step of PPO (section 2.2 of the paper; original: PPOTrainer.step): the metrics and the episodes."""
         ppo, kl_coef = self.params.ppo, self.kl_controller.value
         rollout = self.sample(step)
-        rewards, non_score = compute_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, kl_coef)
+        rewards, non_score = compute_rewards(
+            rollout.scores, rollout.logprobs, rollout.ref_logprobs, kl_coef, rollout.counted
+        )
         lr, size = linear_decay(ppo.lr, step, self.total_steps), ppo.batch_size // ppo.nminibatches
         indices = [index for epoch in range(ppo.noptepochs) for index in self.order(step, epoch).split(size)]
         if ppo.estimator == "gae":
             minibatches, of_groups = [self.train_minibatch(rollout, rewards, index, lr) for index in indices], {}
         else:
-            targets = GroupTargets(self.advantages(rollout, rewards), rollout.logprobs, rollout.ref_logprobs)
+            before = (rollout.logprobs, rollout.ref_logprobs, rollout.counted)
+            targets = GroupTargets(self.advantages(rollout, rewards), *before)
             minibatches = [self.train_group_minibatch(rollout, targets, index, lr, kl_coef) for index in indices]
             of_groups = advantage_stats(rollout.scores, targets.advantages, ppo.responses_per_query)
         metrics = self.statistics(step, rollout, non_score, kl_coef) | of_groups | update_stats(minibatches)
@@ -239,7 +260,7 @@ class PPOTrainer:
     def sample(self, step: int) -> Rollout:
         """Responses to the step's queries, then scored; each rank does its share, then all have everything.
 
-        Several responses to a query are neighbours.
+        Several responses to a query are neighbours. With --task.after_stop ignore nothing after an end counts.
         """
         B, k = self.params.ppo.batch_size, self.params.ppo.responses_per_query
         mine, rows, device = (
@@ -255,9 +276,12 @@ class PPOTrainer:
                 q, u = q.to(device, non_blocking=True), u.to(device, non_blocking=True)
                 with self.precision.autocast():
                     parts.append((q, *self.policy.respond(q, u, real=r)))
-        sampled = [*(torch.cat(column) for column in zip(*parts, strict=True)), real]
-        scored = [self.score(*part) for part in zip(*(column.split(rows.scoring) for column in sampled), strict=True)]
-        return Rollout(*(self.world.gather(torch.cat(column)) for column in zip(*scored, strict=True)))
+        *sampled, support = joined(parts)
+        columns = [*sampled, real, support]
+        scored = [self.score(*of_rows(columns, part)) for part in slices(0, len(real), rows.scoring)]
+        whole: list[Any] = [None if column is None else self.world.gather(column) for column in joined(scored)]
+        rollout = self.on_scale(Rollout(*whole))
+        return without_what_follows(rollout, self.policy.stops) if self.policy.stops.tokens else rollout
 
     def score(
         self,
@@ -266,22 +290,36 @@ class PPOTrainer:
         logprobs: torch.Tensor,
         values: torch.Tensor,
         real: torch.Tensor,
+        support: torch.Tensor | None = None,
     ) -> Rollout:
-        """A part of a step's episodes with the reference's log-probabilities and the scores added.
+        """A part of a step's episodes with the reference's log-probabilities and the rewards added, which are not on
+        their scale yet.
 
         The ratio compares a training pass with these log-probabilities. Under bfloat16 sampling's are not close enough
-        to it, so those of another pass of the same kind replace them.
+        to it, so those of another pass of the same kind replace them. With top-k or top-p the policy's are of what each
+        token was drawn among, and the reference's of the whole vocabulary: to write what the reference never would has
+        its price however few tokens are left, and no probability is 0.
         """
         sampled = logprobs
         with self.precision.autocast():
             reference = self.reference.analyze(queries, responses, entropies=False, real=real)
             if self.recompute:
-                logprobs, values, _ = self.policy.analyze(queries, responses, entropies=False, real=real)
+                logprobs, values, _ = self.policy.analyze(
+                    queries, responses, entropies=False, real=real, support=support
+                )
             if self.values is not None:
                 values = self.values(queries, responses, real)
-            scores, valid, truncated, disagreement = self.scorer.with_disagreement(queries, responses)
+            rewards, valid, truncated, disagreement = self.scorer.measure(queries, responses)
         before = (logprobs, values, sampled, reference.logprobs)
-        return Rollout(queries, responses, *before, scores, valid, truncated, real, disagreement)
+        return Rollout(queries, responses, *before, rewards, valid, truncated, real, disagreement, support)
+
+    def on_scale(self, rollout: Rollout) -> Rollout:
+        """The whole step's episodes, whose `scores` are rewards so far, with scores on the scale that they set or
+        find.
+        """
+        rewards = rollout.scores
+        self.scorer.scale.observe(rewards)
+        return rollout._replace(scores=self.scorer.scores(rewards, rollout.valid), rewards=rewards)
 
     def train_minibatch(
         self, rollout: Rollout, rewards: torch.Tensor, index: torch.Tensor, lr: float
@@ -293,7 +331,8 @@ class PPOTrainer:
         """
         ppo, real = self.params.ppo, rollout.real[index.cpu()]
         index = index.to(self.precision.device, non_blocking=True)
-        targets = minibatch_targets(rewards[index], rollout.logprobs[index], rollout.values[index], ppo)
+        counted = None if rollout.counted is None else rollout.counted[index]
+        targets = minibatch_targets(rewards[index], rollout.logprobs[index], rollout.values[index], ppo, counted)
         if self.values is not None:
             return self.train_apart(rollout, targets, index, real, lr)
 
@@ -301,7 +340,7 @@ class PPOTrainer:
             analysis = self.analyse(rollout, index[rows], real[rows])
             losses = ppo_losses(analysis.logprobs, analysis.values, targets.rows(rows), ppo)
             loss = losses.policy.sum() + ppo.vf_coef * losses.value.sum()
-            return [loss / targets.returns.numel(), *losses, analysis.values, analysis.entropies]
+            return [loss / targets.n_counted, *losses, analysis.values, analysis.entropies]
 
         *whole, values, entropies = self.training.update(self.parts(len(index)), lr, losses_of)
         return minibatch_stats(Losses(*whole), values, entropies, targets, ppo)
@@ -310,7 +349,7 @@ class PPOTrainer:
         self, rollout: Rollout, targets: Targets, index: torch.Tensor, real: torch.Tensor, lr: float
     ) -> dict[str, torch.Tensor]:
         """`train_minibatch` where the value function has a trunk and an optimizer of its own."""
-        ppo, count, training = self.params.ppo, targets.returns.numel(), self.training.beside["value"]
+        ppo, count, training = self.params.ppo, targets.n_counted, self.training.beside["value"]
 
         def policy_losses_of(rows: slice) -> list[torch.Tensor]:
             analysis = self.analyse(rollout, index[rows], real[rows])
@@ -321,6 +360,8 @@ class PPOTrainer:
             queries, responses = rollout.queries[index[rows]], rollout.responses[index[rows]]
             with self.precision.autocast():
                 values = training.parallel(queries, responses, real[rows])
+            if targets.counted is not None:
+                values = torch.where(targets.counted[rows], values, 0.0)
             losses = value_losses(values, targets.rows(rows), ppo)
             return [ppo.vf_coef * losses.loss.sum() / count, *losses, values]
 
@@ -349,13 +390,13 @@ class PPOTrainer:
         def losses_of(rows: slice) -> list[torch.Tensor]:
             analysis, mine = self.analyse(rollout, index[rows], real[rows]), targets.rows(index[rows])
             if ppo.estimator == "rloo":
-                losses = rloo_losses(analysis.logprobs, mine, ppo)
+                losses = rloo_losses(analysis.logprobs, mine, ppo, mine.counted)
             else:
-                losses = grpo_losses(analysis.logprobs, mine, ppo, kl_coef)
+                losses = grpo_losses(analysis.logprobs, mine, ppo, kl_coef, mine.counted)
             return [losses.total.sum() / len(index), *losses, analysis.entropies]
 
         *whole, entropies = self.training.update(self.parts(len(index)), lr, losses_of)
-        return group_stats(GroupLosses(*whole), entropies)
+        return group_stats(GroupLosses(*whole), entropies, targets.rows(index).counted)
 
     def parts(self, size: int) -> list[slice]:
         """This rank's micro-batches of a minibatch of that size, as slices of its rows."""
@@ -363,22 +404,30 @@ class PPOTrainer:
         return slices(mine.start, mine.stop, self.training.micro_batches.training)
 
     def analyse(self, rollout: Rollout, index: torch.Tensor, real: torch.Tensor) -> Analysis:
-        """A training pass over the episodes at `index`; real: where their queries are no padding, on the host."""
+        """A training pass over the episodes at `index`, 0 where tokens do not count; real: where their queries are no
+        padding, on the host.
+        """
+        support = None if rollout.support is None else rollout.support[index]
         with self.precision.autocast():
-            analysis: Analysis = self.parallel(rollout.queries[index], rollout.responses[index], real)
+            analysis: Analysis = self.parallel(rollout.queries[index], rollout.responses[index], real, support)
+        if rollout.counted is None:
             return analysis
+        return Analysis(*(torch.where(rollout.counted[index], numbers, 0.0) for numbers in analysis))
 
     def statistics(self, step: int, rollout: Rollout, non_score: torch.Tensor, kl_coef: float) -> dict[str, float]:
         """What the step's episodes are like; docs/metrics.md explains each number."""
         B, R = rollout.responses.shape
         padding = self.policy.transformer.config.padding_token
-        of_ensemble = {}
+        of_rewards = {}
         if isinstance(self.scorer.rewards, RewardEnsemble) and rollout.disagreement is not None:
-            of_ensemble["objective/disagreement"] = float(rollout.disagreement.mean())
+            of_rewards["objective/disagreement"] = float(rollout.disagreement.mean())
+        if self.params.rewards.scale != "none" and rollout.rewards is not None:
+            of_rewards |= {"objective/reward": float(rollout.rewards.mean())}
+            of_rewards |= {"objective/reward_divisor": self.scorer.scale.divisor}
         of_rollout = rollout_stats(rollout, non_score, kl_coef, self.recompute)
         return (
             of_rollout
-            | of_ensemble
+            | of_rewards
             | {
                 "objective/query_padding": padding_share(rollout.queries, padding),
                 "objective/response_padding": padding_share(rollout.truncated, padding),
@@ -402,6 +451,31 @@ class PPOTrainer:
         return torch.randperm(self.params.ppo.batch_size, generator=generator)
 
     # --- around the steps ---
+
+    @torch.no_grad()
+    def normalise_rewards(self, first: int) -> None:
+        """Set the rewards' scale by responses of the reference to training queries, where that is wanted and no
+        checkpoint has done it; `first`: the run's first step.
+        """
+        kind, count = self.params.rewards.scale, self.params.rewards.scale_samples
+        if kind != "normalised" or first or self.encoding is None:
+            return
+        queries = query_stream(self.params.task, self.encoding, self.seed, "rewards/scale").batch(count)
+        draw = generator_for(self.seed, "rewards/scale/uniforms")
+        uniforms = torch.rand(count, self.params.task.response_length, generator=draw)
+        with gathered(self.reference):
+            found = sample_and_score(
+                self.reference,
+                self.reference,
+                [self.scorer.rewards],
+                self.scorer.ends,
+                queries,
+                uniforms,
+                self.precision,
+                self.training.micro_batches.rollout,
+                self.world,
+            )
+        self.scorer.scale.normalise(found.scores[:, 0])
 
     def ask_people(self, step: int, loop: Loop) -> dict[str, float]:
         """Where people are asked: what has to be in before a step; the metrics of it."""
@@ -457,6 +531,8 @@ class PPOTrainer:
     def state(self) -> dict[str, object]:
         """The loop state of a checkpoint."""
         state: dict[str, object] = {"kl_coef": self.kl_controller.value, "queries": list(self.queries.position)}
+        if self.params.rewards.scale != "none":
+            state["reward_scale"] = self.scorer.scale.state()
         if self.online is not None:
             state["online"] = self.online.state()
         return state
@@ -467,6 +543,8 @@ class PPOTrainer:
         if state is None:
             return 0
         self.kl_controller.value, self.queries.position = float(state["kl_coef"]), tuple(state["queries"])
+        if self.params.rewards.scale != "none":
+            self.scorer.scale.resume(state["reward_scale"])
         if self.online is not None:
             self.online.resume(state["online"], self.scorer, self.policy)
         return int(state["step"])
@@ -476,40 +554,52 @@ class PPOTrainer:
         training, and changes nothing. Only a reward model of ours is asked: never a user's function.
         """
         queries, responses = blank_rows(self.params.task, self.precision.device)
+        support = None
+        if self.policy.top_k or self.policy.top_p < 1:
+            size = packed_size(self.policy.transformer.config.n_vocab)
+            support = torch.full((*responses.shape, size), 255, dtype=torch.uint8, device=responses.device)
 
         def scoring(rows: int) -> None:
             q, r = queries.expand(rows, -1), responses.expand(rows, -1)
-            models = (self.reference, self.policy) if self.recompute else (self.reference,)
             with torch.no_grad(), self.precision.autocast():
-                for model in models:
-                    model.analyze(q, r, entropies=False)
+                self.reference.analyze(q, r, entropies=False)
+                if self.recompute:
+                    among = None if support is None else support.expand(rows, -1, -1)
+                    self.policy.analyze(q, r, entropies=False, support=among)
                 for member in reward_models(self.scorer.rewards):
                     member(q, r)
 
         def training(rows: int) -> None:
             with self.parallel.micro_batch(last=False):
                 with self.precision.autocast():
-                    analysis = self.parallel(queries.expand(rows, -1), responses.expand(rows, -1))
+                    among = None if support is None else support.expand(rows, -1, -1)
+                    analysis = self.parallel(queries.expand(rows, -1), responses.expand(rows, -1), support=among)
                 self.parallel.backward(analysis.logprobs.sum() + analysis.values.sum())
 
         rollout = rollout_probe(self.policy, self.params.task, self.precision)
         return {"rollout": rollout, "scoring": scoring, "training": training}
 
 
+def joined(parts: Sequence[Iterable[Any]]) -> list[Any]:
+    """Columns of tensors, from parts that are some rows of each; a column may be None in all of them."""
+    return [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+
+
 def sample_rows(rollout: Rollout, kl_coef: float, encoding: Encoding, count: int = 4) -> list[dict[str, Any]]:
     """The first episodes of a rollout as lines of samples.jsonl: texts, score, KL in nats, and where the KL lies."""
     token_kl = (rollout.logprobs - rollout.ref_logprobs).float().cpu()
+    responses = rollout.responses if rollout.counted is None else rollout.truncated
     rows: list[dict[str, Any]] = []
     for i, kl in enumerate(token_kl.sum(1).tolist()[:count]):
         score = float(rollout.scores[i])
         rows.append(
             {
                 "query": encoding.decode(rollout.queries[i].tolist()),
-                "response": encoding.decode(rollout.responses[i].tolist()),
+                "response": encoding.decode(responses[i].tolist()),
                 "score": score,
                 "kl": kl,
                 "total": score - kl_coef * kl,
-                **per_token_kl(rollout.responses[i], token_kl[i], encoding, marks=True),
+                **per_token_kl(responses[i], token_kl[i], encoding, marks=True),
             }
         )
     return rows

@@ -18,7 +18,7 @@ from lm_human_preferences.compute.parallel import gathered, place_frozen
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.data.queries import QueryStream, query_stream
-from lm_human_preferences.data.tasks import TaskParams
+from lm_human_preferences.data.tasks import TaskParams, check_drawing_repeats, truncate_responses
 from lm_human_preferences.foundation.configuration import param, to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json, write_json
@@ -175,7 +175,8 @@ class RewardTrainer:
             model = RewardModel.load(Path(params.initial_reward))
         encoding = get_encoding(model.transformer.config.encoding)
         formatter, train, valid = read_labels(params, kind, model.transformer.config)
-        policy = Policy.load(folder, formatter, params.task.policy.temperature)
+        check_drawing_repeats(params.task, precision.device.type)
+        policy = Policy.load(folder, formatter, params.task.policy.temperature).for_task(params.task, encoding)
         check_reward_model(model.transformer.config, policy.transformer.config, params.task)
         queries = query_stream(params.task, encoding, params.run.seed, "reward")
         return cls(model, policy, queries, train, valid, params, precision, world)
@@ -255,7 +256,8 @@ class RewardTrainer:
         """Set gain and bias so that raw responses of the initial language model get rewards of the target's mean and
         deviation. UserError where all rewards are equal.
 
-        The responses are not truncated (as in the original), and what is sampled does not depend on the ranks.
+        The responses are not truncated (as in the original), unless --task.after_stop ignore ends them; what is sampled
+        does not depend on the ranks.
         """
         if not self.params.normalize_samples:
             return {}
@@ -282,6 +284,7 @@ class RewardTrainer:
         """
         size, R = self.params.rollout_batch_size, self.params.task.response_length
         rows, mine, rewards = self.training.micro_batches, self.world.share(size, "--rollout_batch_size"), []
+        padding = self.model.transformer.config.padding_token
         for number in range(math.ceil(self.params.normalize_samples / size)):
             queries = self.queries.batch(size)
             uniforms = torch.rand(size, R, generator=generator_for(self.seed, f"reward/normalize_{when}", number))
@@ -291,6 +294,7 @@ class RewardTrainer:
                     q, u = q.to(self.precision.device), u.to(self.precision.device)
                     with self.precision.autocast():
                         responses = self.policy.respond(q, u).tokens
+                        responses = truncate_responses(responses, self.policy.stops, padding)
                         scored = zip(q.split(rows.scoring), responses.split(rows.scoring), strict=True)
                         part_rewards += [self.model(*pair) for pair in scored]
             rewards.append(self.world.gather(torch.cat(part_rewards)))

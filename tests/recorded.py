@@ -171,6 +171,6 @@ def run_both(goldens, world: World, sharding: str = "ddp") -> dict[str, torch.Te
     stats = reward.step(0, torch.tensor([3, 0, 5, 1, 4, 2]))
     result = {f"policy.{name}": distributed.whole(p.detach()) for name, p in ppo.policy.named_parameters()}
     result |= {f"reward.{name}": distributed.whole(p.detach()) for name, p in reward.model.named_parameters()}
-    result |= {f"rollout.{name}": value for name, value in rollout._asdict().items()}
+    result |= {f"rollout.{name}": value for name, value in rollout._asdict().items() if value is not None}
     numbers = {"kl_coef_after": ppo.kl_controller.value, **metrics, **norms, **stats}
     return result | {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}

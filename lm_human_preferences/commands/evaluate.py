@@ -22,7 +22,7 @@ from lm_human_preferences.compute.hardware import describe_computing
 from lm_human_preferences.compute.precision import Precision, choose_precision
 from lm_human_preferences.data.label_files import load_texts
 from lm_human_preferences.data.queries import TokenFile, dataset_split, query_stream
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, readable
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, readable, response_ends
 from lm_human_preferences.foundation.configuration import named_paths, param, to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_file, atomic_folder, write_json
@@ -141,7 +141,7 @@ class Comparison:
             policy,
             self.reference,
             [judge.on_tokens(self.encoding) for judge in self.judges],
-            params.task,
+            response_ends(params.task, self.encoding),
             queries,
             uniforms_of(params.task, params.samples, params.seed),
             self.precision,
@@ -288,8 +288,7 @@ def load_policy(folder: Path, task: TaskParams, beta: float | None = None) -> Po
     policy = steered_policy.load_policy(folder, QueryFormatter([], []), task.policy.temperature, beta)
     encoding = get_encoding(policy.transformer.config.encoding)
     check_task(task, encoding, policy.transformer.config.n_ctx)
-    policy.formatter = QueryFormatter.of(task, encoding)
-    return policy.requires_grad_(False)
+    return policy.for_task(task, encoding).requires_grad_(False)
 
 
 def held_out_queries(task: TaskParams, encoding: Encoding, samples: int, split: str, seed: int) -> HeldOut:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lm_human_preferences.commands.command import Command, Experiments, nearest
+from lm_human_preferences.data.tasks import ends_in_words
 from lm_human_preferences.foundation.configuration import flatten
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.reports.tables import aligned
@@ -83,7 +84,7 @@ def task_table(experiments: Experiments) -> str:
             row[2:8] = [
                 str(t.query_length),
                 str(t.response_length),
-                f"{t.truncate_token} after {t.truncate_after}",
+                ends_in_words(t),
                 f"{p.rewards.kl_coef:g}" + (f" to {adaptive.target:g} nats" if adaptive else ""),
                 f"{p.ppo.total_episodes:,} by {p.ppo.batch_size}",
                 f"{p.ppo.lr:g}",

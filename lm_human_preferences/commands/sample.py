@@ -10,11 +10,20 @@ import torch
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.data.queries import query_stream
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, readable, truncate_responses
+from lm_human_preferences.data.tasks import (
+    QueryFormatter,
+    TaskParams,
+    check_drawing,
+    check_task,
+    readable,
+    response_ends,
+    truncate_responses,
+)
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.judging.judges import Judge, PeoplesChoices, load_judge
 from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.language.ends import ENDLESS, Ends
 from lm_human_preferences.learning.steered_policy import load_policy
 from lm_human_preferences.runs.folder import model_and_task
 
@@ -34,8 +43,12 @@ class SampleParams:
     beta: float | None = param(
         None, "strength of steering, for a policy of train_ilql; none takes its own, 0 is its language model"
     )
-    top_k: int = param(0, "draw among this many most probable tokens; 0 among all")
-    top_p: float = param(1.0, "draw among the most probable tokens whose probabilities sum to at most this")
+    top_k: int | None = param(
+        None, "draw among this many most probable tokens; 0 among all; none takes the task's, or 0"
+    )
+    top_p: float | None = param(
+        None, "draw among the most probable tokens whose probabilities sum to at most this; none takes the task's, or 1"
+    )
     split: str = param("valid", "split of the task's queries")
     seed: int = param(0, "seed of queries and tokens")
     save_dir: str = param("saved_models", "folder that holds the run folders", "path")
@@ -58,14 +71,15 @@ def write_samples(experiment: str, params: SampleParams, given_task: TaskParams 
     config = policy.transformer.config
     encoding = get_encoding(config.encoding)
     length = params.length or (task.response_length if task else 40)
-    policy.temperature = params.temperature or (task.policy.temperature if task else 1.0)
+    if task is not None:
+        policy.for_task(task, encoding)
+    policy.temperature = params.temperature or policy.temperature
     if params.prompt is not None:
-        queries = prompt_rows(params.prompt, params.count, encoding)
+        policy.formatter, queries = QueryFormatter([], []), prompt_rows(params.prompt, params.count, encoding)
     elif task is None:
         raise UserError(f"{folder} belongs to no task; name one with --task, or give a text with --prompt")
     else:
         check_task(task, encoding, config.n_ctx)
-        policy.formatter = QueryFormatter.of(task, encoding)
         queries = query_stream(task, encoding, params.seed, "evaluation", params.split).batch(params.count)
     if policy.formatter(queries).shape[1] + length > config.n_ctx:
         raise UserError(f"prompt and --length {length} exceed the model's context of {config.n_ctx}")
@@ -74,8 +88,10 @@ def write_samples(experiment: str, params: SampleParams, given_task: TaskParams 
     policy.to(precision.device)
     with precision.autocast():
         drawn = policy.respond(queries, uniforms, params.top_k, params.top_p).tokens
-    end = task.truncate_token if task and task.truncate_token is not None else encoding.end_of_text
-    drawn = truncate_responses(drawn, end, task.truncate_after if task else 0, encoding.padding_token)
+    ends = response_ends(task, encoding) if task else ENDLESS
+    if not ends.tokens:
+        ends = Ends((encoding.end_of_text,), ends.after)
+    drawn = truncate_responses(drawn, ends, encoding.padding_token)
     scores = scores_of(judge, queries, drawn, encoding) if judge else [None] * params.count
     for query, response, score in zip(queries.cpu(), drawn.cpu(), scores, strict=True):
         shown = "" if score is None else f"[{score:+.3f}] "
@@ -86,10 +102,11 @@ def check_sampling(params: SampleParams) -> None:
     """UserError for numbers that cannot work."""
     if params.count < 1 or (params.length is not None and params.length < 1):
         raise UserError("--count and --length must be at least 1")
-    if params.temperature is not None and params.temperature <= 0 or not 0 < params.top_p <= 1 or params.top_k < 0:
-        raise UserError("--temperature must be positive, --top_p in (0, 1], --top_k not negative")
+    if params.temperature is not None and params.temperature <= 0:
+        raise UserError(f"--temperature {params.temperature}: must be positive")
     if params.beta is not None and not 0 <= params.beta < math.inf:
         raise UserError(f"--beta {params.beta}: must not be negative")
+    check_drawing(params.top_k or 0, 1.0 if params.top_p is None else params.top_p)
 
 
 def text_judge(spec: str, device: torch.device) -> Judge:

@@ -28,7 +28,7 @@ from lm_human_preferences.compute import distributed
 from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import dataset_split
-from lm_human_preferences.data.tasks import penalise, readable
+from lm_human_preferences.data.tasks import penalise, readable, response_ends
 from lm_human_preferences.foundation.configuration import param, to_dict
 from lm_human_preferences.foundation.errors import Interrupted, UserError
 from lm_human_preferences.foundation.files import atomic_file, make_folder, read_json, write_json
@@ -202,6 +202,11 @@ def check(params: SweepParams) -> None:
         )
     if params.online is not None:
         raise UserError("a sweep's policies share one reward model, which --online would replace: give --online off")
+    if params.task.top_k or params.task.top_p < 1:
+        raise UserError(
+            "a sweep measures distance from the reference by responses that the reference draws among all tokens: give "
+            "--task.top_k 0 --task.top_p 1"
+        )
     # a sweep always goes on where it stopped, so that --run.overwrite may stand beside --run.resume
     train_policy.check(dataclasses.replace(params, run=dataclasses.replace(params.run, resume=False)))
     folder = dataset_split(params.task, params.split)[0]
@@ -381,7 +386,7 @@ class Measuring:
             policy.to(device),
             self.reference.to(device),
             rewards,
-            task,
+            response_ends(task, self.encoding),
             queries,
             uniforms,
             self.precision,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from lm_human_preferences.data.queries import TokenFile, select_query
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, single_token
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, check_task, response_ends, single_token
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
@@ -86,8 +86,8 @@ def _pack_documents(offsets: np.ndarray, block: int) -> tuple[np.ndarray, np.nda
 
 
 class ReferenceRows:
-    """Queries with their references: what a policy would see, then what people wrote, closed by the task's truncate
-    token.
+    """Queries with their references: what a policy would see, then what people wrote, closed by the first token that
+    ends responses of the task.
 
     A row is prefix + query + padding + suffix + reference, just as in policy training; labels are padding but for the
     reference, so that only it is learnt. A reference longer than the task's response is cut and not closed. Documents
@@ -105,7 +105,7 @@ class ReferenceRows:
         self.end_of_text = encoding.end_of_text
         self.learnt = references.tokens
         self.formatter = QueryFormatter.of(task, encoding)
-        self.ends = [] if task.truncate_token is None else [task.truncate_token]
+        self.ends = list(response_ends(task, encoding).tokens[:1])
         self.start, self.end = (
             single_token(task.start_text, encoding, "start_text"),
             single_token(task.end_text, encoding, "end_text"),

@@ -3,6 +3,7 @@
 Original: lm_tasks.py, train_policy.py make_score_fn.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ import torch
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.encoding import Encoding
+from lm_human_preferences.language.ends import Ends
+
+AFTER_STOP = ("penalise", "ignore")
 
 
 @dataclass
@@ -44,8 +48,26 @@ class TaskParams:
     truncate_token: int | None = param(
         None, "the score sees responses up to the first such token; none does not truncate"
     )
+    stop_tokens: str | None = param(
+        None,
+        "further tokens at which a response ends, as at truncate_token: ids, or texts of one token each, with commas "
+        'between them; as a JSON list where texts have commas or spaces at an edge: ["\\n", " END", 50256]',
+    )
     truncate_after: int = param(0, "truncate only at places from this one on")
-    penalty_reward_value: float = param(-1.0, "score of a response that has no truncate_token from truncate_after on")
+    after_stop: str = param(
+        "penalise",
+        "penalise: what the policy writes after a response's end has its part in KL and losses, as in the original; "
+        "ignore: it has none, and is not sampled",
+    )
+    penalty_reward_value: float | None = param(
+        -1.0,
+        "score of a response that has no end (truncate_token or one of stop_tokens) from truncate_after on; none: it "
+        "is scored as it is",
+    )
+    top_k: int = param(0, "responses are drawn among this many most probable tokens; 0: among all")
+    top_p: float = param(
+        1.0, "responses are drawn among the most probable tokens whose probabilities sum to at most this; 1: among all"
+    )
     policy: PolicyParams = param(PolicyParams, "")
 
 
@@ -58,12 +80,39 @@ def check_task_numbers(task: TaskParams) -> None:
         )
     if not 0 < task.policy.temperature < math.inf:
         raise UserError(f"--task.policy.temperature {task.policy.temperature}: must be positive")
-    if not math.isfinite(task.penalty_reward_value):
+    if task.penalty_reward_value is not None and not math.isfinite(task.penalty_reward_value):
         raise UserError(f"--task.penalty_reward_value {task.penalty_reward_value}: must be a finite number")
-    if task.truncate_token is not None and not 0 <= task.truncate_after < task.response_length:
+    if ends_somewhere(task) and not 0 <= task.truncate_after < task.response_length:
         raise UserError(
             f"--task.truncate_after {task.truncate_after}: must lie between 0 and --task.response_length "
             f"{task.response_length} - 1, or no response could ever have a valid end"
+        )
+    if task.after_stop not in AFTER_STOP:
+        raise UserError(f"--task.after_stop {task.after_stop}: must be penalise or ignore")
+    if task.after_stop == "ignore" and not ends_somewhere(task):
+        raise UserError(
+            "--task.after_stop ignore: nothing ends a response; say what does with --task.stop_tokens or "
+            "--task.truncate_token"
+        )
+    check_drawing(task.top_k, task.top_p, "--task.")
+
+
+def check_drawing(top_k: int, top_p: float, prefix: str = "--") -> None:
+    """Raises UserError for numbers by which no token can be drawn; prefix: of the flags that set them."""
+    if top_k < 0:
+        raise UserError(f"{prefix}top_k {top_k}: must not be negative")
+    if not 0 < top_p <= 1:
+        raise UserError(f"{prefix}top_p {top_p}: must lie above 0 and be at most 1")
+
+
+def check_drawing_repeats(task: TaskParams, device_type: str) -> None:
+    """Raises UserError where a deterministic run would draw as no deterministic operation can: top-p needs cumulative
+    sums over the vocabulary, which a GPU adds in any order.
+    """
+    if task.top_p < 1 and device_type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        raise UserError(
+            f"--task.top_p {task.top_p} with --run.deterministic on: a GPU adds up probabilities in any order; give "
+            "--task.top_p 1, perhaps with --task.top_k, or leave --run.deterministic off"
         )
 
 
@@ -80,6 +129,7 @@ def check_task(task: TaskParams, encoding: Encoding, n_ctx: int) -> None:
         )
     if task.truncate_token is not None and not 0 <= task.truncate_token < encoding.n_vocab:
         raise UserError(f"--task.truncate_token {task.truncate_token}: must lie in 0..{encoding.n_vocab - 1}")
+    response_ends(task, encoding)
     for name in ("start_text", "end_text"):
         single_token(getattr(task, name), encoding, name)
 
@@ -92,6 +142,58 @@ def single_token(text: str | None, encoding: Encoding, name: str) -> int | None:
     if len(tokens) != 1:
         raise UserError(f"--task.{name} {text!r} is {len(tokens)} tokens; it must be exactly one")
     return tokens[0]
+
+
+def ends_somewhere(task: TaskParams) -> bool:
+    """Whether there are tokens that end responses of the task."""
+    return task.truncate_token is not None or task.stop_tokens is not None
+
+
+def ends_in_words(task: TaskParams) -> str:
+    """What ends responses of the task, in a few words."""
+    tokens = [str(end) for end in (task.truncate_token, task.stop_tokens) if end is not None]
+    return f"{', '.join(tokens)} after {task.truncate_after}" if tokens else "nothing"
+
+
+def response_ends(task: TaskParams, encoding: Encoding | None = None) -> Ends:
+    """What ends responses of the task: `truncate_token`, then `stop_tokens`, each once.
+
+    encoding: of the texts among `stop_tokens`; ValueError if there are some and it is None. UserError for a text that
+    is not one token, and for an id that the encoding lacks.
+    """
+    first = [] if task.truncate_token is None else [task.truncate_token]
+    further = [_stop_token(part, encoding) for part in _listed(task.stop_tokens)]
+    return Ends(tuple(dict.fromkeys(first + further)), task.truncate_after)
+
+
+def _listed(text: str | None) -> list[int | str]:
+    """The ids and texts of `--task.stop_tokens`."""
+    if text is None:
+        return []
+    try:
+        listed = json.loads(text) if text.lstrip().startswith("[") else None
+    except ValueError:
+        listed = None  # the text of a token
+    if listed is None:
+        parts = [part.strip() or part for part in text.split(",")]
+        listed = [int(part) if part.isdecimal() else part for part in parts]
+    if not listed or not all(type(part) in (int, str) and part != "" for part in listed):
+        raise UserError(f"--task.stop_tokens {text}: expected ids or texts of one token each; none for no such tokens")
+    return listed
+
+
+def _stop_token(part: int | str, encoding: Encoding | None) -> int:
+    if isinstance(part, str):
+        if encoding is None:
+            raise ValueError(f"the stop token {part!r} is a text: its id needs an encoding")
+        if part == encoding.decode([encoding.end_of_text]):
+            return encoding.end_of_text  # which GPT-2's encoding makes of no text
+        token = single_token(part, encoding, "stop_tokens")
+        assert token is not None
+        return token
+    if encoding is not None and not 0 <= part < encoding.n_vocab:
+        raise UserError(f"--task.stop_tokens {part}: must lie in 0..{encoding.n_vocab - 1}")
+    return part
 
 
 class QueryFormatter:
@@ -129,33 +231,20 @@ class QueryFormatter:
         return torch.cat([prefix, queries, suffix], dim=1)
 
 
-def truncate_responses(
-    responses: torch.Tensor, truncate_token: int | None, truncate_after: int, padding_token: int
-) -> torch.Tensor:
-    """Responses int64 [B, R] with everything after the first `truncate_token` at place >= `truncate_after` replaced by
-    padding.
-
-    The token itself stays. Original: lm_tasks.py postprocess_fn_from_hparams.
+def truncate_responses(responses: torch.Tensor, ends: Ends, padding_token: int) -> torch.Tensor:
+    """Responses int64 [B, R] with everything after their end replaced by padding; the end itself stays. Original:
+    lm_tasks.py postprocess_fn_from_hparams.
     """
-    if truncate_token is None:
+    if not ends.tokens:
         return responses
-    ends = _ends(responses, truncate_token, truncate_after)
-    before = ends.cumsum(1) - ends.long()  # ends strictly before each place
-    return torch.where(before > 0, padding_token, responses)
+    return torch.where(ends.follows(responses), padding_token, responses)
 
 
-def responses_are_valid(responses: torch.Tensor, truncate_token: int | None, truncate_after: int) -> torch.Tensor:
-    """bool [B]: the response has a `truncate_token` at place >= `truncate_after`. Original: lm_tasks.py
-    filter_fn_from_hparams.
-    """
-    if truncate_token is None:
+def responses_are_valid(responses: torch.Tensor, ends: Ends) -> torch.Tensor:
+    """bool [B]: the response has an end, or nothing ends responses. Original: lm_tasks.py filter_fn_from_hparams."""
+    if not ends.tokens:
         return torch.ones(len(responses), dtype=torch.bool, device=responses.device)
-    return _ends(responses, truncate_token, truncate_after).any(1)
-
-
-def _ends(responses: torch.Tensor, truncate_token: int, truncate_after: int) -> torch.Tensor:
-    places = torch.arange(responses.shape[1], device=responses.device)
-    return (responses == truncate_token) & (places >= truncate_after)
+    return ends.at(responses).any(1)
 
 
 def padding_share(tokens: torch.Tensor, padding_token: int) -> float:
@@ -163,10 +252,12 @@ def padding_share(tokens: torch.Tensor, padding_token: int) -> float:
     return float((tokens == padding_token).float().mean())
 
 
-def penalise(scores: torch.Tensor, valid: torch.Tensor, penalty: float) -> torch.Tensor:
+def penalise(scores: torch.Tensor, valid: torch.Tensor, penalty: float | None) -> torch.Tensor:
     """Scores [B] where valid, the fixed penalty elsewhere: it replaces the score, on the scale of normalised
-    rewards.
+    rewards. None leaves all scores.
     """
+    if penalty is None:
+        return scores
     return torch.where(valid, scores, torch.full_like(scores, penalty))
 
 

@@ -13,11 +13,12 @@ import torch
 from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import query_stream
-from lm_human_preferences.data.tasks import TaskParams, penalise, readable, responses_are_valid, truncate_responses
+from lm_human_preferences.data.tasks import TaskParams, readable, responses_are_valid, truncate_responses
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.files import atomic_file, write_json
 from lm_human_preferences.judging.text_metrics import distinct
 from lm_human_preferences.language.encoding import Encoding
+from lm_human_preferences.language.ends import Ends
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.scoring import Rewards, Scorer
 
@@ -48,7 +49,7 @@ def sample_and_score(
     policy: Policy,
     reference: Policy,
     rewards: Sequence[Rewards],
-    task: TaskParams,
+    ends: Ends,
     queries: torch.Tensor,
     uniforms: torch.Tensor,
     precision: Precision,
@@ -56,24 +57,29 @@ def sample_and_score(
     world: World = World(),
 ) -> Responses:
     """Responses of `policy` to queries int64 [n, Q] at uniforms float32 [n, R], measured against `reference` and
-    scored.
+    scored; ends: of the responses.
 
     Each rank does its share of the rows, then all have everything. Both policies' log-probabilities come from the same
-    computation, so a policy's KL to itself is exactly 0.
+    computation, so a policy's KL to itself is exactly 0, unless it draws with top-k or top-p: the KL is that of the
+    distribution drawn from to the reference's whole one. Where the policy stops at an end, nothing after it counts.
     """
     n, parts, padding = len(queries), list[Responses](), policy.transformer.config.padding_token
     for rows in torch.split(world.share_of(torch.arange(n)), micro_batch):
         q, u = queries[rows].to(precision.device), uniforms[rows].to(precision.device)
         with precision.autocast():
-            drawn = policy.respond(q, u).tokens
-            own = policy.analyze(q, drawn)
-            theirs = own.logprobs if policy is reference else reference.analyze(q, drawn, entropies=False).logprobs
-            truncated = truncate_responses(drawn, task.truncate_token, task.truncate_after, padding)
+            drawn, support = (sampled := policy.respond(q, u)).tokens, sampled.support
+            own = policy.analyze(q, drawn, support=support)
+            same = policy is reference and support is None
+            theirs = own.logprobs if same else reference.analyze(q, drawn, entropies=False).logprobs
+            truncated = truncate_responses(drawn, ends, padding)
             scores = (
                 torch.stack([reward(q, truncated) for reward in rewards], dim=1) if rewards else own.logprobs[:, :0]
             )
-        valid = responses_are_valid(truncated, task.truncate_token, task.truncate_after)
-        parts.append(Responses(truncated, valid, own.logprobs - theirs, own.entropies, scores))
+        kl, entropies = own.logprobs - theirs, own.entropies
+        if policy.stops.tokens:
+            over = policy.stops.follows(drawn)
+            kl, entropies = kl.masked_fill(over, 0), entropies.masked_fill(over, 0)
+        parts.append(Responses(truncated, responses_are_valid(truncated, ends), kl, entropies, scores))
     return Responses(*(world.gather(torch.cat(column))[:n].cpu() for column in zip(*parts, strict=True)))
 
 
@@ -135,12 +141,12 @@ def compare_policies(
 
     `scores` float32 [n, 1] are those of training: the scorer's, with the penalty where a response has no valid end.
     """
-    sides, task = {}, scorer.task
+    sides = {}
     for name, policy in (("before", before), ("after", after)):
         found = sample_and_score(
-            policy, before, [scorer.rewards], task, queries, uniforms, precision, micro_batch, world
+            policy, before, [scorer.rewards], scorer.ends, queries, uniforms, precision, micro_batch, world
         )
-        scores = penalise(found.scores[:, 0], found.valid, task.penalty_reward_value)
+        scores = scorer.scores(found.scores[:, 0], found.valid)
         sides[name] = found._replace(scores=scores[:, None])
     return sides
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lm_human_preferences.compute.precision import aligned_vocabulary, tempered_logits, with_matmul_precision
+from lm_human_preferences.compute.precision import EXCLUDED, aligned_vocabulary, tempered_logits, with_matmul_precision
 from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.language.support import unpacked
 
 CHUNK_ROWS = {"cpu": 128, "cuda": 2048}  # of a matrix product; 2,048 rows of 50,257 float32 logits are 400 MiB
 BLOCK_ROWS = {"cpu": 16, "cuda": 2048}  # of the passes over its result
@@ -22,17 +23,25 @@ Steer = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def token_logprobs(
-    model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0, entropies: bool = True
+    model: GPT2,
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float = 1.0,
+    entropies: bool = True,
+    support: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of `labels` and entropies (in nats) of the distributions they are drawn from, both tempered.
 
     hidden [..., C], labels int64 [...]; returns two float32 tensors [...]. Entropies carry no gradient (they are only a
     statistic; the original has no entropy bonus); without `entropies` they are zeros. The temperature divides the
-    logits before log-softmax. Original: utils/core.py logprobs_from_logits, entropy_from_logits, as called by policy.py
-    analyze_responses_op.
+    logits before log-softmax. support: uint8 [..., bytes], the tokens among which each label was drawn
+    (`language.support`): the distributions are of these alone; None for all. Original: utils/core.py
+    logprobs_from_logits, entropy_from_logits, as called by policy.py analyze_responses_op.
     """
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    logprobs, entropy = _logprobs_of(rows, model.wte.weight, labels.reshape(-1), max(temperature, 1e-10), entropies)
+    rows, among = hidden.reshape(-1, hidden.shape[-1]), _flat(support)
+    logprobs, entropy = _logprobs_of(
+        rows, model.wte.weight, labels.reshape(-1), max(temperature, 1e-10), entropies, among
+    )
     return logprobs.view(labels.shape), entropy.view(labels.shape)
 
 
@@ -49,28 +58,40 @@ def linear_logprobs(
 
 
 def _logprobs_of(
-    rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, temperature: float, entropies: bool
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float,
+    entropies: bool,
+    support: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = rows.float()
     in_training = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
     kept = min(len(rows), KEPT_BYTES[rows.device.type] // (4 * len(weight))) if in_training else 0
-    arguments = (rows, weight, labels, temperature, entropies, kept)
+    arguments = (rows, weight, labels, temperature, entropies, kept, support)
     logprobs, entropy = _TokenLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]  # PyTorch's, not annotated
     return logprobs, entropy
 
 
 @torch.no_grad()
 def steered_logprobs(
-    model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, temperature: float, steer: Steer, entropies: bool = True
+    model: GPT2,
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float,
+    steer: Steer,
+    entropies: bool = True,
+    support: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`token_logprobs`, without gradient, of the distributions whose logits `steer` has changed."""
-    rows, targets = hidden.reshape(-1, hidden.shape[-1]).float(), labels.reshape(-1)
+    rows, targets, among = hidden.reshape(-1, hidden.shape[-1]).float(), labels.reshape(-1), _flat(support)
     N, V, weight = len(rows), model.config.n_vocab, aligned_vocabulary(model.wte.weight)
     sums = _Sums(rows.new_empty(N), rows.new_empty(N), rows.new_empty(N), rows.new_zeros(N))
     memory = rows.new_empty(min(N, CHUNK_ROWS[rows.device.type]), len(weight))
     for part in slices(0, N, CHUNK_ROWS[rows.device.type]):
         logits = tempered_logits(rows[part], weight, V, max(temperature, 1e-10), memory[: part.stop - part.start])
         steer(rows[part], logits)
+        _leave(logits, among, part)
         _add_up(logits, targets[part], entropies, sums.of(part), None)
     log_total = sums.total.log()
     if entropies:
@@ -116,6 +137,18 @@ def _add_up(
             block.entropy.copy_(-x.mul_(weights).sum(1))
 
 
+def _flat(support: torch.Tensor | None) -> torch.Tensor | None:
+    return None if support is None else support.reshape(-1, support.shape[-1])
+
+
+def _leave(logits: torch.Tensor, support: torch.Tensor | None, rows: slice) -> None:
+    """Exclude what does not belong to the support of these rows, in place; logits: float32 [n, V]."""
+    if support is not None:
+        for block in slices(0, len(logits), BLOCK_ROWS[logits.device.type]):
+            left = unpacked(support[rows][block], logits.shape[1])
+            logits[block].masked_fill_(~left, EXCLUDED)
+
+
 class _TokenLogprobs(torch.autograd.Function):
     """hidden float32 [N, C], embedding [V, C], labels int64 [N] -> log-probabilities and entropies float32 [N].
 
@@ -140,6 +173,7 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
         entropies: bool,
         kept: int,
+        support: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         N, V, size, weight = len(labels), len(embedding), CHUNK_ROWS[hidden.device.type], aligned_vocabulary(embedding)
         sums = _Sums(hidden.new_empty(N), hidden.new_empty(N), hidden.new_empty(N), hidden.new_zeros(N))
@@ -147,12 +181,13 @@ class _TokenLogprobs(torch.autograd.Function):
         memory = hidden.new_empty(min(N, size), len(weight))  # of one chunk's logits, for all chunks
         for rows in slices(0, kept, size) + slices(kept, N, size):
             logits = tempered_logits(hidden[rows], weight, V, temperature, memory[: rows.stop - rows.start])
+            _leave(logits, support, rows)
             keep = exponentials[rows] if rows.stop <= kept else None
             _add_up(logits, labels[rows], entropies, sums.of(rows), keep)
         log_total = sums.total.log()
         if entropies:
             sums.entropy.div_(sums.total).add_(log_total)
-        ctx.save_for_backward(hidden, embedding, labels, sums.total, log_total + sums.largest)
+        ctx.save_for_backward(hidden, embedding, labels, sums.total, log_total + sums.largest, support)
         ctx.exponentials, ctx.kept = exponentials, kept
         ctx.temperature, ctx.matmul_precision = temperature, torch.get_float32_matmul_precision()
         ctx.mark_non_differentiable(sums.entropy)
@@ -160,7 +195,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
-        hidden, embedding, labels, total, normaliser = ctx.saved_tensors
+        hidden, embedding, labels, total, normaliser, support = ctx.saved_tensors
         # the exponentials become the gradient of the logits: a second backward pass makes all logits again
         exponentials, ctx.exponentials = ctx.exponentials, None
         kept, N, device = 0 if exponentials is None else ctx.kept, len(labels), hidden.device.type
@@ -174,6 +209,7 @@ class _TokenLogprobs(torch.autograd.Function):
                     grad_logits = exponentials.mul_((-grad / total)[rows, None])  # -probability * grad
                 else:
                     logits = tempered_logits(hidden[rows], weight, V, ctx.temperature)
+                    _leave(logits, support, rows)
                     grad_logits = logits.sub_(normaliser[rows, None]).exp_().mul_(-grad[rows, None])
                 grad_logits.scatter_add_(1, labels[rows, None], grad[rows, None])
                 if grad_hidden is not None:
@@ -185,4 +221,4 @@ class _TokenLogprobs(torch.autograd.Function):
         if needs_embedding:
             grad_embedding = torch.zeros_like(weight) if grad_embedding is None else grad_embedding
             grad_embedding = grad_embedding[:V].to(embedding.dtype)
-        return grad_hidden, grad_embedding, None, None, None, None
+        return grad_hidden, grad_embedding, None, None, None, None, None

@@ -13,8 +13,12 @@ import torch
 
 from lm_human_preferences.compute.precision import EXCLUDED, aligned_vocabulary, rounding_once, tempered_logits
 from lm_human_preferences.language.captured import Captured
+from lm_human_preferences.language.ends import ENDLESS, Ends
 from lm_human_preferences.language.gpt2 import GPT2, KVCache
 from lm_human_preferences.language.logprobs import Steer
+from lm_human_preferences.language.support import packed, packed_size
+
+LOOK = {"cpu": 1, "cuda": 16}  # tokens after which decoding asks whether all rows are over; a GPU is waited for then
 
 
 class Sample(NamedTuple):
@@ -23,6 +27,7 @@ class Sample(NamedTuple):
     tokens: torch.Tensor  # int64 [B, R]
     logprobs: torch.Tensor  # float32 [B, R], of the distribution drawn from (after temperature, top-k, top-p)
     values: torch.Tensor | None  # float32 [B, R], the value head at the state before each token; None without a head
+    support: torch.Tensor | None  # uint8 [B, R, bytes], packed: the tokens left by top-k and top-p; None for all
 
 
 @torch.no_grad()
@@ -35,6 +40,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     value_head: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ends: Ends = ENDLESS,
     captured: Captured | None = None,
     real: torch.Tensor | None = None,
     steer: Steer | None = None,
@@ -42,20 +48,22 @@ def sample(
     """Draw a continuation of each context by inverting the cumulative distribution at the given uniforms.
 
     contexts: int64 [B, T], padding anywhere but in the first column; uniforms: float32 [B, R] in [0, 1), R tokens are
-    drawn (there is no stop token). top_k 0 and top_p 1 exclude nothing. Unlike the original, top-k and top-p apply to
-    the first token too. Each step after the first costs one token's work per row. captured: graphs of the decoding
-    after the contexts' pass; one `Captured` serves one model, whose weights must keep their memory. real: bool [B, T]
-    on the host, where contexts have no padding, if that is known. steer: changes the tempered logits before anything is
-    excluded.
+    drawn. top_k 0 and top_p 1 exclude nothing. Unlike the original, top-k and top-p apply to the first token too. Each
+    step after the first costs one token's work per row. ends: what ends a continuation, which is then not gone on with:
+    the end is repeated, with log-probabilities and values of 0, whatever the uniforms and the other rows. captured:
+    graphs of the decoding after the contexts' pass; one `Captured` serves one model, whose weights must keep their
+    memory. real: bool [B, T] on the host, where contexts have no padding, if that is known. steer: changes the tempered
+    logits before anything is excluded.
     """
     (B, R), T = uniforms.shape, contexts.shape[1]
     draw_all = partial(
-        decode, model, temperature=temperature, top_k=top_k, top_p=top_p, value_head=value_head, steer=steer
+        decode, model, temperature=temperature, top_k=top_k, top_p=top_p, value_head=value_head, ends=ends, steer=steer
     )
     if captured is None:
         with rounding_once():
             cache = model.new_cache(B, T + R)
-            return draw_all(cache, model.extend(contexts, cache, slice(-1, None), real)[:, 0], uniforms)
+            hidden = model.extend(contexts, cache, slice(-1, None), real)[:, 0]
+            return draw_all(cache, hidden, uniforms, look=LOOK.get(contexts.device.type))
 
     def work(hidden: torch.Tensor, uniforms: torch.Tensor) -> Sample:
         with rounding_once():  # of the weights as they are whenever the graph runs
@@ -64,10 +72,10 @@ def sample(
     kind = (B, T + R, torch.is_autocast_enabled(contexts.device.type))
     cache = captured.memory(kind, lambda: model.new_cache(B, T + R)).cleared()
     hidden = model.extend(contexts, cache, slice(-1, None), real)[:, 0]
-    key = (R, cache.used, cache.has_gaps, temperature, top_k, top_p, value_head is None, steer is None)
-    tokens, logprobs, values = captured.run(key, work, (hidden, uniforms), kept=(cache.count,))
+    key = (R, cache.used, cache.has_gaps, temperature, top_k, top_p, ends, value_head is None, steer is None)
+    tokens, logprobs, values, support = captured.run(key, work, (hidden, uniforms), kept=(cache.count,))
     assert tokens is not None and logprobs is not None
-    return Sample(tokens, logprobs, values)
+    return Sample(tokens, logprobs, values, support)
 
 
 def decode(
@@ -81,23 +89,61 @@ def decode(
     top_p: float,
     value_head: Callable[[torch.Tensor], torch.Tensor] | None,
     steer: Steer | None = None,
+    ends: Ends = ENDLESS,
+    look: int | None = None,
 ) -> Sample:
-    """`sample` from the state of each context's last token, hidden [B, C], on. Nothing here waits for the device."""
+    """`sample` from the state of each context's last token, hidden [B, C], on.
+
+    look: after how many tokens it asks whether all rows are over, which waits for the device; None never asks.
+    """
     B, R = uniforms.shape
-    tokens, logprobs = torch.empty(B, R, dtype=torch.int64, device=uniforms.device), uniforms.new_empty(B, R)
-    values = uniforms.new_empty(B, R) if value_head else None
     V, weight = model.config.n_vocab, aligned_vocabulary(model.wte.weight)
     memory = torch.empty(B, len(weight), dtype=torch.float32, device=uniforms.device)
+    drawn = _nothing_drawn(uniforms, value_head is not None, len(weight) if top_k or top_p < 1 else None)
+    over = torch.zeros(B, dtype=torch.bool, device=uniforms.device)
     for t in range(R):
         logits = tempered_logits(hidden, weight, V, max(temperature, 1e-10), memory)
         if steer is not None:
             steer(hidden, logits)
-        tokens[:, t], logprobs[:, t] = draw(exclude(logits, top_k, top_p), uniforms[:, t])
-        if value_head and values is not None:
-            values[:, t] = value_head(hidden)
+        left = exclude(logits, top_k, top_p)
+        drawn.tokens[:, t], drawn.logprobs[:, t] = draw(left, uniforms[:, t])
+        if drawn.support is not None:
+            drawn.support[:, t] = packed(left == logits)
+        if value_head and drawn.values is not None:
+            drawn.values[:, t] = value_head(hidden)
+        if ends.tokens:
+            _repeat_ends(drawn, over, slice(t, t + 1))
+            if t >= ends.after:
+                over |= ends.is_end(drawn.tokens[:, t])
+            if look and t % look == 0 and bool(over.all()):
+                _repeat_ends(drawn, over, slice(t + 1, R))
+                break
         if t + 1 < R:
-            hidden = model.advance(tokens[:, t], cache)
-    return Sample(tokens, logprobs, values)
+            hidden = model.advance(drawn.tokens[:, t], cache)
+    return drawn
+
+
+def _nothing_drawn(uniforms: torch.Tensor, values: bool, vocabulary: int | None) -> Sample:
+    """The memory of a sample; vocabulary: of its support, None without one."""
+    B, R = uniforms.shape
+    support = None
+    if vocabulary is not None:
+        support = torch.zeros(B, R, packed_size(vocabulary), dtype=torch.uint8, device=uniforms.device)
+    return Sample(
+        torch.empty(B, R, dtype=torch.int64, device=uniforms.device),
+        uniforms.new_empty(B, R),
+        uniforms.new_empty(B, R) if values else None,
+        support,
+    )
+
+
+def _repeat_ends(drawn: Sample, over: torch.Tensor, places: slice) -> None:
+    """In the rows that are over, bool [B], the token before `places` stands there too, and its numbers are 0."""
+    before = drawn.tokens[:, places.start - 1 : places.start] if places.start else drawn.tokens[:, :1]
+    drawn.tokens[:, places] = torch.where(over[:, None], before, drawn.tokens[:, places])
+    for numbers in (drawn.logprobs, drawn.values):
+        if numbers is not None:
+            numbers[:, places] = torch.where(over[:, None], 0.0, numbers[:, places])
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

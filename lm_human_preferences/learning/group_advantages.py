@@ -4,14 +4,14 @@ RLOO (Ahmadian et al. 2024, arXiv 2402.14740) and GRPO (Shao et al. 2024, arXiv 
 et al. 2025, arXiv 2503.20783) as pure functions. Rows of a query are adjacent: row = query * k + response.
 
 Shapes: B responses, k of them to each query, R response tokens. A mask, bool [B, R], tells response tokens from
-padding; in this project's rollouts every response has R tokens and all of them count.
+what does not count; without one every response has R tokens, and all of them count.
 """
 
 from typing import NamedTuple
 
 import torch
 
-from lm_human_preferences.learning.ppo import PPOParams, to_numbers
+from lm_human_preferences.learning.ppo import PPOParams, deviation_of, mean_of, of_rows, to_numbers
 
 EPSILON = 1e-4  # added to deviations, as in TRL: a group whose rewards are all equal has advantages of exactly 0
 
@@ -58,9 +58,10 @@ class GroupTargets(NamedTuple):
     advantages: torch.Tensor  # float32 [B]
     old_logprobs: torch.Tensor  # float32 [B, R]
     ref_logprobs: torch.Tensor  # float32 [B, R]
+    counted: torch.Tensor | None = None  # bool [B, R], the tokens that count; None: all
 
     def rows(self, index: slice | torch.Tensor) -> "GroupTargets":
-        return GroupTargets(*(part[index] for part in self))
+        return GroupTargets(*of_rows(self, index))
 
 
 class GroupLosses(NamedTuple):
@@ -104,7 +105,7 @@ def grpo_losses(
 
     tokens: response, each response's mean over its tokens (Shao et al.), by which a token of a long response counts
     less; all, the mean over all tokens; constant, the sum divided by `longest` (Liu et al.; None: R). Where all
-    responses have R tokens, as in this project's rollouts, the three are the same.
+    responses have R tokens the three are the same.
     """
     log_ratio = _masked(logprobs - targets.old_logprobs, mask)
     plain, clipped = _surrogates(log_ratio.exp(), targets.advantages[:, None], params.cliprange)
@@ -136,15 +137,17 @@ def _measured(log_ratio: torch.Tensor, clipped: torch.Tensor) -> tuple[torch.Ten
     return log_ratio.exp(), clipped, 0.5 * log_ratio**2
 
 
-def group_stats(losses: GroupLosses, entropies: torch.Tensor) -> dict[str, torch.Tensor]:
+def group_stats(
+    losses: GroupLosses, entropies: torch.Tensor, counted: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
     """Statistics of one minibatch, as `minibatch_stats` gives them; entropies: float32 [B, R]."""
     stats = {
         "loss/policy": losses.policy.mean(),
         "loss/total": losses.total.mean(),
-        "policy/entropy": entropies.mean(),
-        "policy/approxkl": losses.approxkl.mean(),
-        "policy/clipfrac": losses.clipped.mean(),
-        "ratio/std": losses.ratio.std(correction=0),
+        "policy/entropy": mean_of(entropies, counted),
+        "policy/approxkl": mean_of(losses.approxkl, counted),
+        "policy/clipfrac": mean_of(losses.clipped, counted),
+        "ratio/std": deviation_of(losses.ratio, counted),
     }
     return {name: value.detach().float() for name, value in stats.items()}
 

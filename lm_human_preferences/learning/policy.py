@@ -7,8 +7,10 @@ import torch
 import torch.nn as nn
 
 from lm_human_preferences.compute.distributed import World
-from lm_human_preferences.data.tasks import QueryFormatter
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, response_ends
 from lm_human_preferences.language.captured import Captured
+from lm_human_preferences.language.encoding import Encoding
+from lm_human_preferences.language.ends import ENDLESS
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.heads import ScalarHead
 from lm_human_preferences.language.logprobs import token_logprobs
@@ -26,10 +28,12 @@ class Analysis(NamedTuple):
 
 class Policy(nn.Module):
     """A language model with a value head. `temperature` divides the logits in sampling and in analysis alike; values
-    are not touched.
+    are not touched. How it answers the queries of a task is what `for_task` sets.
     """
 
     captured: Captured | None = None  # graphs of its decoding, on a GPU where that is asked for
+    top_k, top_p = 0, 1.0  # what responses are drawn among; 0 and 1: all tokens
+    stops = ENDLESS  # after which nothing is sampled
 
     def __init__(self, transformer: GPT2, formatter: QueryFormatter, temperature: float):
         super().__init__()
@@ -46,34 +50,50 @@ class Policy(nn.Module):
             policy.value_head.load_state_dict({"weight": heads["value.weight"], "bias": heads["value.bias"]})
         return policy
 
+    def for_task(self, task: TaskParams, encoding: Encoding) -> "Policy":
+        """This policy, answering as the task has it: format of queries, temperature, top-k and top-p, and whether it
+        stops at an end.
+        """
+        self.formatter, self.temperature = QueryFormatter.of(task, encoding), task.policy.temperature
+        self.top_k, self.top_p = task.top_k, task.top_p
+        self.stops = response_ends(task, encoding) if task.after_stop == "ignore" else ENDLESS
+        return self
+
     def save(self, folder: Path, note: dict[str, Any] | None = None, world: World = World()) -> None:
         """Write a model folder with the head beside it; on several ranks all call it and rank 0 writes."""
         heads: dict[str, torch.Tensor] = {"value.weight": self.value_head.weight, "value.bias": self.value_head.bias}
         save_model(folder, self.transformer, heads, note=note, world=world)
 
-    def forward(self, queries: torch.Tensor, responses: torch.Tensor, real: torch.Tensor | None = None) -> Analysis:
+    def forward(
+        self,
+        queries: torch.Tensor,
+        responses: torch.Tensor,
+        real: torch.Tensor | None = None,
+        support: torch.Tensor | None = None,
+    ) -> Analysis:
         """`analyze`, as training asks for it."""
-        return self.analyze(queries, responses, real=real)
+        return self.analyze(queries, responses, real=real, support=support)
 
     def respond(
         self,
         queries: torch.Tensor,
         uniforms: torch.Tensor,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         real: torch.Tensor | None = None,
     ) -> Sample:
-        """Sample responses to queries int64 [B, Q] at uniforms float32 [B, R]; see `language.sampling.sample`. `real`
-        as in `analyze`.
+        """Sample responses to queries int64 [B, Q] at uniforms float32 [B, R]; see `language.sampling.sample`. top_k,
+        top_p: None for the policy's own. `real` as in `analyze`.
         """
         return sample(
             self.transformer,
             self.formatter(queries),
             uniforms,
             temperature=self.temperature,
-            top_k=top_k,
-            top_p=top_p,
+            top_k=self.top_k if top_k is None else top_k,
+            top_p=self.top_p if top_p is None else top_p,
             value_head=self.value_head,
+            ends=self.stops,
             captured=self.captured,
             real=None if real is None else self.formatter.real(real),
         )
@@ -85,18 +105,19 @@ class Policy(nn.Module):
         entropies: bool = True,
         temperature: float | None = None,
         real: torch.Tensor | None = None,
+        support: torch.Tensor | None = None,
     ) -> Analysis:
         """Log-probabilities, values and entropies of unpadded responses int64 [B, R] to queries int64 [B, Q], in one
         pass.
 
         Logits are computed at the response's places only. `temperature` None is the policy's own. `real`: bool [B, Q]
-        on the host, where queries have no padding; None asks the device, and a GPU is waited for. Original: policy.py
-        analyze_responses_op.
+        on the host, where queries have no padding; None asks the device, and a GPU is waited for. support: what each
+        token was drawn among, as `Sample` has it; None for the whole vocabulary, whatever top-k and top-p. Original:
+        policy.py analyze_responses_op.
         """
         hidden = states_before(self.transformer, self.formatter, queries, responses, real)
-        logprobs, entropy = token_logprobs(
-            self.transformer, hidden, responses, self.temperature if temperature is None else temperature, entropies
-        )
+        temperature = self.temperature if temperature is None else temperature
+        logprobs, entropy = token_logprobs(self.transformer, hidden, responses, temperature, entropies, support)
         return Analysis(logprobs, self.value_head(hidden), entropy)
 
 

@@ -2,16 +2,23 @@
 
 Shapes: B episodes, R response tokens. Nothing here knows ranks, models or optimizers. Original: train_policy.py,
 utils/core.py.
+
+`counted`, bool [B, R], tells a response's tokens up to its end from what follows, which then has no part in anything:
+there log-probabilities, values, rewards and losses are 0, and means are over the tokens that count. None: all count, as
+in the original.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.language.ends import Ends
 
 LARGEST_ERROR = 0.2  # of the KL controller in one update, as a share (original: train_policy.py AdaptiveKLController)
 
@@ -153,6 +160,24 @@ class Rollout(NamedTuple):
     truncated: torch.Tensor  # int64 [B, R], the responses as the score sees them
     real: torch.Tensor  # bool [B, Q] on the host: where queries have no padding, which a GPU need not be asked then
     disagreement: torch.Tensor | None = None  # float32 [B], deviation of an ensemble's members
+    support: torch.Tensor | None = None  # uint8 [B, R, bytes], what each token was drawn among; None: all tokens
+    counted: torch.Tensor | None = None  # bool [B, R], the tokens that count; None: all
+    rewards: torch.Tensor | None = None  # float32 [B], what became the scores: before scale, clipping and penalty
+
+
+def without_what_follows(rollout: Rollout, ends: Ends) -> Rollout:
+    """The episodes with what follows their ends set to 0 and not counted."""
+    counted = ~ends.follows(rollout.responses)
+    zeroed = {
+        name: getattr(rollout, name).masked_fill(~counted, 0)
+        for name in ("logprobs", "values", "sampled_logprobs", "ref_logprobs")
+    }
+    return rollout._replace(counted=counted, **zeroed)
+
+
+def of_rows(columns: Iterable[torch.Tensor | None], rows: slice | torch.Tensor) -> list[Any]:
+    """The same rows of each column; None stays None."""
+    return [None if column is None else column[rows] for column in columns]
 
 
 class FixedKLController:
@@ -180,26 +205,52 @@ class AdaptiveKLController:
 
 
 def compute_rewards(
-    scores: torch.Tensor, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, kl_coef: float
+    scores: torch.Tensor,
+    logprobs: torch.Tensor,
+    ref_logprobs: torch.Tensor,
+    kl_coef: float,
+    counted: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Per-token rewards and their KL part, both float32 [B, R].
 
-    The KL part is -kl_coef * (logprob - ref_logprob) of the sampled token; the score [B] is added at the last place,
-    wherever the response was truncated.
+    The KL part is -kl_coef * (logprob - ref_logprob) of the sampled token; the score [B] is added at the last place
+    that counts: of all, wherever the response was truncated, or at the response's end.
     """
     non_score = -kl_coef * (logprobs - ref_logprobs)
     rewards = non_score.clone()
-    rewards[:, -1] += scores
+    if counted is None:
+        rewards[:, -1] += scores
+    else:
+        last = torch.arange(rewards.shape[1], device=rewards.device) == counted.sum(1, keepdim=True) - 1
+        rewards += torch.where(last, scores[:, None], 0.0)
     return rewards, non_score
 
 
-def whiten(values: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
-    """Values scaled to variance 1 over all their elements (biased variance + 1e-8 under the root), mean 0 unless
-    `shift_mean` is False.
+def mean_of(values: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+    """The mean of values [B, R] over the tokens that count."""
+    return values.mean() if counted is None else torch.where(counted, values, 0.0).sum() / counted.sum()
+
+
+def variance_of(values: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+    """Their biased variance."""
+    if counted is None:
+        return values.var(correction=0)
+    return mean_of((values - mean_of(values, counted)) ** 2, counted)
+
+
+def deviation_of(values: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+    """Their biased standard deviation."""
+    return values.std(correction=0) if counted is None else variance_of(values, counted).sqrt()
+
+
+def whiten(values: torch.Tensor, shift_mean: bool = True, counted: torch.Tensor | None = None) -> torch.Tensor:
+    """Values [B, R] scaled to variance 1 over all tokens that count (biased variance + 1e-8 under the root), mean 0
+    unless `shift_mean` is False; 0 where they do not count.
     """
-    mean, variance = values.mean(), values.var(correction=0)
+    mean, variance = mean_of(values, counted), variance_of(values, counted)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
-    return whitened if shift_mean else whitened + mean
+    whitened = whitened if shift_mean else whitened + mean
+    return whitened if counted is None else whitened.masked_fill(~counted, 0)
 
 
 def advantages_and_returns(
@@ -224,23 +275,34 @@ class Targets(NamedTuple):
     returns: torch.Tensor
     old_logprobs: torch.Tensor
     old_values: torch.Tensor
+    counted: torch.Tensor | None = None  # bool [B, R]
 
     def rows(self, index: slice | torch.Tensor) -> "Targets":
-        return Targets(*(part[index] for part in self))
+        return Targets(*of_rows(self, index))
+
+    @property
+    def n_counted(self) -> int | torch.Tensor:
+        """How many tokens count, over which a minibatch's losses are averaged."""
+        return self.returns.numel() if self.counted is None else self.counted.sum()
 
 
 def minibatch_targets(
-    rewards: torch.Tensor, old_logprobs: torch.Tensor, old_values: torch.Tensor, params: PPOParams
+    rewards: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    old_values: torch.Tensor,
+    params: PPOParams,
+    counted: torch.Tensor | None = None,
 ) -> Targets:
     """Whitened rewards -> advantages -> whitened advantages, over the whole global minibatch (the original: over each
     rank's part).
 
-    Returns keep the scale of the whitened rewards: they are made from the advantages before *their* whitening.
+    Returns keep the scale of the whitened rewards: they are made from the advantages before *their* whitening. Behind
+    a response's end rewards and values are 0, so that the estimates end with it.
     """
     if params.whiten_rewards:
-        rewards = whiten(rewards, shift_mean=False)
+        rewards = whiten(rewards, shift_mean=False, counted=counted)
     advantages, returns = advantages_and_returns(rewards, old_values, params.gamma, params.lam)
-    return Targets(whiten(advantages), returns, old_logprobs, old_values)
+    return Targets(whiten(advantages, counted=counted), returns, old_logprobs, old_values, counted)
 
 
 class Losses(NamedTuple):
@@ -296,7 +358,8 @@ def ppo_losses(logprobs: torch.Tensor, values: torch.Tensor, targets: Targets, p
     """The clipped losses at each position; the total loss is mean(policy) + vf_coef * mean(value) over a minibatch's
     positions.
 
-    "Clipped" counts where the clipped loss is strictly the larger one. No mask: tokens after a truncation take part.
+    "Clipped" counts where the clipped loss is strictly the larger one. Where a token does not count, all of logprobs,
+    values and targets are 0, and so are the losses.
     """
     return both_losses(policy_losses(logprobs, targets, params), value_losses(values, targets, params))
 
@@ -309,25 +372,26 @@ def both_losses(policy: PolicyLosses, value: ValueLosses) -> Losses:
 def minibatch_stats(
     losses: Losses, values: torch.Tensor, entropies: torch.Tensor, targets: Targets, params: PPOParams
 ) -> dict[str, torch.Tensor]:
-    """The original's statistics of one minibatch, from per-position tensors [B, R] of the whole global minibatch;
-    float32 scalars without gradient, where the tensors are: nothing waits for them yet.
+    """The original's statistics of one minibatch, from per-position tensors [B, R] of the whole global minibatch, over
+    the tokens that count; float32 scalars without gradient, where the tensors are: nothing waits for them yet.
     """
-    policy, value = losses.policy.mean(), losses.value.mean()
+    mean, variance = (partial(of, counted=targets.counted) for of in (mean_of, variance_of))
+    policy, value = mean(losses.policy), mean(losses.value)
     stats = {
         "loss/policy": policy,
         "loss/value": value,
         "loss/total": policy + params.vf_coef * value,
-        "policy/entropy": entropies.mean(),
-        "policy/approxkl": losses.approxkl.mean(),
-        "policy/clipfrac": losses.policy_clipped.mean(),
-        "returns/mean": targets.returns.mean(),
-        "returns/var": targets.returns.var(correction=0),
-        "val/vpred": values.mean(),
-        "val/error": losses.value_error.mean(),
-        "val/clipfrac": losses.value_clipped.mean(),
-        "val/mean": targets.old_values.mean(),
-        "val/var": targets.old_values.var(correction=0),
-        "ratio/std": losses.ratio.std(correction=0),
+        "policy/entropy": mean(entropies),
+        "policy/approxkl": mean(losses.approxkl),
+        "policy/clipfrac": mean(losses.policy_clipped),
+        "returns/mean": mean(targets.returns),
+        "returns/var": variance(targets.returns),
+        "val/vpred": mean(values),
+        "val/error": mean(losses.value_error),
+        "val/clipfrac": mean(losses.value_clipped),
+        "val/mean": mean(targets.old_values),
+        "val/var": variance(targets.old_values),
+        "ratio/std": deviation_of(losses.ratio, targets.counted),
     }
     return {name: value.detach().float() for name, value in stats.items()}
 
@@ -352,7 +416,7 @@ def rollout_stats(
     }
     if recomputed:
         ratio = torch.exp(rollout.logprobs - rollout.sampled_logprobs)
-        stats["ppo/ratio/std_sampling"] = ratio.std(correction=0)
+        stats["ppo/ratio/std_sampling"] = deviation_of(ratio, rollout.counted)
     distinct = len(torch.unique(rollout.truncated, dim=0)) / len(rollout.truncated)
     return to_numbers(stats) | {"objective/kl_coef": kl_coef, "objective/distinct": distinct}
 

@@ -49,8 +49,8 @@ class SteeredPolicy(Policy):
         self,
         queries: torch.Tensor,
         uniforms: torch.Tensor,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         real: torch.Tensor | None = None,
     ) -> Sample:
         """As `Policy.respond`; values are V."""
@@ -59,9 +59,10 @@ class SteeredPolicy(Policy):
             self.formatter(queries),
             uniforms,
             temperature=self.temperature,
-            top_k=top_k,
-            top_p=top_p,
+            top_k=self.top_k if top_k is None else top_k,
+            top_p=self.top_p if top_p is None else top_p,
             value_head=self.heads.values,
+            ends=self.stops,
             captured=self.captured,
             real=None if real is None else self.formatter.real(real),
             steer=self.steer_at(self.temperature),
@@ -75,15 +76,18 @@ class SteeredPolicy(Policy):
         entropies: bool = True,
         temperature: float | None = None,
         real: torch.Tensor | None = None,
+        support: torch.Tensor | None = None,
     ) -> Analysis:
         """As `Policy.analyze`, of the steered distribution and without gradient; values are V."""
         temperature = self.temperature if temperature is None else temperature
         hidden = states_before(self.transformer, self.formatter, queries, responses, real)
         steer = self.steer_at(temperature)
         if steer is None:
-            logprobs, entropy = token_logprobs(self.transformer, hidden, responses, temperature, entropies)
+            logprobs, entropy = token_logprobs(self.transformer, hidden, responses, temperature, entropies, support)
         else:
-            logprobs, entropy = steered_logprobs(self.transformer, hidden, responses, temperature, steer, entropies)
+            logprobs, entropy = steered_logprobs(
+                self.transformer, hidden, responses, temperature, steer, entropies, support
+            )
         return Analysis(logprobs, self.heads.values(hidden), entropy)
 
     def save(self, folder: Path, note: dict[str, Any] | None = None, world: World = World()) -> None:

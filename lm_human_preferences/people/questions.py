@@ -11,7 +11,7 @@ import torch
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import QueryStream
-from lm_human_preferences.data.tasks import TaskParams, readable, truncate_responses
+from lm_human_preferences.data.tasks import TaskParams, readable, response_ends, truncate_responses
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.records import read_records
 from lm_human_preferences.language.encoding import Encoding
@@ -147,7 +147,7 @@ def write_questions(
         if not missing:
             break
         for (i, j), drawn in zip(
-            missing, _respond(authors, queries, slots, missing, generators, task, precision), strict=True
+            missing, _respond(authors, queries, slots, missing, generators, task, encoding, precision), strict=True
         ):
             text = readable(encoding, drawn)
             if text.strip() and text not in [other for other, _ in written[i].values()]:
@@ -188,6 +188,7 @@ def _respond(
     missing: list[tuple[int, int]],
     generators: list[torch.Generator],
     task: TaskParams,
+    encoding: Encoding,
     precision: Precision,
 ) -> Iterator[torch.Tensor]:
     """A response int64 [R], truncated, for each missing (question, response)."""
@@ -200,8 +201,7 @@ def _respond(
             with precision.autocast():
                 sampled = author.policy.respond(asked.to(precision.device), uniforms[rows].to(precision.device))
             drawn[rows] = sampled.tokens.cpu()
-    padding = authors[0].policy.transformer.config.padding_token
-    return iter(truncate_responses(drawn, task.truncate_token, task.truncate_after, padding))
+    return iter(truncate_responses(drawn, response_ends(task, encoding), encoding.padding_token))
 
 
 def sample_questions(

@@ -6,6 +6,7 @@ from typing import Any
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.language.gpt2 import GPT2Config
 from lm_human_preferences.language.memory import Pass, Shape
+from lm_human_preferences.language.support import packed_size
 
 PROGRAM = {"cpu": 350 * 2**20, "cuda": 600 * 2**20}  # Python, PyTorch and its libraries; the CUDA context
 MOST_ROWS = {"cpu": 64, "cuda": 512}  # of a micro-batch, unless the user gives more
@@ -85,6 +86,8 @@ def policy_training_memory(
     if captured:
         at_once = min(rows, params.run.micro_batch_rollout or MOST_ROWS[shape.device])
         held["captured decoding"] = at_once * shape.cache(context + R)
+    if params.task.top_k or params.task.top_p < 1:
+        held["tokens drawn among"] = params.ppo.batch_size * R * packed_size(config.n_vocab)
     return StageMemory(
         held,
         shape.rollout(context, R, rows, whole + shape.rounded_blocks()),

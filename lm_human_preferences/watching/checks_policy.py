@@ -239,8 +239,8 @@ SCALE_DEVIATION = AtMost(
 @check(
     *POLICY_STAGES,
     looks_at="`objective/score`, `objective/score_std` and `objective/valid` of step 0, penalties taken out, if at "
-    f"least {SCALE_SAMPLES} scores are left; not where a function or a judge is the reward: their scores are not "
-    "normalised",
+    f"least {SCALE_SAMPLES} scores are left; not where a function or a judge is the reward, whose scores are not "
+    "normalised, nor with `rewards.scale running`",
     limits=(SCALE_MEAN, SCALE_DEVIATION),
     why="penalty, KL coefficient and scores are in units of the start model's deviation; on another scale they mean "
     "something else",
@@ -251,9 +251,11 @@ def score_scale(h: History) -> Judgement | None:
     """At step 0 the policy is the reference: without penalties its scores have mean 0 and deviation 1."""
     score, valid, size = h.number("objective/score"), h.number("objective/valid"), h.parameter("ppo.batch_size")
     penalty, all_scores = h.parameter("task.penalty_reward_value"), h.number("objective/score_std")
-    if h.step or score is None or valid is None or penalty is None or all_scores is None or not size:
+    if h.step or score is None or valid is None or all_scores is None or not size:
         return None
-    if valid * size < SCALE_SAMPLES:
+    if penalty is None:
+        valid, penalty = 1.0, 0.0  # every response has its score
+    if valid * size < SCALE_SAMPLES or h.parameter("rewards.scale") == "running":
         return None
     if h.parameter("rewards.function") or str(h.parameter("rewards.trained_model")).startswith(SENTENCE_JUDGES):
         return None  # used as they are, on a scale of their own
@@ -292,11 +294,12 @@ PENALISED_LATE = AtMost(
     looks_at=f"1 − `objective/valid`, mean of the last {2 * SHORT} steps, from step {EARLY} on",
     limits=(PENALISED, PENALISED_LATE),
     why="a penalised response earns a fixed score, so what people preferred does not reach the policy",
-    change="`--task.response_length`, `--task.truncate_after`, `--task.truncate_token`; another language model",
+    change="`--task.response_length`, `--task.truncate_after`, `--task.truncate_token`, `--task.stop_tokens`; "
+    "another language model; `--task.penalty_reward_value none` where a response need not end",
 )
 def penalised(h: History) -> Judgement | None:
     valid = h.so_far("objective/valid", EARLY)
-    if valid is None:
+    if valid is None or h.parameter("task.penalty_reward_value") is None:
         return None
     rows, share, late = min(valid.count, 2 * SHORT), 1 - valid.mean_last(2 * SHORT), h.progress >= LATE
     limit = PENALISED_LATE if late else PENALISED

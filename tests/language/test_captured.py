@@ -14,6 +14,7 @@ from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.captured import Captured, CUDAGraphs, decoding_graphs
+from lm_human_preferences.language.ends import Ends
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.heads import ScalarHead
 from lm_human_preferences.language.sampling import sample
@@ -22,6 +23,7 @@ from lm_human_preferences.learning.policy import Policy
 from conftest import TINY_CONFIG
 
 OPTIONS = dict(temperature=0.7, top_k=20, top_p=0.9)
+STOPPING = OPTIONS | dict(ends=Ends((3, 17, 40, 61), after=1))
 
 
 def tensors(x) -> list[torch.Tensor]:
@@ -94,19 +96,20 @@ def assert_same(one, other) -> None:
     assert torch.equal(one.tokens, other.tokens)
     torch.testing.assert_close(one.logprobs, other.logprobs, atol=1e-6, rtol=0)
     torch.testing.assert_close(one.values, other.values, atol=1e-6, rtol=0)
+    assert (one.support is None and other.support is None) or torch.equal(one.support, other.support)
 
 
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("padded, options", [(False, OPTIONS), (True, OPTIONS), (True, STOPPING)])
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_a_graph_draws_what_decoding_draws(padded, bfloat16):
+def test_a_graph_draws_what_decoding_draws(padded, options, bfloat16):
     """For other contexts, other uniforms and other weights than those it was made with."""
     model, head = model_and_head()
     captured = Captured(recording := Recording())
     with Precision(torch.device("cpu"), bfloat16).autocast():
         for seed in range(4):
             arguments = model, contexts(seed, padded=padded), uniforms(10 + seed)
-            expected = sample(*arguments, value_head=head, **OPTIONS)
-            assert_same(sample(*arguments, value_head=head, captured=captured, **OPTIONS), expected)
+            expected = sample(*arguments, value_head=head, **options)
+            assert_same(sample(*arguments, value_head=head, captured=captured, **options), expected)
             with torch.no_grad():
                 for p in (*model.parameters(), *head.parameters()):
                     p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)), alpha=0.02)
@@ -127,6 +130,7 @@ def test_what_python_decides_makes_another_graph():
             (shorter, OPTIONS),
             (contexts(3), {}),
             (contexts(4), OPTIONS | {"temperature": 1.0}),
+            (contexts(5), STOPPING),
         ],
         1,
     ):
@@ -137,7 +141,7 @@ def test_what_python_decides_makes_another_graph():
             )
         assert (recording.graphs, recording.runs) == (number, 2 * number)
     assert (
-        sample(model, contexts(1), uniforms(0), captured=captured, **OPTIONS).values is None and recording.graphs == 6
+        sample(model, contexts(1), uniforms(0), captured=captured, **OPTIONS).values is None and recording.graphs == 7
     )
 
 

@@ -11,8 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.tasks import QueryFormatter
+from lm_human_preferences.language.ends import ENDLESS, Ends
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.sampling import draw, sample, take_top_k, take_top_p
+from lm_human_preferences.language.support import packed, packed_size, unpacked
 from lm_human_preferences.learning.policy import Policy
 
 from conftest import TINY_CONFIG, tensor
@@ -99,6 +101,66 @@ def test_top_k_holds_for_the_first_token(goldens):
     queries = tensor(goldens("policy")["queries"])[:1].expand(400, -1)
     drawn = sample(policy.transformer, queries, torch.rand(400, 1, generator=torch.Generator().manual_seed(0)), top_k=3)
     assert len(drawn.tokens.unique()) == 3
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_sampling_stops_at_an_end(after):
+    """Up to its end each row is what it is without; then the end is repeated. Neither the other rows nor what follows
+    changes anything, and nothing is computed once all rows are over.
+    """
+    draw = torch.Generator().manual_seed(5)
+    policy = Policy(GPT2(TINY_CONFIG).initialise(draw), QueryFormatter([], []), 1.0)
+    policy.value_head.initialise(draw)
+    queries, uniforms = torch.randint(97, (6, 5), generator=draw), torch.rand(6, 12, generator=draw)
+    whole = policy.respond(queries, uniforms)
+    ends = Ends((int(whole.tokens[0, after]), int(whole.tokens[1, 4]), int(whole.tokens[2, 3])), after)
+    policy.stops = ends
+    stopped, over = policy.respond(queries, uniforms), ends.follows(whole.tokens)
+    lengths = (~over).sum(1)
+    assert lengths[0] == after + 1 and lengths.unique().numel() > 2 and int(lengths.max()) == 12  # one goes on
+    for one, other in zip(stopped[:3], whole[:3], strict=True):
+        assert torch.equal(one[~over], other[~over])
+    for row, length in enumerate(lengths.tolist()):
+        assert (stopped.tokens[row, length:] == stopped.tokens[row, length - 1]).all()
+        alone = policy.respond(queries[row : row + 1], uniforms[row : row + 1])
+        assert torch.equal(alone.tokens[0], stopped.tokens[row])
+        torch.testing.assert_close(alone.logprobs[0], stopped.logprobs[row], atol=1e-5, rtol=0)
+    assert (stopped.logprobs[over] == 0).all() and (stopped.values[over] == 0).all()
+    steps, advance = [], policy.transformer.advance
+    policy.transformer.advance = lambda *given: steps.append(1) or advance(*given)
+    policy.respond(queries[:2], uniforms[:2])
+    assert len(steps) == int(lengths[:2].max()) - 1
+
+
+def test_where_responses_end():
+    ends, rows = Ends((5, 7), 1), torch.tensor([[5, 1, 7, 5], [1, 2, 3, 4], [5, 5, 1, 1]])
+    assert ends.at(rows).tolist() == [[False, False, True, True], [False] * 4, [False, True, False, False]]
+    assert ends.follows(rows).tolist() == [[False, False, False, True], [False] * 4, [False, False, True, True]]
+    assert not ENDLESS.at(rows).any() and not ENDLESS.follows(rows).any()
+
+
+@pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.6}, {"top_k": 9, "top_p": 0.8}])
+def test_the_support_is_what_was_drawn_among(goldens, options):
+    """As many tokens as top-k says, every drawn one among them, and log-probabilities that add up to 1 over them."""
+    policy = make_policy(goldens("weights"), prefix=[], suffix=[])
+    queries = tensor(goldens("policy")["queries"])
+    drawn = policy.respond(queries, torch.rand(6, 8, generator=torch.Generator().manual_seed(1)), **options)
+    left = unpacked(drawn.support, 97)
+    assert left.gather(2, drawn.tokens[..., None]).all() and not left.all(2).any()
+    if options == {"top_k": 5}:
+        assert (left.sum(2) == 5).all()
+    hidden = policy.transformer(torch.cat([queries, drawn.tokens], 1), slice(9, -1))
+    logits = (policy.transformer.logits(hidden) / policy.temperature).masked_fill(~left, -torch.inf)
+    expected = logits.log_softmax(-1).gather(2, drawn.tokens[..., None])[..., 0]
+    torch.testing.assert_close(drawn.logprobs, expected.detach(), atol=1e-5, rtol=0)
+    assert policy.respond(queries, torch.rand(6, 8)).support is None
+
+
+def test_sets_of_tokens_are_packed_and_unpacked():
+    for vocabulary in (1, 7, 8, 9, 97):
+        left = torch.rand(3, 2, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) < 0.5
+        assert packed(left).dtype == torch.uint8 and packed(left).shape == (3, 2, packed_size(vocabulary))
+        assert torch.equal(unpacked(packed(left), vocabulary), left)
 
 
 def test_draws_follow_the_distribution():

@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.data.tasks import QueryFormatter
+from lm_human_preferences.language import logprobs
+from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.language.support import packed
 from lm_human_preferences.language.tensorflow_checkpoints import original_name
+from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.ppo import (
     AdaptiveKLController,
     AdaptiveKLParams,
@@ -21,7 +26,7 @@ from lm_human_preferences.learning.ppo import (
     whiten,
 )
 
-from conftest import Goldens, tensor
+from conftest import TINY_CONFIG, Goldens, tensor
 from recorded import make_policy, ppo_trainer
 
 SETTINGS = {
@@ -128,6 +133,56 @@ def test_the_ratio_is_one_before_any_update(goldens):
         drawn = policy.respond(queries, torch.rand(12, 6, generator=torch.Generator().manual_seed(0)))
         ratio = torch.exp(policy.analyze(queries, drawn.tokens).logprobs - drawn.logprobs)
     assert (ratio - 1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("rule", [{"top_k": 1}, {"top_k": 12}, {"top_p": 0.7}, {"top_k": 40, "top_p": 0.5}])
+def test_the_ratio_is_one_whatever_tokens_are_drawn_among(rule, padded):
+    """A random model, in float32. What was drawn stays possible after an update, when its own top-k is another."""
+    draw = torch.Generator().manual_seed(0)
+    policy = Policy(GPT2(TINY_CONFIG).initialise(draw), QueryFormatter([70], [9]), 0.7)
+    with torch.no_grad():
+        for p in policy.transformer.parameters():
+            p.add_(torch.randn(p.shape, generator=draw), alpha=0.3)
+    queries = torch.randint(97, (5, 6), generator=draw)
+    if padded:
+        queries[0, 2:], queries[3, 4] = 99, 99
+    policy.top_k, policy.top_p = rule.get("top_k", 0), rule.get("top_p", 1.0)
+    drawn = policy.respond(queries, torch.rand(5, 7, generator=draw))
+    analysis = policy.analyze(queries, drawn.tokens, support=drawn.support)
+    assert (torch.exp(analysis.logprobs - drawn.logprobs) - 1).abs().max() < 1e-5
+    whole = policy.analyze(queries, drawn.tokens)
+    assert (whole.logprobs <= analysis.logprobs + 1e-6).all() and (whole.entropies >= analysis.entropies - 1e-5).all()
+    if policy.top_k != 1:
+        assert (whole.logprobs < analysis.logprobs - 1e-3).any()
+    with torch.no_grad():
+        for p in policy.transformer.parameters():
+            p.add_(torch.randn(p.shape, generator=draw), alpha=0.3)
+    assert (policy.analyze(queries, drawn.tokens, support=drawn.support).logprobs > -100).all()
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 97 * 4 * 3, 2**29])
+def test_gradients_of_truncated_distributions(kept_bytes, monkeypatch):
+    """Equal to autograd's through a masked log-softmax, whether exponentials are kept or logits made again."""
+    monkeypatch.setitem(logprobs.KEPT_BYTES, "cpu", kept_bytes)
+    monkeypatch.setitem(logprobs.CHUNK_ROWS, "cpu", 4)
+    draw = torch.Generator().manual_seed(0)
+    model, hidden = GPT2(TINY_CONFIG).initialise(draw), torch.randn(9, TINY_CONFIG.n_embd, generator=draw)
+    hidden.requires_grad_()
+    left = torch.rand(9, 97, generator=draw) < 0.2
+    labels = torch.multinomial(left.float() + 1e-9, 1, generator=draw)[:, 0]
+    weights = torch.randn(9, generator=draw)
+
+    def gradients(of) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.autograd.grad((of * weights).sum(), (hidden, model.wte.weight))
+
+    ours, entropies = logprobs.token_logprobs(model, hidden, labels, 0.7, support=packed(left))
+    reference = (hidden @ model.wte.weight.T / 0.7).masked_fill(~left, -1e10).log_softmax(1)
+    theirs = reference.gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(entropies, -(reference.exp() * reference).sum(1).detach())
+    for a, b in zip(gradients(ours), gradients(theirs), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("offset", [0.0, -110.0])

@@ -39,12 +39,14 @@ def test_an_ensemble_is_a_reward_model(goldens):
         scores = torch.stack([alone, other(queries, responses)])
         torch.testing.assert_close(two(queries, responses), scores.mean(0) - 2 * scores.var(0, correction=0))
         task = TaskParams(truncate_token=int(responses[0, 0]), truncate_after=0, penalty_reward_value=-7.0)
-        penalised, valid, truncated, disagreement = Scorer(two, task, 99).with_disagreement(queries, responses)
+        scorer = Scorer(two, task, 99)
+        rewards, valid, truncated, disagreement = scorer.measure(queries, responses)
+        penalised = scorer.scores(rewards, valid)
         assert (penalised[~valid] == -7).all() and bool(valid[0]) and not bool(valid.all())
         torch.testing.assert_close(
             disagreement, torch.stack([member(queries, truncated), other(queries, truncated)]).std(0, correction=0)
         )
-        single = Scorer(member, task, 99).with_disagreement(queries, responses)
-        assert (single[3] == 0).all() and len(Scorer(member, task, 99)(queries, responses)) == 3
+        single = Scorer(member, task, 99).measure(queries, responses)
+        assert (single.disagreement == 0).all() and len(Scorer(member, task, 99)(queries, responses)) == 3
     assert reward_models(two) == [member, other] and reward_models(member) == [member]
     assert reward_models(lambda queries, responses: alone) == []

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from lm_human_preferences.foundation.errors import Interrupted, UserError
 from lm_human_preferences.runs.stopping import StopRequest
+from lm_human_preferences.runs.tracking import read_jsonl
 
 from scaling import distance
 from scaling import run as run_on
@@ -25,6 +26,25 @@ VARIANTS = {
     "separate": dict(value__model="separate", value__lr=0.01, ppo__nminibatches=2),
     "reward_value": dict(value__model="reward"),
     "expert": dict(ppo__responses_per_query=4, ppo__noptepochs=2, ppo__nminibatches=2, rewards__kl_coef=0),
+    "stops": dict(
+        task__stop_tokens="b,2",
+        task__after_stop="ignore",
+        task__top_k=9,
+        value__model="separate",
+        ppo__nminibatches=2,
+        rewards__scale="running",
+        rewards__clip=2,
+    ),
+    "nucleus": dict(
+        ppo__estimator="grpo",
+        ppo__responses_per_query=2,
+        task__stop_tokens='["c"]',
+        task__after_stop="ignore",
+        task__top_p=0.8,
+        task__penalty_reward_value="none",
+        rewards__scale="normalised",
+        rewards__scale_samples=32,
+    ),
 }
 
 
@@ -94,10 +114,55 @@ def test_there_is_no_value_function(world, name):
 
 def test_a_query_is_sampled_once_for_its_responses(world):
     """Neighbours have one query and different responses; as many queries as batch / k leave the stream."""
-    from lm_human_preferences.runs.tracking import read_jsonl
-
     rows = [row for row in read_jsonl(world / "runs/rloo/samples.jsonl") if row["step"] == 0]
     assert len({row["query"] for row in rows}) == 1 and len({row["response"] for row in rows}) > 1
+
+
+def test_responses_that_stop(world):
+    """The first ratio is 1; nothing of what follows an end is in samples; scores are on their scale and within their
+    bounds, or normalised at first; KL at first is the price of drawing among few tokens.
+    """
+    stops, nucleus = metrics(world / "runs/stops"), metrics(world / "runs/nucleus")
+    for rows in (stops, nucleus):
+        assert rows[0]["ppo/ratio/std_before"] < 1e-5 and rows[0]["objective/kl"] > 0.1
+        assert rows[0]["objective/reward_divisor"] > 0 and np.isfinite(rows[-1]["ppo/loss/total"])
+        assert 0 < rows[0]["objective/response_padding"] < 1
+    divisors = [row["objective/reward_divisor"] for row in stops]
+    assert len(set(divisors)) == len(divisors) and len({row["objective/reward_divisor"] for row in nucleus}) == 1
+    assert abs(nucleus[0]["objective/score"]) < 1 and 0.4 < nucleus[0]["objective/score_std"] < 2.5
+    for row in read_jsonl(world / "runs/stops/samples.jsonl"):
+        assert all(row["response"].find(end, 1) in (-1, len(row["response"]) - 1) for end in "bc."), row["response"]
+        assert -2 <= row["score"] <= 2
+
+
+def test_an_end_that_is_ignored_makes_another_run_than_one_that_counts(world):
+    run_here("train_policy", "movies", "counts", *words_of(world, "nucleus", task__after_stop="penalise"))
+    ours, theirs = metrics(world / "runs/counts"), metrics(world / "runs/nucleus")
+    assert ours[0]["objective/score"] == pytest.approx(theirs[0]["objective/score"], abs=1e-5)  # it ends there anyway
+    assert ours[0]["objective/kl"] > theirs[0]["objective/kl"] + 0.01
+    assert ours[0]["objective/response_padding"] == theirs[0]["objective/response_padding"]
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(task__stop_tokens="xy"), "--task.stop_tokens 'xy' is 2 tokens; it must be exactly one"),
+        (dict(task__stop_tokens="27"), "--task.stop_tokens 27: must lie in 0..26"),
+        (dict(task__stop_tokens="[1.5]"), "--task.stop_tokens [1.5]: expected ids or texts"),
+        (dict(task__after_stop="count"), "--task.after_stop count: must be penalise or ignore"),
+        (dict(task__after_stop="ignore", task__truncate_token="none"), "nothing ends a response; say what does"),
+        (dict(task__top_k=-1), "--task.top_k -1: must not be negative"),
+        (dict(task__top_p=0), "--task.top_p 0.0: must lie above 0"),
+        (dict(rewards__scale="ref"), "--rewards.scale ref: must be none, running or normalised"),
+        (dict(rewards__clip=-1), "--rewards.clip -1.0: must be positive"),
+    ],
+)
+def test_what_cannot_be_is_one_line(world, changes, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        run_here(
+            "train_policy", "movies", "bad", *policy_flags(world, world / "runs/reward/reward_model"), *flags(**changes)
+        )
+    assert not (world / "runs/bad").exists()
 
 
 def test_scales_and_directions_differ(world):

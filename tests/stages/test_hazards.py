@@ -26,6 +26,7 @@ from lm_human_preferences.data.tasks import (
 )
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.encoding import get_encoding, gpt2_encoding
+from lm_human_preferences.language.ends import Ends
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.model_folders import save_model
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -266,15 +267,12 @@ def test_a_full_context_may_be_followed_by_padding(goldens):
 def test_truncation_and_filter_of_the_original(goldens):
     g = goldens("tasks")
     for setting in Goldens.json("hparams")["tasks"]:
-        token, after, name = setting["truncate_token"], setting["truncate_after"], setting["index"]
-        truncated = truncate_responses(tensor(g["responses"]), token, after, 99)
+        token, name = setting["truncate_token"], setting["index"]
+        ends = Ends(() if token is None else (token,), setting["truncate_after"])
+        truncated = truncate_responses(tensor(g["responses"]), ends, 99)
         assert torch.equal(truncated, tensor(g[f"{name}/postprocessed"])), setting
-        assert torch.equal(responses_are_valid(tensor(g["responses"]), token, after), tensor(g[f"{name}/valid"])), (
-            setting
-        )
-        assert torch.equal(
-            responses_are_valid(truncated, token, after), tensor(g[f"{name}/valid_after_postprocess"])
-        ), setting
+        assert torch.equal(responses_are_valid(tensor(g["responses"]), ends), tensor(g[f"{name}/valid"])), setting
+        assert torch.equal(responses_are_valid(truncated, ends), tensor(g[f"{name}/valid_after_postprocess"])), setting
 
 
 @pytest.mark.parametrize("name", ["score_trunc", "score_none"])
