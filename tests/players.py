@@ -6,6 +6,7 @@ from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.judging.judges import FunctionJudge, Judge
 from lm_human_preferences.language.encoding import get_encoding
+from lm_human_preferences.language.ends import Ends
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.serving.links import token_of
 from lm_human_preferences.serving.play_page import PLAYER, Players, Stage
@@ -32,7 +33,7 @@ def small_players(models: int = 2, judge: Judge | None = None, **more) -> Player
     names = ("after", "before")[:models]
     own = {name: small_model(seed) for seed, name in enumerate(names)}
     judges = [judge or FunctionJudge("a's", letters_a)]
-    settings = dict(capacity=CONFIG.n_ctx, length=10, temperature=1.0, end=26) | more
+    settings = dict(capacity=CONFIG.n_ctx, length=10, temperature=1.0, ends=Ends((26,))) | more
     return Players(own, judges, get_encoding("letters"), choose_precision("cpu", "float32"), **settings)
 
 

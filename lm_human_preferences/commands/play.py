@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lm_human_preferences.commands.evaluate import load_judges
 from lm_human_preferences.commands.inputs import find_run
 from lm_human_preferences.compute.precision import Precision, choose_precision
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, ends_somewhere, response_ends
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json_object
@@ -18,6 +18,7 @@ from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.judging.judges import Judge, RewardModelJudge
 from lm_human_preferences.judging.training_rewards import RewardSource
 from lm_human_preferences.language.encoding import get_encoding
+from lm_human_preferences.language.ends import Ends
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.model_folders import load_model
 from lm_human_preferences.runs.folder import model_and_task
@@ -141,12 +142,11 @@ def players_of(
     encoding = get_encoding(first.encoding)
     contexts = [model.config.n_ctx for model in models.values()]
     contexts += [judge.config.n_ctx for judge in judges if isinstance(judge, RewardModelJudge)]
-    players = Players(models, judges, encoding, precision, min(contexts), LENGTH, 1.0, encoding.end_of_text)
+    players = Players(models, judges, encoding, precision, min(contexts), LENGTH, 1.0, Ends((encoding.end_of_text,)))
     if task is not None:
         players.task, players.formatter = task, QueryFormatter.of(task, encoding)
         players.length, players.temperature = task.response_length, task.policy.temperature
-        if task.truncate_token is not None:
-            players.end, players.end_after = task.truncate_token, task.truncate_after
+        players.ends = response_ends(task, encoding) if ends_somewhere(task) else players.ends
     if players.longest < 1:
         raise UserError(f"the task's prefix and suffix fill the models' context of {players.capacity} tokens")
     players.length = min(players.length, players.longest)

@@ -24,10 +24,11 @@ from starlette.responses import Response, StreamingResponse
 
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.compute.precision import Precision
-from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, responses_are_valid
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams, response_ends, responses_are_valid
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.judging.judges import Judge
 from lm_human_preferences.language.encoding import Encoding
+from lm_human_preferences.language.ends import Ends
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.serving.guard import json_body
 from lm_human_preferences.serving.refused import Refused
@@ -57,7 +58,7 @@ class Wish(NamedTuple):
 @dataclass
 class Players:
     """The models by name and what they share. `capacity`: tokens of context and continuation at most, as the smallest
-    context of models and reward models is; `end`: the token that ends a continuation, from place `end_after` on.
+    context of models and reward models is; `ends`: what ends a continuation.
     """
 
     models: dict[str, GPT2]
@@ -67,8 +68,7 @@ class Players:
     capacity: int
     length: int  # tokens that the page begins with
     temperature: float  # likewise
-    end: int
-    end_after: int = 0
+    ends: Ends
     task: TaskParams | None = None
     formatter: QueryFormatter = field(default_factory=lambda: QueryFormatter([], []))
 
@@ -111,7 +111,7 @@ class Column:
     def take(self, token: int) -> str:
         """The text that this token adds. A character of several tokens is added with the last of them."""
         players = self.players
-        self.ended = token == players.end and len(self.tokens) >= players.end_after
+        self.ended = token in players.ends.tokens and len(self.tokens) >= players.ends.after
         self.tokens.append(token)
         text = players.encoding.decode([t for t in self.tokens if t != players.encoding.end_of_text])
         before, self.text = self.text, text.rstrip("\ufffd")
@@ -120,9 +120,9 @@ class Column:
     def is_valid(self) -> bool:
         """Whether the task's reward counts it: with a valid end, where the task asks for one."""
         task = self.players.task
-        if task is None:
+        if task is None or task.penalty_reward_value is None:
             return True
-        return bool(responses_are_valid(torch.tensor([self.tokens]), task.truncate_token, task.truncate_after))
+        return bool(responses_are_valid(torch.tensor([self.tokens]), response_ends(task, self.players.encoding)))
 
 
 def scores_of(players: Players, query: torch.Tensor, columns: Sequence[Column]) -> list[dict[str, float]]:

@@ -14,6 +14,7 @@ from lm_human_preferences.commands import play as command
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json, write_json
+from lm_human_preferences.language.ends import Ends
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.model_folders import save_model
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -74,14 +75,19 @@ def test_the_page_begins_as_the_task_has_it(world, served):
     players = served[0].players
     task = read_json(world / "runs/mine/config.json")["parameters"]["task"]
     assert list(players.models) == ["mine", "model"] and [judge.name for judge in players.judges] == ["reward"]
-    assert (players.length, players.end, players.end_after) == (task["response_length"], 26, 1)
+    assert (players.length, players.ends) == (task["response_length"], Ends((26,), 1))
     assert players.temperature == task["policy"]["temperature"] and players.capacity == 64
 
 
 def test_a_model_folder_alone(world, served):
     run_here("play", str(world / "model"), *arguments(world))
     players = served[0].players
-    assert list(players.models) == ["model"] and players.judges == [] and players.task is None and players.end == 26
+    assert (
+        list(players.models) == ["model"]
+        and players.judges == []
+        and players.task is None
+        and players.ends == Ends((26,))
+    )
 
 
 def test_judges_that_are_named(world, served, monkeypatch):

@@ -13,6 +13,7 @@ from players import play_path, small_players, small_stage, wish
 
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.judging.judges import FunctionJudge
+from lm_human_preferences.language.ends import Ends
 from lm_human_preferences.serving import play_page
 from lm_human_preferences.serving.play_page import Column, Wish, lines, playing, wish_of, written
 from lm_human_preferences.serving.refused import Refused
@@ -49,7 +50,7 @@ def test_the_same_draws_whatever_the_length():
 
 
 def test_a_column_ends_where_the_task_says():
-    players = small_players(1, end=2, end_after=2, task=TaskParams(truncate_token=2, truncate_after=2))
+    players = small_players(1, ends=Ends((2,), 2), task=TaskParams(truncate_token=2, truncate_after=2))
     column = Column(players)
     texts = [column.take(token) for token in (2, 0, 1)]
     assert texts == ["c", "a", "b"] and not column.ended and not column.is_valid()
