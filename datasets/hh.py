@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from lm_human_preferences.data.dialogues import ASSISTANT, HUMAN, first_human_turn, split_pair, turns
 from lm_human_preferences.data.documents import Document, SplitRule
+from lm_human_preferences.data.exchange.reading import whole_characters
 from lm_human_preferences.data.preparation import Recipe, add_arguments, check_arguments, prepare_labelled_dataset
 from lm_human_preferences.data.prepared_labels import PreparedLabels
 from lm_human_preferences.data.queries import downloads_folder
@@ -105,7 +106,7 @@ def read_pairs(files: list[tuple[str, Path]], limit: int | None) -> Iterator[Dia
                     raise UserError(f"{where}: expected an object with two dialogues, 'chosen' and 'rejected'")
                 if not any(turns(text) for text in texts):
                     raise UserError(f"{where}: expected dialogues that begin with {HUMAN!r}, found {texts[0][:40]!r}")
-                yield Dialogues(split, *texts)
+                yield Dialogues(split, *map(whole_characters, texts))
 
 
 # --- documents and labels ---

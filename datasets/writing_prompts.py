@@ -29,7 +29,7 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from lm_human_preferences.data.documents import Document, SplitRule
+from lm_human_preferences.data.exchange.reading import whole_characters
 from lm_human_preferences.data.preparation import Recipe, add_arguments, check_arguments, prepare_labelled_dataset
 from lm_human_preferences.data.prepared_labels import PreparedLabels
 from lm_human_preferences.data.queries import downloads_folder
@@ -123,8 +124,10 @@ def posts_of_stories(records: Iterable[tuple[str, Any]]) -> Iterator[Post]:
             if not isinstance(value, str):
                 raise UserError(f"{where}: {name!r} is {str(value)[:40]!r}; expected a text")
         score = number(row["response_score"], f"{where}: 'response_score'")
-        story = Story(response, score, time_of(row["response_created_utc"], f"{where}: 'response_created_utc'"))
-        posts.setdefault(str(row["prompt_id"]), Post(prompt, [])).stories.append(story)
+        story = Story(
+            whole_characters(response), score, time_of(row["response_created_utc"], f"{where}: 'response_created_utc'")
+        )
+        posts.setdefault(str(row["prompt_id"]), Post(whole_characters(prompt), [])).stories.append(story)
     yield from posts.values()
 
 
@@ -140,9 +143,13 @@ def post_of(where: str, row: Any) -> Post:
         if not isinstance(text, str):
             raise UserError(f"{where}: comment_texts {n} is {str(text)[:40]!r}; expected a text")
         stories.append(
-            Story(text, number(score, f"{where}: comment_scores {n}"), time_of(time, f"{where}: comment_times {n}"))
+            Story(
+                whole_characters(text),
+                number(score, f"{where}: comment_scores {n}"),
+                time_of(time, f"{where}: comment_times {n}"),
+            )
         )
-    return Post(row["post_title"], stories)
+    return Post(whole_characters(row["post_title"]), stories)
 
 
 def number(value: object, what: str) -> float:
@@ -197,25 +204,23 @@ def kept(post: Post, labels: PreparedLabels) -> list[Story]:
     return list(stories.values())
 
 
-def drawn(prompt: str, key: Callable[[Any], str], items: Iterable[Any]) -> list[Any]:
-    """Items in an order that depends on the prompt and their keys alone."""
-    return sorted(items, key=lambda item: hashlib.sha1(f"{prompt}\n{key(item)}".encode()).digest())
-
-
 def choices_of(prompt: str, stories: list[Story], rule: Rule, n: int) -> Iterator[dict[str, Any]]:
     """Labels best_of_n: a story and n - 1 others that it is better than, in any order; each winner's losers serve it
-    once. At most `rule.uses` of them.
+    once. At most `rule.uses` of them. Which, and in which order, depends on the texts alone.
     """
+    digests = {story.text: hashlib.sha1(f"{prompt}\n{story.text}".encode()).digest() for story in stories}
+    order = sorted(stories, key=lambda story: digests[story.text])
     found = []
     for winner in stories:
-        losers = drawn(prompt, lambda story: story.text, [s for s in stories if rule.prefers(winner, s)])
+        losers = [story for story in order if rule.prefers(winner, story)]
         found += [(winner, *losers[i : i + n - 1]) for i in range(0, len(losers) - n + 2, n - 1)]
-    for group in drawn(prompt, lambda group: "\n".join(story.text for story in group), found)[: rule.uses]:
-        shown = drawn(prompt, lambda story: f"place {story.text}", group)
+    found.sort(key=lambda group: hashlib.sha1(b"".join(digests[story.text] for story in group)).digest())
+    for winner, *losers in found[: rule.uses]:
+        shown = sorted((winner, *losers), key=order.index)
         yield {
             "query": prompt,
             "responses": [response(story) for story in shown],
-            "best": shown.index(group[0]),
+            "best": shown.index(winner),
             "scores": [story.score for story in shown],
         }
 

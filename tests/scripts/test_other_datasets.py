@@ -23,6 +23,7 @@ from lm_human_preferences.language.encoding import gpt2_encoding
 
 from load_scripts import load_script, run_main
 from small import run_here
+from web import serve
 
 imdb, stories, hh = (load_script(f"datasets/{name}.py") for name in ("imdb", "writing_prompts", "hh"))
 SPLITS = ("train", "valid", "test")
@@ -277,6 +278,39 @@ def test_dialogues_that_give_no_label_are_counted(tmp_path):
     }
     counts = read_meta(tmp_path / "out")["labels"]
     assert counts["labels_train"] + counts["labels_valid"] == 60
+
+
+# --- of all three ---
+
+
+@pytest.mark.parametrize("script", ["writing_prompts", "hh"])
+def test_half_characters_are_replaced(tmp_path, script):
+    """JSON can hold half a surrogate pair, a file of texts cannot."""
+    if script == "hh":
+        pairs = [pair | {"chosen": pair["chosen"] + " \ud83d"} for pair in dialogue_pairs("train", 60)]
+        write_pairs(tmp_path / "in/train.jsonl", pairs)
+        write_pairs(tmp_path / "in/test.jsonl", dialogue_pairs("test", 6))
+        prepare(hh, tmp_path / "out", "--input", tmp_path / "in")
+    else:
+        rows = [row | {"response": row["response"] + " \ud83d"} for row in story_rows()]
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        prepare(stories, tmp_path / "out", "--input", tmp_path / "a.jsonl", "--split", "20,20")
+    made = labels(tmp_path / "out", "labels_train")
+    assert all(any(text.endswith(" \ufffd") for text in label["responses"]) for label in made)
+
+
+def test_files_from_a_mirror_are_fetched_once(tmp_path, monkeypatch):
+    write_dialogues(tmp_path / "served")
+    write_stories_csv(tmp_path / "served/full.csv")
+    monkeypatch.setenv("LMHP_HOME", str(tmp_path))
+    with serve(tmp_path / "served") as server:
+        server.break_after = [200]
+        prepare(hh, tmp_path / "hh", "--url", server.url)
+        prepare(hh, tmp_path / "again", "--url", server.url)
+        prepare(stories, tmp_path / "stories", "--url", f"{server.url}/full.csv", "--split", "20,20")
+        assert [wanted for _, wanted in server.requests] == [None, "bytes=200-", None, None]
+    assert labels(tmp_path / "hh", "labels_train") == labels(tmp_path / "again", "labels_train") != []
+    assert hh.ADDRESS.startswith("https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/")
 
 
 # --- refusals ---
