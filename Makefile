@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 # Tests run side by side, one process a core; each computes on one thread.
 PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo demo-online demo-sentiment check-demo notebooks run-notebooks check quick test bench clean help
+.PHONY: demo demo-online demo-sentiment check-demo notebooks run-notebooks check quick test bench docs clean help
 
 help:
 	@echo "make demo   environment, data, reward training and policy training on task movies, report (half an hour or less on 2 cores)"
@@ -21,6 +21,7 @@ help:
 	@echo "make quick  environment, then the tests of language, learning, data and the command line"
 	@echo "make test   environment, then the whole test suite"
 	@echo "make bench  environment, then how fast everything is beside other software: the tables of docs/performance.md (an hour)"
+	@echo "make docs   environment, then the site of the documentation in build/site (begin with index.html)"
 	@echo "make clean  remove the environment (runs and data sets stay)"
 
 # --- environment ---
@@ -39,6 +40,10 @@ $(VENV)/.installed-hub: requirements-hub.txt $(VENV)/.installed-run
 
 $(VENV)/.installed-test: requirements-dev.txt $(VENV)/.installed-run
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-docs: requirements-docs.txt $(VENV)/.installed-run
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
 $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-run
@@ -107,6 +112,10 @@ test: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench
 	$(RUN) -m benchmarks --full --output benchmarks/result.json --page docs/performance.md
+
+docs: $(VENV)/.installed-docs
+	$(RUN) docs/pictures.py
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV)

@@ -177,12 +177,12 @@ def house() -> str:
     """The rooms from the ground up; an arc goes from a room down to each that it imports from, the thicker the more
     of its files do.
     """
-    order, high, top = rooms(), 44, 66
+    order, high, top = rooms(), 44, 86
     between = imports_between(order)
     floor = {room: top + high * (len(order) - 1 - place) for place, room in enumerate(order)}
     edge = 262  # where the floors end and the arcs begin
     parts = [
-        f'<path d="M8 {top - 6} {8 + (edge - 8) / 2:g} 12 {edge} {top - 6}z" class="box"/>',
+        f'<path d="M8 {top - 6} {8 + (edge - 8) / 2:g} 10 {edge} {top - 6}z" class="box"/>',
         text(8 + (edge - 8) / 2, top - 16, "lm_human_preferences", "small middle"),
     ]
     for room in order:
