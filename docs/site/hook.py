@@ -167,17 +167,29 @@ def notebooks() -> list[str]:
 
 
 def title_of(path: str) -> str:
-    """A notebook's first heading."""
-    cells = json.loads((ROOT / path).read_text(encoding="utf-8"))["cells"]
-    first = "".join(cells[0]["source"]) if cells else ""
-    found = re.search(r"^# (.+)$", first, re.MULTILINE)
+    """The first heading of a page or notebook."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if path.endswith(".ipynb"):
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"][:1])
+    found = re.search(r"^# (.+)$", text, re.MULTILINE)
     return found[1] if found else Path(path).stem
+
+
+def named_in(nav: Any) -> set[str]:
+    """The pages that a navigation names, however deep."""
+    if isinstance(nav, str):
+        return {nav}
+    parts = nav.values() if isinstance(nav, dict) else nav
+    return set().union(*(named_in(part) for part in parts))
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     assert config.nav is not None
     if notebooks():
         config.nav.insert(2, {"Notebooks": [{title_of(path): place_of(path)} for path in notebooks()]})
+    pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    if missing := [{title_of(f"docs/{page}"): page} for page in pages if page not in named_in(config.nav)]:
+        config.nav.append({"More": missing})
     config.nav.append({"Reference": [{room: f"reference/{room}.md"} for room in rooms()]})
     return config
 
