@@ -17,7 +17,9 @@ def load_script(path: str) -> ModuleType:
     name = path.rpartition("/")[2].removesuffix(".py")
     spec = importlib.util.spec_from_file_location(name, ROOT / path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / path.rpartition("/")[0])  # a script finds its neighbours, as when it is run
+        spec.loader.exec_module(module)
     return module
 
 
