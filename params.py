@@ -21,6 +21,7 @@ from lm_human_preferences.learning.implicit_q import ImplicitQParams
 from lm_human_preferences.learning.ppo import AdaptiveKLParams, PPOParams
 from lm_human_preferences.learning.value_model import ValueParams
 from lm_human_preferences.runs.params import RunParams
+from lm_human_preferences.runs.training import TrainedPartParams
 from lm_human_preferences.train_dpo import DPOParams
 from lm_human_preferences.train_ilql import ILQLParams
 from lm_human_preferences.train_policy import PolicyTrainingParams, RewardsParams
@@ -377,13 +378,16 @@ def movies_policy() -> PolicyTrainingParams:
 
 
 def imdb_policy() -> PolicyTrainingParams:
-    """trlX's ppo_sentiments: a classifier's probability of POSITIVE; 100 rollouts of 128, in minibatches of 32."""
+    """trlX's ppo_sentiments: a classifier's probability of POSITIVE; 100 rollouts of 128, in minibatches of 32,
+    on the last two blocks.
+    """
     return PolicyTrainingParams(
         task=imdb_task(),
         rewards=RewardsParams(kl_coef=0.001, trained_model="hf:lvwerra/distilbert-imdb?truncate=own#POSITIVE:prob"),
         ppo=PPOParams(
             total_episodes=12_800, batch_size=128, nminibatches=4, lr=3e-5, vf_coef=1.0, whiten_rewards=False
         ),
+        model=TrainedPartParams(train_top=2),
         evaluation=EvaluationParams(split="test"),
     )
 

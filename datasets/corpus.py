@@ -29,11 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from lm_human_preferences.data.documents import Document, SplitRule, encoded, hash_percent, write_splits
-from lm_human_preferences.data.preparation import check_writable, publish_dataset
-from lm_human_preferences.data.queries import Splits, datasets_folder, write_meta
+from lm_human_preferences.data.preparation import add_encoding_argument, check_writable, publish_dataset
+from lm_human_preferences.data.queries import Splits, added_tokens_entry, datasets_folder, write_meta
 from lm_human_preferences.data.sources import read_text
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.records import read_records
+from lm_human_preferences.language.encoding import Encoding
+from lm_human_preferences.language.model_folders import encoding_named
 
 HELD_OUT = ("valid", "test")
 
@@ -160,12 +162,14 @@ def documents(files: list[Path], rule: SplitRule, mix: Mix) -> Iterator[Document
     mix.check(seen)
 
 
-def write(folder: Path, source: Path, percentages: tuple[float, float], mix: Mix, processes: int) -> Splits:
+def write(
+    folder: Path, source: Path, percentages: tuple[float, float], mix: Mix, processes: int, encoding: Encoding
+) -> Splits:
     """The splits and meta.json into `folder`. UserError if a split would have no document."""
     files = files_in(source)
     rule = split_rule(files, *percentages)
     has_test = rule.test or any(named_after(path) == "test" for path in files)
-    rows = encoded(documents(files, rule, mix), end_of_text=True, processes=processes)
+    rows = encoded(documents(files, rule, mix), end_of_text=True, processes=processes, encoding=encoding)
     splits = write_splits(folder, rows, ("train", "valid", "test") if has_test else ("train", "valid"))
     for split, counts in splits.items():
         if not counts["documents"]:
@@ -173,7 +177,8 @@ def write(folder: Path, source: Path, percentages: tuple[float, float], mix: Mix
             more = f"--{split}_percent" if split != "train" else "fewer held out"
             remedy = f"give more texts, {more}, or a file whose name begins with {split}"
             raise UserError(f"{source} has no document for the split {split}{chosen}: {remedy}")
-    write_meta(folder, source=source.resolve().name, licence="see the texts' own", splits=splits)
+    added = added_tokens_entry(encoding)
+    write_meta(folder, source=source.resolve().name, licence="see the texts' own", splits=splits, **added)
     return splits
 
 
@@ -210,7 +215,9 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=int, default=0, metavar="N", help="processes that encode (default: one a core)"
     )
+    add_encoding_argument(parser)
     arguments = parser.parse_args()
+    encoding = encoding_named(arguments.encoding)
     if not arguments.input.is_dir():
         raise UserError(f"--input {arguments.input} is no folder")
     percentages = arguments.valid_percent, arguments.test_percent
@@ -223,7 +230,7 @@ def main() -> None:
     output = arguments.output or datasets_folder() / arguments.name
     check_writable(output)
     splits = publish_dataset(
-        output, lambda folder: write(folder, arguments.input, percentages, mix, arguments.processes)
+        output, lambda folder: write(folder, arguments.input, percentages, mix, arguments.processes, encoding)
     )
     if "test" not in splits:  # one of an earlier call would be of other documents, some of which may be trained on now
         for name in ("test.bin", "test.idx.npy"):

@@ -23,6 +23,7 @@ from lm_human_preferences.people.schedule import OnlineParams, check_online
 from lm_human_preferences.runs.folder import model_folder, reward_model_folders
 from lm_human_preferences.runs.params import RunParams, check_run_params
 from lm_human_preferences.runs.tracking import TrackingParams, check_tracking
+from lm_human_preferences.runs.training import TrainedPartParams, check_trained_part
 from lm_human_preferences.train_reward import RewardTrainingParams
 
 ANSWERS = "(people's answers)"  # stands for the label file of a run that asks people
@@ -54,6 +55,7 @@ class PolicyTrainingParams:
     rewards: RewardsParams = param(RewardsParams, "")
     ppo: PPOParams = param(PPOParams, "")
     value: ValueParams = param(ValueParams, "")
+    model: TrainedPartParams = param(TrainedPartParams, "")
     evaluation: EvaluationParams = param(EvaluationParams, "")
     online: OnlineParams | None = param(
         None, "on: ask people while training, and train the reward model on what they answer (docs/people.md)"
@@ -96,6 +98,7 @@ def check(params: PolicyTrainingParams) -> None:
     check_tracking(params.tracking)
     check_task_numbers(params.task)
     check_ppo(params.ppo)
+    check_trained_part(params.model)
     check_value(params)
     rewards = params.rewards
     if params.evaluation.samples < 0 or params.evaluation.shown < 0:

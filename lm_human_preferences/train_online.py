@@ -147,7 +147,7 @@ class OnlineRewards:
         """Questions whose responses are all the initial model's."""
         task = self.new.task
         model = load_model(Path(task.policy.initial_model))
-        encoding = get_encoding(model.config.encoding)
+        encoding = get_encoding(model.config)
         check_task(task, encoding, model.config.n_ctx)
         policy = Policy(model, QueryFormatter([], []), task.policy.temperature).for_task(task, encoding)
         policy.to(self.precision.device).requires_grad_(False)

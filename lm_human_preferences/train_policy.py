@@ -84,7 +84,7 @@ from lm_human_preferences.runs.loop import Loop
 from lm_human_preferences.runs.micro_batches import captures
 from lm_human_preferences.runs.params import computing
 from lm_human_preferences.runs.stage_memory import policy_training_memory
-from lm_human_preferences.runs.training import Probes, Training, blank_rows, rollout_probe
+from lm_human_preferences.runs.training import Probes, Training, blank_rows, rollout_probe, train_part
 from lm_human_preferences.train_online import OnlineRewards
 from lm_human_preferences.watching.doctor import open_watched
 
@@ -186,7 +186,7 @@ class PPOTrainer:
         """Read models and queries; UserError if one of them does not fit. params: settled."""
         folder, task = Path(params.task.policy.initial_model), params.task
         transformer = load_model(folder)
-        encoding = get_encoding(transformer.config.encoding)
+        encoding = get_encoding(transformer.config)
         check_task(task, encoding, transformer.config.n_ctx)
         check_drawing_repeats(task, precision.device.type)
         if params.evaluation.samples:
@@ -197,6 +197,7 @@ class PPOTrainer:
             Policy(model, QueryFormatter([], []), task.policy.temperature).for_task(task, encoding)
             for model in (transformer, load_model(folder))
         )
+        train_part(transformer, params.model)
         queries = query_stream(task, encoding, params.run.seed, "policy")
         values = None
         if params.value.model != "shared":

@@ -173,7 +173,7 @@ class RewardTrainer:
             model = RewardModel.from_language_model(folder, generator_for(params.run.seed, "reward/head"))
         else:
             model = RewardModel.load(Path(params.initial_reward))
-        encoding = get_encoding(model.transformer.config.encoding)
+        encoding = get_encoding(model.transformer.config)
         formatter, train, valid = read_labels(params, kind, model.transformer.config)
         check_drawing_repeats(params.task, precision.device.type)
         policy = Policy.load(folder, formatter, params.task.policy.temperature).for_task(params.task, encoding)

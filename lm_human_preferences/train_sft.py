@@ -46,13 +46,13 @@ from lm_human_preferences.runs.loop import Loop
 from lm_human_preferences.runs.params import RunParams, check_run_params
 from lm_human_preferences.runs.stage_memory import supervised_training_memory
 from lm_human_preferences.runs.tracking import TrackingParams, check_tracking
-from lm_human_preferences.runs.training import Probes, Training
+from lm_human_preferences.runs.training import Probes, TrainedPartParams, Training, check_trained_part, train_part
 from lm_human_preferences.watching.doctor import open_watched
 
 
 @dataclass
-class ModelParams:
-    """Where the weights start."""
+class ModelParams(TrainedPartParams):
+    """Where the weights start, and which of them are trained."""
 
     initial: str | None = param(
         None, "model folder to start from; none trains from scratch with the sizes below", "path"
@@ -142,6 +142,7 @@ def check(params: SFTParams) -> None:
     """Raises UserError, naming the flag and the number, for parameters that cannot work."""
     check_run_params(params.run)
     check_tracking(params.tracking)
+    check_trained_part(params.model)
     o, d, v = params.optimizer, params.data, params.validation
     for name, value in (
         ("optimizer.batch_size", o.batch_size),
@@ -225,6 +226,7 @@ class SFTTrainer:
     def prepare(cls, params: SFTParams, precision: Precision, world: World) -> "SFTTrainer":
         """Read or draw the model, read the rows; UserError if one of them does not fit."""
         model, data = initial_model(params.model, params.run.seed), params.data
+        train_part(model, params.model)
         folder, splits = dataset_folder(data.dataset), ("train", "valid")
         rows = {split: make_rows(folder, split, data.rows, data.block, model.config, params.task) for split in splits}
         return cls(model, rows, params, precision, world)
@@ -341,9 +343,10 @@ class SFTTrainer:
 def make_optimizer(loss: NextTokenLoss, o: SFTOptimizerParams, bfloat16: bool) -> Optimizer | CombinedOptimizer:
     """AdamW, or Muon for the blocks' matrices beside it."""
     betas = (0.9, o.beta2)
+    trained = {name: p for name, p in loss.named_parameters() if p.requires_grad}
     if o.method == "muon":
-        return muon_and_adamw(loss.named_parameters(), o.muon_lr, o.lr, betas, o.weight_decay, bfloat16)
-    return adamw(loss.parameters(), o.lr, betas, o.weight_decay)
+        return muon_and_adamw(trained.items(), o.muon_lr, o.lr, betas, o.weight_decay, bfloat16)
+    return adamw(trained.values(), o.lr, betas, o.weight_decay)
 
 
 def initial_model(m: ModelParams, seed: int) -> GPT2:

@@ -137,7 +137,7 @@ def write_missing_questions(store: Store, params: CollectParams) -> None:
         policy = load_policy(folder, params.task).to(precision.device)
         authors.append(Author(name, policy, input_digests({"model": str(folder)}).get("model")))
     config = authors[0].policy.transformer.config
-    encoding = get_encoding(config.encoding)
+    encoding = get_encoding(config)
     check_task(params.task, encoding, config.n_ctx)
     stream = query_stream(params.task, encoding, params.study.seed, purpose, params.split)
     if start:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lm_human_preferences.commands.inspect_labels import LabelToolParams, encoding_of, read
+from lm_human_preferences.commands.inspect_labels import LabelToolParams, read
 from lm_human_preferences.data.exchange.files import WRITTEN
 from lm_human_preferences.data.exchange.forms import OURS, WRITERS, LabelFile, write_labels
 from lm_human_preferences.data.exchange.merging import merged
@@ -22,6 +22,7 @@ from lm_human_preferences.data.label_files import (
 from lm_human_preferences.data.labels import LabelBatch, label_type
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.encoding import Encoding
+from lm_human_preferences.language.model_folders import encoding_named
 
 USUAL = {".json": OURS, ".jsonl": OURS, ".csv": "table", ".parquet": "pairs"}  # the form that a name's end asks for
 BATCH = 32  # of the tasks; labels to train on are a multiple of it
@@ -98,7 +99,7 @@ def _more_of_tokens(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _cut(labels: Iterable[Label], params: LabelToolParams, counts: Counter[str]) -> Iterator[Label]:
     """Labels whose texts are cut to the lengths that were given, and how many were."""
-    encoding = encoding_of(params)
+    encoding = encoding_named(params.encoding)
 
     def cut(text: str, length: int | None, what: str) -> str:
         if length is None or len(tokens := encoding.encode(text)) <= length:
@@ -119,9 +120,9 @@ def _cut(labels: Iterable[Label], params: LabelToolParams, counts: Counter[str])
 def _as_tokens(source: str, output: str, file: LabelFile, params: LabelToolParams) -> str:
     if params.merge:
         raise UserError("--merge makes labels of texts: give a name that ends in .jsonl, and convert that to .json")
-    batch, kind, _ = read(source, params)
+    batch, kind, encoding = read(source, params)
     entries = (_more_of_tokens(entry) for _, entry in file)
-    labels = (token_label(batch, number, kind) | more for number, more in enumerate(entries))
+    labels = (token_label(batch, number, kind, encoding) | more for number, more in enumerate(entries))
     count = save_labels(Path(output), labels)
     return f"{output}: {count:,} labels as lists of {batch.queries.shape[1]} + {batch.responses.shape[2]} tokens"
 

@@ -37,7 +37,7 @@ from lm_human_preferences.judging.evaluation import (
     unpadded,
 )
 from lm_human_preferences.judging.judges import SPECS, Judge, PeoplesChoices, load_judge, sheet_row
-from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.language.encoding import Encoding, describe_encoding, get_encoding, same_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
 from lm_human_preferences.language.model_folders import load_config
 from lm_human_preferences.learning import steered_policy
@@ -255,14 +255,13 @@ def load_policies(paths: dict[str, str], params: EvaluateParams) -> tuple[dict[s
         folder = model_and_task(path, params.save_dir)[0]
         own = load_config(folder)
         theirs = theirs or own
-        if (own.encoding, own.n_vocab) != (theirs.encoding, theirs.n_vocab):
+        if not same_encoding(own, theirs):
             raise UserError(
-                f"{name} ({path}) has the encoding {own.encoding} with {own.n_vocab} tokens, the reference {reference} "
-                f"has {theirs.encoding} with {theirs.n_vocab}; only policies of one encoding can answer the same "
-                "queries"
+                f"{name} ({path}) has the encoding {describe_encoding(own)}, the reference {reference} has "
+                f"{describe_encoding(theirs)}; only policies of one encoding can answer the same queries"
             )
         policies[name] = load_policy(folder, params.task, beta)
-    encoding = get_encoding(policies[reference].transformer.config.encoding)
+    encoding = get_encoding(policies[reference].transformer.config)
     return {name: policies[name] for name in paths}, policies[reference], encoding
 
 
@@ -286,7 +285,7 @@ def load_policy(folder: Path, task: TaskParams, beta: float | None = None) -> Po
     beta: the strength of steering, for a policy of train_ilql; None takes its own.
     """
     policy = steered_policy.load_policy(folder, QueryFormatter([], []), task.policy.temperature, beta)
-    encoding = get_encoding(policy.transformer.config.encoding)
+    encoding = get_encoding(policy.transformer.config)
     check_task(task, encoding, policy.transformer.config.n_ctx)
     return policy.for_task(task, encoding).requires_grad_(False)
 
@@ -305,7 +304,7 @@ def held_out_queries(task: TaskParams, encoding: Encoding, samples: int, split: 
     references = None
     if (folder / f"references_{name}.bin").exists():
         file = TokenFile(folder, f"references_{name}")
-        file.check_vocabulary(encoding.n_vocab)
+        file.check_encoding(encoding)
         if len(file) != len(stream.documents):
             raise UserError(
                 f"{folder}/references_{name}.bin has {len(file)} documents, "

@@ -9,6 +9,12 @@ from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.language.gpt2 import SHAPES
 
+MODELS_OF_THE_HUB = {  # that tasks start from, by their folder's name
+    "gpt2-imdb": "lvwerra/gpt2-imdb",
+    "distilgpt2": "distilgpt2",
+    "dlite-v1-355m": "aisquared/dlite-v1-355m",
+}
+
 
 def find_run(experiment: str, save_dir: str) -> Path:
     """The folder of a run given by name or path. UserError if there is none."""
@@ -31,7 +37,7 @@ def missing(params: Any) -> list[str]:
     params: of a stage or of a sweep, its paths as `find_paths` leaves them.
     """
     lacks = []
-    task = None if hasattr(params, "model") else params.task  # supervised training names model and data set itself
+    task = None if hasattr(params, "data") else params.task  # supervised training names model and data set itself
     model = task.policy.initial_model if task else params.model.initial
     if model is not None and not Path(model).is_dir():
         lacks.append(f"the model {model}{how_to_get_model(Path(model))}")
@@ -63,6 +69,8 @@ def how_to_get_model(folder: Path) -> str:
         return " (it comes with the repository: git checkout saved_models/tiny)"
     if folder.name == "lm" and folder.parent.parent == Path("saved_models"):
         return f" (python launch.py train_sft TASK {folder.parent.name}, TASK being the one it is named after)"
+    if folder.name in MODELS_OF_THE_HUB:
+        return f" (python saved_models/prepare_pytorch_checkpoint.py {MODELS_OF_THE_HUB[folder.name]} --from hf)"
     return f" (python saved_models/prepare_pytorch_checkpoint.py {folder.name})" if folder.name in SHAPES else ""
 
 

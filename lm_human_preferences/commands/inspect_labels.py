@@ -14,7 +14,8 @@ from lm_human_preferences.data.labels import LabelBatch, LabelType, label_type
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.language.encoding import ENCODINGS, Encoding, get_encoding
+from lm_human_preferences.language.encoding import Encoding
+from lm_human_preferences.language.model_folders import encoding_named
 
 SURPRISING = 4.0  # standard errors: of a dozen shares none strays this far by chance
 
@@ -24,7 +25,7 @@ class LabelToolParams(ReadingParams):
     """How a label file is read, and written in another form."""
 
     type: str | None = param(None, "type of the labels; none takes it from the first label's keys")
-    encoding: str = param("gpt2", "encoding of the tokens: gpt2 or letters")
+    encoding: str = param("gpt2", "encoding of the tokens: gpt2, letters, or a model folder, for its added tokens")
     query_length: int | None = param(None, "tokens of a query; none takes the first label's, or the longest text's")
     response_length: int | None = param(
         None, "tokens of a response; none takes the first label's, or the longest text's"
@@ -44,7 +45,7 @@ class LabelToolParams(ReadingParams):
 
 def read(source: str, params: LabelToolParams) -> tuple[LabelBatch, LabelType, Encoding]:
     """All labels of a file. Raises UserError as `load_labels` does."""
-    encoding = encoding_of(params)
+    encoding = encoding_named(params.encoding)
     kind = label_type(params.type) if params.type else infer_kind(source, params)
     query, response = params.query_length, params.response_length
     if query is None or response is None:
@@ -58,13 +59,6 @@ def read(source: str, params: LabelToolParams) -> tuple[LabelBatch, LabelType, E
         truncate_token=encoding.end_of_text if params.end_of_text else None,
     )
     return load_labels(source, kind, task, encoding, learnable=False, reading=params), kind, encoding
-
-
-def encoding_of(params: LabelToolParams) -> Encoding:
-    """UserError for one that is not known."""
-    if params.encoding not in ENCODINGS:
-        raise UserError(f"--encoding {params.encoding}: must be {' or '.join(ENCODINGS)}")
-    return get_encoding(params.encoding)
 
 
 def inspect(source: str, params: LabelToolParams) -> str:

@@ -92,7 +92,7 @@ def _precision(params: PlanParams) -> Precision:
 
 def _outside(entry: Any, config: GPT2Config) -> int:
     """Tokens that the task puts around a query."""
-    return QueryFormatter.of(entry.task, get_encoding(config.encoding)).length if entry.task else 0
+    return QueryFormatter.of(entry.task, get_encoding(config)).length if entry.task else 0
 
 
 def _stage_memory(stage: str, entry: Any, config: GPT2Config, precision: Precision, ranks: int) -> StageMemory:

@@ -17,7 +17,7 @@ from lm_human_preferences.foundation.files import read_json_object
 from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.judging.judges import Judge, RewardModelJudge
 from lm_human_preferences.judging.training_rewards import RewardSource
-from lm_human_preferences.language.encoding import get_encoding
+from lm_human_preferences.language.encoding import get_encoding, same_encoding
 from lm_human_preferences.language.ends import Ends
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.model_folders import load_model
@@ -93,8 +93,8 @@ def load_writers(
             name = f"{name} (beside)"
         task = its_task if not models else task
         models[name] = load_model(folder).requires_grad_(False).to(precision.device)
-    encodings = {(model.config.encoding, model.config.n_vocab) for model in models.values()}
-    if len(encodings) > 1:
+    first, *others = (model.config for model in models.values())
+    if not all(same_encoding(first, other) for other in others):
         raise UserError(
             f"--beside {params.beside}: the two models' encodings differ, so that neither can read what the other "
             "writes; name a model of the same encoding"
@@ -139,7 +139,7 @@ def players_of(
     from lm_human_preferences.serving.play_page import TEMPERATURES, Players
 
     first = next(iter(models.values())).config
-    encoding = get_encoding(first.encoding)
+    encoding = get_encoding(first)
     contexts = [model.config.n_ctx for model in models.values()]
     contexts += [judge.config.n_ctx for judge in judges if isinstance(judge, RewardModelJudge)]
     players = Players(models, judges, encoding, precision, min(contexts), LENGTH, 1.0, Ends((encoding.end_of_text,)))

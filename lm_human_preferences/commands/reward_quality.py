@@ -26,7 +26,7 @@ from lm_human_preferences.judging import calibration
 from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.judging.calibration import Estimate
 from lm_human_preferences.judging.ratings import rated_rows
-from lm_human_preferences.language.encoding import Encoding, get_encoding
+from lm_human_preferences.language.encoding import Encoding, describe_encoding, get_encoding
 from lm_human_preferences.language.model_folders import is_model_folder
 from lm_human_preferences.learning.reward_model import RewardModel, rewards_of
 from lm_human_preferences.reports.quality_report import quality_table, write_quality_figures
@@ -116,7 +116,7 @@ def reward_quality(experiment: str, params: RewardQualityParams, settings: Rewar
     name = f"quality_{subject.name}" if params.experiment is None else params.experiment
     folder = free_result_folder(params.save_dir, name, "reward_quality", params.overwrite)
     model = RewardModel.load(subject.folder)
-    encoding = get_encoding(model.transformer.config.encoding)
+    encoding = get_encoding(model.transformer.config)
     choices = held_out_choices(subject, params, encoding)
     curve = plan_curve(subject, params)
     count = f"{len(choices.best):,} held-out choices"
@@ -500,9 +500,9 @@ def curve_point(
     if not ((folder / "reward_model").is_dir() and (folder / "result.json").is_file()):
         RewardTrainer.prepare(run.settings, precision, World()).run(task, run.name)
     model = RewardModel.load(folder / "reward_model")
-    if model.transformer.config.encoding != encoding.name:
+    if get_encoding(own := model.transformer.config) != encoding:
         raise UserError(
-            f"{run.model} has the encoding {model.transformer.config.encoding}, these choices have {encoding.name}"
+            f"{run.model} has the encoding {describe_encoding(own)}, these choices have {describe_encoding(encoding)}"
         )
     rewards = score(model, choices, precision, params.micro_batch)
     return point_of_curve(run.model, run.labels, run.name, rewards, choices)

@@ -69,7 +69,7 @@ def write_samples(experiment: str, params: SampleParams, given_task: TaskParams 
     judge = text_judge(params.judge, precision.device) if params.judge else None
     policy = load_policy(folder, QueryFormatter([], []), 1.0, params.beta)
     config = policy.transformer.config
-    encoding = get_encoding(config.encoding)
+    encoding = get_encoding(config)
     length = params.length or (task.response_length if task else 40)
     if task is not None:
         policy.for_task(task, encoding)

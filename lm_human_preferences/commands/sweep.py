@@ -320,7 +320,7 @@ class Measuring:
         task = params.task
         reference = load_policy(Path(task.policy.initial_model), task)
         config = reference.transformer.config
-        encoding = get_encoding(config.encoding)
+        encoding = get_encoding(config)
         if params.rewards.train_new_model is None:
             load_rewards(params.rewards, config, task, torch.device("cpu"))
         held_out = held_out_queries(task, encoding, params.samples, params.split, params.run.seed)

@@ -18,7 +18,7 @@ import numpy as np
 
 from lm_human_preferences.data.queries import Splits, TokenFileWriter
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.language.encoding import gpt2_encoding
+from lm_human_preferences.language.encoding import Encoding, gpt2_encoding
 
 _BATCH_CHARACTERS = (
     400_000  # of text that a process takes at once: small enough to share out, large enough to be worth sending
@@ -50,15 +50,17 @@ def encoded(
     end_of_text: bool = False,
     processes: int = 0,
     open_ended: Collection[str] = (),
+    encoding: Encoding | None = None,
 ) -> Iterator[Encoded]:
     """(split, tokens, tokens of the reference) of each document, in order, as uint16 arrays; documents that are empty
     once cleaned are left out. With `end_of_text` they are closed by it, but for those of the splits `open_ended`.
 
     The cleaning and encoding run in `processes` processes (0: one a core); the two cleaning functions must be
-    importable by name.
+    importable by name. encoding: None is GPT-2's own.
     """
     work = functools.partial(
         _encode_batch,
+        encoding=encoding or gpt2_encoding(),
         clean=clean,
         clean_reference=clean_reference,
         end_of_text=end_of_text,
@@ -97,11 +99,18 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 def _encode_batch(
-    documents: list[Document], clean: Clean, clean_reference: Clean, end_of_text: bool, open_ended: frozenset[str]
+    documents: list[Document],
+    encoding: Encoding,
+    clean: Clean,
+    clean_reference: Clean,
+    end_of_text: bool,
+    open_ended: frozenset[str],
 ) -> list[Encoded]:
-    encoding, result = gpt2_encoding(), []
+    result = []
     for split, text, reference in documents:
-        tokens = list(itertools.chain.from_iterable(encoding.encode(piece) for piece in pieces(clean(text))))
+        whole = clean(text)
+        parts = [whole] if encoding.added_tokens else pieces(whole)  # a cut could go through an added token
+        tokens = list(itertools.chain.from_iterable(encoding.encode(part) for part in parts))
         if not tokens:
             continue
         if end_of_text and split not in open_ended:

@@ -6,6 +6,9 @@ place of `best` a choice may have `target`, a distribution over the responses. A
 responses' numbers, the best first, of all of them or of the first ones. Files of other forms (`data/exchange/`) are
 read as the second. A source may be a web address: the file is fetched once and its digest checked at each use.
 Original: train_reward.py download_labels.
+
+Token lists are of GPT-2's own encoding, padding 50259, also for a model with added tokens, one of which may have that
+number. Labels that hold added tokens are texts.
 """
 
 from array import array
@@ -168,6 +171,8 @@ def _label_of_tokens(
         names[-1] = "target"
     if "responses" in entry or isinstance(entry.get("query"), str):
         entry = _tokenised(entry, kind, task, encoding, where, cut)
+    elif encoding.base is not encoding:
+        entry = _with_its_padding(entry, names, encoding, where)
     for name in names:
         if name not in entry:
             raise UserError(f"{where}: the key {name!r} is missing; {kind.name} needs {', '.join(names)}")
@@ -193,6 +198,23 @@ def _tokenised(
     result["query"] = cut.padded(encoding.encode(entry["query"]), task.query_length, padding, "queries")
     for name, text in zip(kind.response_names(), texts, strict=True):
         result[name] = cut.padded(encoding.encode(text) + end, task.response_length, padding, "responses")
+    return result
+
+
+def _with_its_padding(entry: dict[str, Any], names: list[str], encoding: Encoding, where: str) -> dict[str, Any]:
+    """A label of token lists, which are GPT-2's own, for an encoding with added tokens: padding has another number."""
+    base, result = encoding.base, dict(entry)
+    for name in names:
+        tokens = entry.get(name)
+        if not isinstance(tokens, list) or not set(map(type, tokens)) <= {int}:
+            continue
+        added = [token for token in tokens if token >= base.n_vocab and token != base.padding_token]
+        if added:
+            raise UserError(
+                f"{where}: {name}: token {added[0]} is none of GPT-2's own, which token lists are of; write labels "
+                "that hold added tokens as texts"
+            )
+        result[name] = [encoding.padding_token if token == base.padding_token else token for token in tokens]
     return result
 
 
@@ -397,10 +419,20 @@ def readable_label(batch: LabelBatch, index: int, kind: LabelType, encoding: Enc
     }
 
 
-def token_label(batch: LabelBatch, index: int, kind: LabelType) -> dict[str, Any]:
-    """One label as the original writes it."""
-    samples = {name: batch.responses[index, n].tolist() for n, name in enumerate(kind.response_names())}
-    return {"query": batch.queries[index].tolist(), **samples, **_answer_as_written(batch, index, kind)}
+def token_label(batch: LabelBatch, index: int, kind: LabelType, encoding: Encoding) -> dict[str, Any]:
+    """One label as the original writes it. UserError if it holds an added token."""
+    padding, base = encoding.padding_token, encoding.base
+
+    def listed(tokens: torch.Tensor) -> list[int]:
+        row: list[int] = tokens.tolist()
+        if any(token >= base.n_vocab and token != padding for token in row):
+            raise UserError(
+                f"label {index} holds an added token, and token lists are of GPT-2's own; write texts, to a .jsonl file"
+            )
+        return [base.padding_token if token == padding else token for token in row]
+
+    samples = {name: listed(batch.responses[index, n]) for n, name in enumerate(kind.response_names())}
+    return {"query": listed(batch.queries[index]), **samples, **_answer_as_written(batch, index, kind)}
 
 
 def _answer_as_written(batch: LabelBatch, index: int, kind: LabelType) -> dict[str, Any]:

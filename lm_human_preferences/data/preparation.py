@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from lm_human_preferences.data.documents import Clean, Document, SplitRule, encoded, unchanged, write_splits
 from lm_human_preferences.data.prepared_labels import PreparedLabels
-from lm_human_preferences.data.queries import Splits, datasets_folder, write_meta
+from lm_human_preferences.data.queries import Splits, added_tokens_entry, datasets_folder, write_meta
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import make_folder, read_json, sha256
+from lm_human_preferences.language.model_folders import encoding_named
 
 
 class Recipe(NamedTuple):
@@ -52,7 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser, name: str, split: str) -> Non
     parser.add_argument(
         "--processes", type=int, default=0, metavar="N", help="processes that clean and encode (default: one a core)"
     )
+    add_encoding_argument(parser)
     parser.add_argument("--force", action="store_true", help="make everything again even where it is complete")
+
+
+def add_encoding_argument(parser: argparse.ArgumentParser) -> None:
+    """The option of which `encoding_named` makes an encoding."""
+    parser.add_argument(
+        "--encoding",
+        metavar="MODEL",
+        default="gpt2",
+        help="a model folder, whose added tokens are looked for in the texts (default: GPT-2's own encoding, which "
+        "serves models with added tokens too)",
+    )
 
 
 def check_arguments(arguments: argparse.Namespace) -> SplitRule:
@@ -95,7 +108,9 @@ def prepare_labelled_dataset(
     while it yields the documents. UserError too if a label file of a training split would be empty.
     """
     about = {"recipe": recipe.version, "limit": arguments.limit, "split": arguments.split, "inputs": source} | settings
-    if not arguments.force and is_complete(arguments.output, about):
+    encoding = encoding_named(arguments.encoding)
+    added = added_tokens_entry(encoding)
+    if not arguments.force and is_complete(arguments.output, {"added_tokens": None} | about | added):
         print(f"nothing to do: {arguments.output} is complete (--force makes it again)")
         return
 
@@ -108,6 +123,7 @@ def prepare_labelled_dataset(
                 recipe.end_of_text,
                 arguments.processes,
                 recipe.others,
+                encoding,
             )
             splits = write_splits(folder, rows, recipe.splits, recipe.references, recipe.others)
         for split in (*recipe.splits, *recipe.others):
@@ -132,6 +148,7 @@ def prepare_labelled_dataset(
             licence=recipe.licence,
             splits=splits,
             **about,
+            **added,
             **counted,
             files=file_digests(folder),
         )

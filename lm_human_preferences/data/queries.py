@@ -21,7 +21,8 @@ from lm_human_preferences.data.tasks import TaskParams, single_token
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_file, read_json, sha256, write_json
 from lm_human_preferences.foundation.root import project_root
-from lm_human_preferences.language.encoding import Encoding
+from lm_human_preferences.language.added_tokens import AddedToken
+from lm_human_preferences.language.encoding import Encoding, describe_encoding
 
 Entry = dict[str, int | str]  # what meta.json says of a split
 Splits = dict[str, Entry]  # by the split's name
@@ -84,6 +85,25 @@ class TokenFile:
                 f"{self.folder / self.split}.bin holds token {highest}, but the model's vocabulary has {n_vocab}: "
                 "wrong encoding"
             )
+
+    def check_encoding(self, encoding: Encoding) -> None:
+        """Raises UserError unless the tokens stand for the same texts in this encoding: the file was made with it, or
+        without some of the tokens that it has beside GPT-2's.
+        """
+        meta = read_meta(self.folder) if (self.folder / "meta.json").exists() else {}
+        name, added = meta.get("encoding", encoding.name), added_tokens_in(meta, self.folder)
+        if name != encoding.name:
+            raise UserError(
+                f"{self.folder} has the encoding {name}, but the model has {describe_encoding(encoding)}: prepare the "
+                "data set again"
+            )
+        if unknown := [token for token in added if token not in encoding.added_tokens]:
+            texts = ", ".join(f"{token.text!r} as {token.id}" for token in unknown)
+            raise UserError(
+                f"{self.folder} is encoded with the added token{'s' if len(unknown) > 1 else ''} {texts}, which the "
+                f"model ({describe_encoding(encoding)}) has not; prepare it again, with --encoding MODEL for its own"
+            )
+        self.check_vocabulary(encoding.n_vocab)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -192,6 +212,23 @@ def write_meta(
         Path(folder) / "meta.json",
         {"source": source, "licence": licence, "encoding": encoding, "splits": splits, **more},
     )
+
+
+def added_tokens_in(meta: dict[str, Any], folder: Path) -> tuple[AddedToken, ...]:
+    """The tokens beside GPT-2's that a data set was encoded with, as its meta.json lists them. UserError if it cannot
+    be such a list.
+    """
+    try:
+        return tuple(AddedToken(**token) for token in meta.get("added_tokens", ()))
+    except TypeError:
+        raise UserError(f"{folder}/meta.json: added_tokens is damaged: prepare the data set again") from None
+
+
+def added_tokens_entry(encoding: Encoding) -> dict[str, Any]:
+    """What meta.json says of tokens beside GPT-2's; nothing where there are none."""
+    fields = ("id", "text", "lstrip", "rstrip", "single_word", "normalized")
+    tokens = [{name: getattr(token, name) for name in fields} for token in encoding.added_tokens]
+    return {"added_tokens": tokens} if tokens else {}
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -319,7 +356,7 @@ def query_stream(task: TaskParams, encoding: Encoding, seed: int, purpose: str, 
     """
     folder, name = dataset_split(task, split)
     documents = TokenFile(folder, name)
-    documents.check_vocabulary(encoding.n_vocab)
+    documents.check_encoding(encoding)
     return QueryStream(
         documents,
         length=task.query_length,

@@ -19,9 +19,10 @@ def make_rows(
 ) -> "Rows | ReferenceRows":
     """One split's rows for a model. Raises UserError if they exceed its context or vocabulary, or if there are none."""
     file = TokenFile(folder, split)
+    encoding = get_encoding(model)
+    file.check_encoding(encoding)
     file.check_vocabulary(model.n_vocab)
     if kind == "references":
-        encoding = get_encoding(model.encoding)
         if task is None:
             raise ValueError("rows of references need the task that formats them")
         check_task(task, encoding, model.n_ctx)
@@ -100,7 +101,7 @@ class ReferenceRows:
                 f"{file.folder}: {file.split} has {len(file)} documents, {references.split} {len(references)}: "
                 "prepare the data set again"
             )
-        references.check_vocabulary(encoding.n_vocab)
+        references.check_encoding(encoding)
         self.file, self.references, self.task, self.padding = file, references, task, encoding.padding_token
         self.end_of_text = encoding.end_of_text
         self.learnt = references.tokens

@@ -32,6 +32,10 @@ _BROKEN = (
 )  # whatever a connection can raise; what the disk raises is told apart where it is written
 
 
+class NotThere(UserError):
+    """The server has no such file, or does not give it to everybody."""
+
+
 class _RememberLinked(urllib.request.HTTPRedirectHandler):
     """Follows redirects; keeps what Hugging Face says of a large file on the way: its size and SHA-256."""
 
@@ -115,9 +119,8 @@ def _fetch(url: str, path: Path, digest: str | None, pause: float) -> None:
             if error.code == 416:  # what we have does not fit what the server has now
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code != 429:
-                raise UserError(
-                    f"{url}: the server answers {error.code} {error.reason}; is the address right?"
-                ) from None
+                kind = NotThere if error.code in (401, 403, 404) else UserError
+                raise kind(f"{url}: the server answers {error.code} {error.reason}; is the address right?") from None
             reason = f"the server answers {error.code} {error.reason}"
         except _BROKEN as error:
             reason = str(getattr(error, "reason", None) or error) or type(error).__name__

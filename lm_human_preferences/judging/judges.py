@@ -90,7 +90,7 @@ class RewardModelJudge(Judge):
         self.config, self.device = model.transformer.config, device
 
     def score(self, queries: list[str], responses: list[str]) -> list[float]:
-        encoding, padding, scores = get_encoding(self.config.encoding), self.config.padding_token, []
+        encoding, padding, scores = get_encoding(self.config), self.config.padding_token, []
         rows = [
             encoding.encode(query) + encoding.encode(response) or [encoding.end_of_text]
             for query, response in zip(queries, responses, strict=True)
@@ -103,7 +103,7 @@ class RewardModelJudge(Judge):
         return scores
 
     def on_tokens(self, encoding: Encoding) -> Rewards:
-        if encoding.name != self.config.encoding:
+        if encoding != get_encoding(self.config):
             return super().on_tokens(encoding)
 
         def rewards(queries: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:

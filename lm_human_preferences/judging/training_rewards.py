@@ -13,7 +13,7 @@ from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.judging.judges import SENTENCE_JUDGES, FunctionJudge, Judge, load_function, load_judge
-from lm_human_preferences.language.encoding import get_encoding
+from lm_human_preferences.language.encoding import describe_encoding, get_encoding, same_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
 from lm_human_preferences.learning.reward_ensemble import ENSEMBLES, RewardEnsemble
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -69,13 +69,13 @@ class RewardSource:
 def load_rewards(source: RewardSource, policy: GPT2Config, task: TaskParams, device: torch.device) -> Rewards:
     """The rewards that `source` names. UserError if they cannot be had or do not fit the policy."""
     if source.function is not None:
-        return FunctionJudge(source.function, load_function(source.function)).on_tokens(get_encoding(policy.encoding))
+        return FunctionJudge(source.function, load_function(source.function)).on_tokens(get_encoding(policy))
     if source.trained_model is None:
         raise UserError("no reward model: give a folder with --rewards.trained_model PATH")
     if source.trained_model.startswith(SENTENCE_JUDGES):
         judge = load_judge(source.trained_model, device)
         assert isinstance(judge, Judge)
-        return judge.on_tokens(get_encoding(policy.encoding))
+        return judge.on_tokens(get_encoding(policy))
     members = [RewardModel.load(Path(folder)) for folder in source.models()]
     for member in members:
         check_reward_model(member.transformer.config, policy, task)
@@ -84,10 +84,10 @@ def load_rewards(source: RewardSource, policy: GPT2Config, task: TaskParams, dev
 
 def check_reward_model(reward: GPT2Config, policy: GPT2Config, task: TaskParams) -> None:
     """Raises UserError if the reward model cannot read what the policy writes."""
-    if (reward.encoding, reward.n_vocab) != (policy.encoding, policy.n_vocab):
+    if not same_encoding(reward, policy):
         raise UserError(
-            f"the reward model's encoding ({reward.encoding}, {reward.n_vocab} tokens) is not the policy's "
-            f"({policy.encoding}, {policy.n_vocab} tokens); train both from models of one encoding"
+            f"the reward model's encoding ({describe_encoding(reward)}) is not the policy's "
+            f"({describe_encoding(policy)}); train both from models of one encoding"
         )
     if task.query_length + task.response_length > reward.n_ctx:
         raise UserError(

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lm_human_preferences.compute.precision import vocabulary_projection
+from lm_human_preferences.language.added_tokens import AddedToken
 from lm_human_preferences.language.dropout import RowDropout
 from lm_human_preferences.language.packing import (
     Choices,
@@ -34,7 +35,9 @@ from lm_human_preferences.language.packing import (
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The architecture. `padding_token` is outside the vocabulary: n_vocab + 2 with GPT-2's encoding."""
+    """The architecture. `padding_token` is outside the vocabulary: n_vocab + 2 with GPT-2's encoding, whatever tokens
+    were added to it.
+    """
 
     n_vocab: int = 50257
     n_ctx: int = 1024
@@ -44,6 +47,7 @@ class GPT2Config:
     layer_norm_epsilon: float = 1e-5
     padding_token: int = 50259
     encoding: str = "gpt2"
+    added_tokens: tuple[AddedToken, ...] = ()  # to GPT-2's; get_encoding(config) has both
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head:
@@ -254,6 +258,16 @@ class GPT2(nn.Module):
                 nn.init.normal_(module.weight, std=module.std, generator=generator)
                 nn.init.zeros_(module.bias)
         return self
+
+    def train_only_top(self, blocks: int) -> None:
+        """Freeze all but the last `blocks` blocks and the norm behind them: the embeddings too, which the vocabulary
+        projection shares. A backward pass then ends at the lowest block that is trained. ValueError if there are fewer.
+        """
+        if not 1 <= blocks <= len(self.h):
+            raise ValueError(f"{blocks} of {len(self.h)} blocks")
+        self.requires_grad_(False)
+        self.ln_f.requires_grad_(True)
+        self.h[-blocks:].requires_grad_(True)
 
     def recompute_activations(self, on: bool) -> None:
         """Keep only each block's input for the backward pass and compute the rest again there: a third more work, far

@@ -59,6 +59,7 @@ class Shape:
     config: GPT2Config
     bfloat16: bool
     device: str  # cpu or cuda
+    top: int | None = None  # only so many of the last blocks are trained, and no embeddings; None: all of it
 
     @property
     def block_number(self) -> int:
@@ -78,6 +79,13 @@ class Shape:
     def weights(self) -> int:
         """Parameters in float32."""
         return 4 * count_parameters(self.config)["total"]
+
+    def trained(self) -> int:
+        """Of these parameters the ones that have gradients."""
+        if self.top is None:
+            return self.weights()
+        C = self.config.n_embd
+        return self.weights() - 4 * self.embeddings - 4 * (self.config.n_layer - self.top) * (12 * C * C + 13 * C)
 
     def frozen_weights(self) -> int:
         """An inference-only model: blocks as autocast reads them, embeddings in float32."""
@@ -124,14 +132,14 @@ class Shape:
         self, tokens: int, rows: int, gradients: int, recompute: bool, step: int = 1, scored: int | None = None
     ) -> Pass:
         """Forward and backward over rows of `tokens`, of which `scored` have logits (None: all): activations, logits in
-        chunks, what is kept of them, and the gradient of the whole embedding.
+        chunks, what is kept of them, and the gradient of the whole embedding. Blocks that are not trained keep nothing.
 
         gradients: bytes of the weights' gradients that come and go; step: rows come in multiples of it.
         """
-        C, L, scored = self.config.n_embd, self.config.n_layer, tokens if scored is None else scored
+        C, L, scored = self.config.n_embd, self.top or self.config.n_layer, tokens if scored is None else scored
         last_block = self.kept() + WIDEST_GRADIENTS * C * self.block_number
         per_token = L * 4 * C + last_block if recompute else (L - 1) * self.kept() + last_block
-        rounded = self.rounded_blocks() // (L if recompute else 1)
-        embedding_gradient = 4 * self.config.n_vocab * C
+        rounded = self.rounded_blocks() // (self.config.n_layer if recompute else 1)
+        embedding_gradient = 4 * self.config.n_vocab * C if self.top is None else 0
         fixed = (self.logits() + self.kept_logits(rows * scored) if scored else 0) + embedding_gradient + rounded
         return Pass(fixed, tokens * (per_token + 4 * 4 * C), rows, step, gradients)

@@ -5,7 +5,9 @@ gain and bias) lie in `heads.safetensors`, which `transformers` does not look at
 tells damaged files from whole ones; a folder without it, from elsewhere, loads too.
 """
 
+import functools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +18,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lm_human_preferences.compute.distributed import World, whole
+from lm_human_preferences.compute.torchrun import is_first_to_say
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_folder, read_json
+from lm_human_preferences.foundation.root import find_path
+from lm_human_preferences.language.added_tokens import AddedToken
 from lm_human_preferences.language.digests import check_digest, listed, write_digests
-from lm_human_preferences.language.encoding import ENCODINGS, encoding_for
+from lm_human_preferences.language.encoding import (
+    ENCODINGS,
+    END_OF_TEXT,
+    Encoding,
+    encoding_for,
+    get_encoding,
+    padding_for,
+)
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
-from lm_human_preferences.language.tokenizer_files import write_tokenizer
+from lm_human_preferences.language.tokenizer_files import has_tokenizer, read_added_tokens, write_tokenizer
 from lm_human_preferences.language.weight_files import check_finite, has_weights, open_weights
 
 _PREFIX = "transformer."  # Hugging Face's name for the trunk inside GPT2LMHeadModel
@@ -97,8 +109,8 @@ def _new_folder(
             )
         description = _to_hugging_face(config, dtype) | ({"lm_human_preferences": note} if note else {})
         (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        if config.encoding == "gpt2" and config.n_vocab == ENCODINGS["gpt2"].n_vocab:
-            write_tokenizer(temporary, config.n_ctx)
+        if config.encoding == "gpt2" and config.n_vocab >= ENCODINGS["gpt2"].n_vocab:
+            write_tokenizer(temporary, config.n_ctx, config.added_tokens)
         write_digests(temporary)
 
 
@@ -137,6 +149,35 @@ def load_config(folder: Path) -> GPT2Config:
     return config
 
 
+def unnamed_tokens(config: GPT2Config) -> str:
+    """What to say of ids that no token has, in a vocabulary that was filled up to a round number; nothing where there
+    are none.
+    """
+    known = [ENCODINGS[config.encoding].n_vocab, *(token.id + 1 for token in config.added_tokens)]
+    first, last = max(known), config.n_vocab - 1
+    if first > last:
+        return ""
+    return (
+        f"the ids {first} to {last} stand for no text: no text has them, and should one be sampled it reads as nothing"
+    )
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    if is_first_to_say(line):
+        print(line, file=sys.stderr)
+
+
+def encoding_named(named: str) -> Encoding:
+    """The encoding of that name, or of the model in that folder. UserError, naming --encoding, if it is neither."""
+    if named in ENCODINGS:
+        return get_encoding(named)
+    folder = find_path(named)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--encoding {named}: must be {', '.join(ENCODINGS)} or a model folder")
+    return get_encoding(load_config(folder))
+
+
 def load_model(folder: Path) -> GPT2:
     """The transformer in a model folder, float32 on the CPU.
 
@@ -146,6 +187,8 @@ def load_model(folder: Path) -> GPT2:
     if not folder.is_dir():
         raise UserError(f"there is no model folder {folder}")
     config = load_config(folder)
+    if unnamed := unnamed_tokens(config):
+        _say_once(f"{folder}: {unnamed}")
     with torch.device("meta"):
         model = GPT2(config)
     expected = {name: value.shape for name, value in model.state_dict().items()}
@@ -191,6 +234,9 @@ def load_heads(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _to_hugging_face(config: GPT2Config, dtype: torch.dtype) -> dict[str, Any]:
+    end = min(END_OF_TEXT, config.n_vocab - 1)  # the last token of GPT-2's own, and of `letters`
+    roles = {role: token.id for token in config.added_tokens for role in token.roles}
+    padding = {"pad_token_id": roles["pad_token"]} if "pad_token" in roles else {}  # theirs; ours is no token
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -206,8 +252,9 @@ def _to_hugging_face(config: GPT2Config, dtype: torch.dtype) -> dict[str, Any]:
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
         "tie_word_embeddings": True,
-        "bos_token_id": config.n_vocab - 1,
-        "eos_token_id": config.n_vocab - 1,
+        "bos_token_id": roles.get("bos_token", end),
+        "eos_token_id": roles.get("eos_token", end),
+        **padding,
         "torch_dtype": str(dtype).removeprefix("torch."),
         "padding_token": config.padding_token,
         "encoding": config.encoding,
@@ -250,14 +297,31 @@ def _from_hugging_face(path: Path) -> GPT2Config:
     epsilon = values.get("layer_norm_epsilon", 1e-5)
     if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
         raise UserError(f"{path}: layer_norm_epsilon is {epsilon!r}; expected a number between 0 and 1")
-    encoding = encoding_for(path, sizes["n_vocab"], values.get("encoding"))
-    padding = ENCODINGS[encoding].padding_token
-    if values.get("padding_token", padding) != padding:
+    encoding = encoding_for(path, sizes["n_vocab"], values.get("encoding"), more=True)
+    padding = padding_for(encoding, sizes["n_vocab"])
+    stale = ENCODINGS[encoding].padding_token  # where `transformers` gave a model of ours more tokens
+    if values.get("padding_token", padding) not in (padding, stale):
         raise UserError(f"{path}: padding_token is {values['padding_token']}, but that of {encoding} is {padding}")
+    added = _added_tokens(path, sizes["n_vocab"], values.get("encoding") is not None) if encoding == "gpt2" else ()
     try:
-        return GPT2Config(**sizes, layer_norm_epsilon=float(epsilon), padding_token=padding, encoding=encoding)
+        return GPT2Config(
+            **sizes, layer_norm_epsilon=float(epsilon), padding_token=padding, encoding=encoding, added_tokens=added
+        )
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _added_tokens(path: Path, n_vocab: int, ours: bool) -> tuple[AddedToken, ...]:
+    """What the files beside config.json say of tokens beside GPT-2's. UserError where there are some and nothing says
+    what they are.
+    """
+    more = n_vocab - ENCODINGS["gpt2"].n_vocab
+    if more and not has_tokenizer(path.parent):
+        raise UserError(
+            f"{path}: the vocabulary has {n_vocab} tokens, {more} more than GPT-2's encoding, and no file beside it "
+            "says what they are: save the tokenizer there too (transformers' tokenizer.save_pretrained)"
+        )
+    return read_added_tokens(path.parent, n_vocab, ours)
 
 
 def is_model_folder(folder: Path) -> bool:

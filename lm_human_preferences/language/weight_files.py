@@ -22,7 +22,7 @@ from lm_human_preferences.foundation.files import read_json
 from lm_human_preferences.language.digests import check_digest
 
 WEIGHTS = "model.safetensors"
-_PICKLED = "pytorch_model.bin"
+PICKLED = "pytorch_model.bin"
 CONVERTER = "python saved_models/prepare_pytorch_checkpoint.py NAME --from hf --input"
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _TRUNK = ("wte.", "wpe.", "h.", "ln_f.")  # how the names inside GPT-2's trunk begin
@@ -71,7 +71,7 @@ def open_weights(folder: Path, expected: Mapping[str, torch.Size], pickled: bool
         try:
             if files:
                 stored = {name: entry for path in files for name, entry in _open_safetensors(path, stack).items()}
-            elif pickled and (files := _shards(folder, _PICKLED)):
+            elif pickled and (files := _shards(folder, PICKLED)):
                 stored = {name: entry for path in files for name, entry in _open_pickled(path).items()}
             else:
                 raise UserError(_no_weights(folder))
@@ -97,15 +97,26 @@ def _shards(folder: Path, name: str) -> list[Path]:
     index = folder / f"{name}.index.json"
     if not index.is_file():
         return []
+    files = shard_names(index)
+    for file in files:
+        if not (folder / file).is_file():
+            raise UserError(f"{index} names the shard {file!r}, which is not in the folder; fetch it too")
+    return [folder / file for file in files]
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of shards names. UserError if it is damaged, or a name is not that of a file beside
+    it.
+    """
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
         raise UserError(f"{index} does not list shards: expected a weight_map from each weight's name to its file")
     files = sorted(set(places.values()))
     for file in files:
-        if Path(file).name != file or not (folder / file).is_file():
+        if Path(file).name != file:
             raise UserError(f"{index} names the shard {file!r}, which is not in the folder; fetch it too")
-    return [folder / file for file in files]
+    return files
 
 
 def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, Stored]:

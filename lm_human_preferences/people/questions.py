@@ -126,6 +126,7 @@ def write_questions(
     than shown; of those, one that equals another is drawn anew only where fewer than K are left.
     """
     kinds = [kind_and_demand(number, study, len(authors) > 1) for number in numbers]
+    lists = encoding.base is encoding  # labels of token lists are of GPT-2's own; with added tokens they are texts
     generators = [generator_for(seed, "people/questions", number) for number in numbers]
     chosen = [
         chooser is not None and is_chosen(number, kind, chooser.random_share)
@@ -164,11 +165,10 @@ def write_questions(
         for j in shown:
             author = authors[slots[i][j].author]
             text, tokens = written[i][j]
-            responses.append(Response(text, author.name, tokens, author.digest, author.step))
+            responses.append(Response(text, author.name, tokens if lists else None, author.digest, author.step))
         query = readable(encoding, queries[i])
-        questions.append(
-            Question(query, responses, kind, None, queries[i].tolist(), wanted, key=f"{purpose}/{seed}/{number}")
-        )
+        asked = queries[i].tolist() if lists else None
+        questions.append(Question(query, responses, kind, None, asked, wanted, key=f"{purpose}/{seed}/{number}"))
     return questions
 
 

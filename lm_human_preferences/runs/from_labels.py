@@ -61,7 +61,7 @@ def read_labels(
     """How a model of this architecture sees the task's queries; the labels to train on and, if there are any, those to
     measure on. UserError where task, model and labels do not fit together.
     """
-    encoding = get_encoding(config.encoding)
+    encoding = get_encoding(config)
     check_task(params.task, encoding, config.n_ctx)
     train, valid = load_train_and_valid(params.labels, kind, params.task, encoding)
     return QueryFormatter.of(params.task, encoding), train, valid

@@ -41,9 +41,9 @@ class Layout:
 
     def held(self, shape: Shape, frozen: dict[str, GPT2Config]) -> dict[str, int]:
         """Weights, optimizer, frozen models; gradients only with DDP, which keeps them in its messages' buffers."""
-        held = {"weights": shape.weights() // self.parts, "optimizer": 2 * shape.weights() // self.parts}
+        held = {"weights": shape.weights() // self.parts, "optimizer": 2 * shape.trained() // self.parts}
         if self.ranks > self.parts:
-            held["gradients"] = shape.weights()
+            held["gradients"] = shape.trained()
         held |= {name: replace(shape, config=other).frozen_weights() // self.parts for name, other in frozen.items()}
         return held | {"program": PROGRAM[shape.device]}
 
@@ -53,7 +53,7 @@ class Layout:
         DDP's gradients are held all the time; sharded ones are whole while micro-batches add up, and embeddings and two
         blocks are gathered.
         """
-        gradients = shape.weights() if self.ranks == 1 or self.sharded else 0
+        gradients = shape.trained() if self.ranks == 1 or self.sharded else 0
         gathered = 4 * (shape.embeddings + 2 * shape.blocks // shape.config.n_layer) if self.sharded else 0
         passes = [shape.training(tokens, rows, gradients, recompute, step, scored) for recompute in (False, True)]
         return [replace(kind, fixed=kind.fixed + gathered) for kind in passes]
@@ -73,14 +73,15 @@ def policy_training_memory(
     for one like the policy, and `members` of its size; captured: whether decoding is, whose cache then stays. A value
     model of its own is as large as what it starts from, and its pass smaller than the policy's.
     """
-    shape, layout = Shape(config, precision.bfloat16, precision.device.type), Layout(ranks, params.run.sharding)
+    shape = Shape(config, precision.bfloat16, precision.device.type, params.model.train_top)
+    layout = Layout(ranks, params.run.sharding)
     context, R = params.task.query_length + prefix, params.task.response_length
     rows, minibatch = -(-params.ppo.batch_size // ranks), -(-params.ppo.batch_size // params.ppo.nminibatches // ranks)
     whole = shape.weights() if layout.sharded else 0  # a sharded policy that samples is whole on every rank
     held = layout.held(shape, {"reference": config, "reward model": reward or config})
     held["reward model"] *= members
     if params.value.model != "shared":
-        value = replace(shape, config=config if params.value.model == "separate" else reward or config)
+        value = replace(shape, config=config if params.value.model == "separate" else reward or config, top=None)
         own = layout.held(value, {})
         held["value model"] = sum(own.values()) - own["program"]
     if captured:
@@ -163,9 +164,11 @@ def supervised_training_memory(
     params: Any, config: GPT2Config, tokens: int, precision: Precision, ranks: int
 ) -> StageMemory:
     """Supervised training on rows of `tokens`. params: SFTParams."""
-    shape, layout = Shape(config, precision.bfloat16, precision.device.type), Layout(ranks, params.run.sharding)
+    top = params.model.train_top
+    shape = Shape(config, precision.bfloat16, precision.device.type, top)
+    layout = Layout(ranks, params.run.sharding)
     held = layout.held(shape, {})
     if params.optimizer.method == "muon":  # it has one number for each of the blocks' matrices where AdamW has two
-        held["optimizer"] -= 4 * 12 * config.n_layer * config.n_embd**2 // layout.parts
+        held["optimizer"] -= 4 * 12 * (top or config.n_layer) * config.n_embd**2 // layout.parts
     training = layout.training(shape, tokens, -(-params.optimizer.batch_size // ranks))
     return StageMemory(held, None, shape.scoring(tokens, MOST_ROWS[shape.device]), *training)

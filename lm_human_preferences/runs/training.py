@@ -3,7 +3,7 @@ and what a checkpoint holds of them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -15,11 +15,43 @@ from lm_human_preferences.compute.optim import CombinedOptimizer, allocate_state
 from lm_human_preferences.compute.parallel import Parallel
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.tasks import TaskParams
+from lm_human_preferences.foundation.configuration import param
+from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.runs.micro_batches import choose_micro_batches, micro_batches_of_checkpoint, try_micro_batches
 from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.runs.stage_memory import StageMemory
+
+
+@dataclass
+class TrainedPartParams:
+    """What of the model is trained."""
+
+    train_top: int | None = param(
+        None,
+        "train the last so many blocks and what follows them, and leave the others and the embeddings as they are; "
+        "none trains everything",
+    )
+
+
+def check_trained_part(params: TrainedPartParams) -> None:
+    """UserError, naming the flag, for a number of blocks that no model has."""
+    if params.train_top is not None and params.train_top < 1:
+        raise UserError(f"--model.train_top {params.train_top}: must be at least 1, or none")
+
+
+def train_part(transformer: GPT2, params: TrainedPartParams) -> None:
+    """Freeze what is not to be trained. UserError, naming the flag, if the model has fewer blocks."""
+    if params.train_top is None:
+        return
+    if params.train_top > transformer.config.n_layer:
+        raise UserError(
+            f"--model.train_top {params.train_top}: the model has {transformer.config.n_layer} blocks; give at most "
+            "that, or none"
+        )
+    transformer.train_only_top(params.train_top)
+
 
 Probes = dict[str, Callable[[int], None]]  # kind of pass -> a pass over that many rows that changes nothing
 

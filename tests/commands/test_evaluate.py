@@ -364,7 +364,7 @@ def test_people(world, capsys):
         (dict(policies="a=nowhere"), "there is no run or model folder 'nowhere'"),
         (
             dict(policies="a=model,c=gpt2"),
-            "c (gpt2) has the encoding gpt2 with 50257 tokens, the reference a has letters with 27",
+            "c (gpt2) has the encoding gpt2, 50257 tokens, the reference a has letters, 27 tokens",
         ),
         (dict(reference="nowhere"), "there is no run or model folder 'nowhere'"),
         (dict(judges="nobody"), "there is no judge 'nobody'"),

@@ -51,7 +51,7 @@ def test_texts_are_cut_padded_and_ended(tmp_path):
 def test_both_forms_give_the_same_tensors(tmp_path, name, rows):
     kind = label_type(name)
     texts = load_labels(write(tmp_path / "a.jsonl", rows), kind, TASK, LETTERS)
-    save_labels(tmp_path / "b.json", (token_label(texts, i, kind) for i in range(len(texts))))
+    save_labels(tmp_path / "b.json", (token_label(texts, i, kind, LETTERS) for i in range(len(texts))))
     tokens = load_labels(str(tmp_path / "b.json"), kind, TASK, LETTERS)
     for field in ("queries", "responses", "target"):
         assert torch.equal(getattr(texts, field), getattr(tokens, field))
@@ -309,7 +309,7 @@ def test_tokens_that_the_encoder_would_not_choose_are_counted(tmp_path):
         (["inspect", "{}/empty.json"], "has no labels"),
         (["inspect", "{}/strange.json"], "label 0: expected the answer in 'best'"),
         (["inspect", "{}/odd.json"], 'label 0: expected {"query": text, "responses": [text, ...]}'),
-        (["inspect", "{}/a.json", "--encoding", "bytes"], "--encoding bytes: must be gpt2 or letters"),
+        (["inspect", "{}/a.json", "--encoding", "bytes"], "--encoding bytes: must be gpt2, letters or a model folder"),
         (["inspect", "{}/a.json", "--type", "best_of_3"], "the key 'sample2' is missing"),
         (["inspect", "{}/a.json", "--query_length", "7"], "query has 3 tokens, the task's length is 7"),
         (["convert", "{}/a.json", "{}/b.txt"], "must end in .json"),

@@ -76,6 +76,18 @@ def test_ten_updates_equal_those_of_one_rank(world, ranks, sharding):
     assert found["loss"] < 1e-5 and found["weights"] < 5e-5 and found["same responses"] == 1
 
 
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_the_upper_blocks_alone(world, sharding):
+    """Ranks do not wait for gradients of what is frozen."""
+    top = ["--model.train_top", "1"]
+    if not (world / "runs/top_alone").exists():
+        run("train_policy", "top_alone", world, 1, *top)
+    both = run("train_policy", f"top_{sharding}", world, 2, "--run.sharding", sharding, *top)
+    found = distance("train_policy", both, world / "runs/top_alone")
+    assert found["loss"] < 1e-5 and found["weights"] < 5e-5 and found["same responses"] == 1
+    assert distance("train_policy", both, world / "runs/alone")["weights"] > 1e-4
+
+
 def test_dropout_does_not_depend_on_ranks_and_micro_batches(world):
     alone, copied = (
         run("train_sft", "sft_alone", world, 1),
