@@ -51,7 +51,7 @@ class TaskParams:
     stop_tokens: str | None = param(
         None,
         "further tokens at which a response ends, as at truncate_token: ids, or texts of one token each, with commas "
-        'between them; as a JSON list where texts have commas or spaces at an edge: ["\\n", " END", 50256]',
+        'between them, or as a JSON list: ["\\n", ",", 50256]',
     )
     truncate_after: int = param(0, "truncate only at places from this one on")
     after_stop: str = param(
@@ -175,8 +175,7 @@ def _listed(text: str | None) -> list[int | str]:
     except ValueError:
         listed = None  # the text of a token
     if listed is None:
-        parts = [part.strip() or part for part in text.split(",")]
-        listed = [int(part) if part.isdecimal() else part for part in parts]
+        listed = [int(part) if part.strip().isdecimal() else part for part in text.split(",")]
     if not listed or not all(type(part) in (int, str) and part != "" for part in listed):
         raise UserError(f"--task.stop_tokens {text}: expected ids or texts of one token each; none for no such tokens")
     return listed

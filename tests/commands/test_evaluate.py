@@ -376,7 +376,7 @@ def test_people(world, capsys):
         (dict(split="tset"), "tset.bin does not exist"),
         (dict(task__response_length=60), "context is 64"),
         (dict(texts="nowhere.jsonl"), "the file of texts nowhere.jsonl does not exist"),
-        (dict(texts="ratings.json"), 'row 0: expected {"query": text, "response": text}'),
+        (dict(texts="comparisons.json"), 'row 0: expected {"query": text, "response": text}'),
         (dict(people_sheet="sheet.txt"), "must end in .jsonl or .json"),
         (dict(people_sheet="runs/bad/sheet.jsonl"), "keep sheets elsewhere"),
         (dict(people_sheet="sheet2.jsonl", policies="a=model"), "give at least two"),
