@@ -1,12 +1,13 @@
 """Film reviews that are for a film or against it, for the task imdb.
 
     python datasets/imdb.py                    stanfordnlp/imdb from the Hugging Face hub
-    python datasets/imdb.py --input aclImdb    the unpacked archive, or any folder of the same form
+    python datasets/imdb.py --archive          its authors' archive, 84 MB, from their address
+    python datasets/imdb.py --input aclImdb    the archive on disk, packed or unpacked, or any folder of the same form
 
-The first needs the package datasets. The archive is aclImdb_v1.tar.gz of https://ai.stanford.edu/~amaas/data/sentiment/
-(A. Maas et al. 2011, "Learning Word Vectors for Sentiment Analysis"); in it train/pos, train/neg, test/pos and test/neg
-hold a review a file. A folder with pos and neg alone, of anybody's texts, serves too. A review that came before, in the
-same words, is left out; the test split is read first. What is written (S is each of train, valid, test; valid is a part
+The first needs the package datasets. The archive is aclImdb_v1.tar.gz (A. Maas et al. 2011, "Learning Word Vectors for
+Sentiment Analysis"); in it train/pos, train/neg, test/pos and test/neg hold a review a file. A folder with pos and neg
+alone, of anybody's texts, serves too. A review that came before, in the same words, is left out; the test split is read
+first. What is written (S is each of train, valid, test; valid is a part
 of the source's train split, by a hash of the text):
 
     S.bin, S.idx.npy              token file: the reviews, each closed by <|endoftext|>, for train_sft
@@ -20,6 +21,8 @@ import argparse
 import hashlib
 import re
 import sys
+import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,11 +34,15 @@ from tqdm import tqdm
 from lm_human_preferences.data.documents import Document, SplitRule
 from lm_human_preferences.data.preparation import Recipe, add_arguments, check_arguments, prepare_labelled_dataset
 from lm_human_preferences.data.prepared_labels import PreparedLabels
-from lm_human_preferences.data.sources import fingerprint, hub_fingerprint, hub_records, read_text
+from lm_human_preferences.data.queries import downloads_folder
+from lm_human_preferences.data.sources import fingerprint, hub_fingerprint, hub_records
+from lm_human_preferences.foundation.downloads import download
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.language.encoding import gpt2_encoding
 
 HUB = "stanfordnlp/imdb"
+ARCHIVE = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
+DIGEST = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"  # SHA-256 of the archive
 SPLITS = ("train", "valid", "test")
 SIDES = {"pos": 1, "neg": 0}
 VALID = 5.0  # percent of the source's train split that become valid
@@ -72,10 +79,42 @@ def from_folder(folder: Path, rule: SplitRule, limit: int | None) -> Iterator[Re
     for split, place in places(folder, rule).items():
         files = sorted((file for side in SIDES for file in (place / side).glob("*.txt")), key=order)
         for file in tqdm(files[:limit], desc=split, unit="review", disable=None):
-            text = read_text(file)
-            if not text.strip():
-                raise UserError(f"{file}: expected a review, found an empty file")
-            yield Review(split, text, SIDES[file.parent.name])
+            yield Review(split, decoded(file.read_bytes(), str(file)), SIDES[file.parent.name])
+
+
+def from_archive(path: Path, limit: int | None) -> Iterator[Review]:
+    """The reviews in aclImdb's archive, in the order of `from_folder`; nothing is unpacked to disk. UserError for
+    another file, or a review that is not as it should be.
+    """
+    reviews: dict[str, list[tuple[str, Review]]] = {"test": [], "train": []}
+    try:
+        with tarfile.open(path, "r:gz") as archive, tqdm(desc=path.name, unit="review", disable=None) as bar:
+            for member in archive:
+                *_, split, side, name = ("", "", "", *Path(member.name).parts)
+                content = archive.extractfile(member) if member.isfile() and name.endswith(".txt") else None
+                if content is None or split not in reviews or side not in SIDES:
+                    continue
+                where = f"{path}, {member.name}"
+                review = Review(split, decoded(content.read(), where), SIDES[side])
+                reviews[split].append((order(Path(side) / name), review))
+                bar.update()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path} is truncated or no .tar.gz archive ({error}); fetch it again") from None
+    for split, found in reviews.items():
+        if {review.positive for _, review in found} != {0, 1}:
+            raise UserError(f"{path}: expected reviews in {split}/pos and {split}/neg, a .txt file each")
+        yield from (review for _, review in sorted(found)[:limit])
+
+
+def decoded(content: bytes, where: str) -> str:
+    """A review as text. UserError, beginning with `where`, for none."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    if not text.strip():
+        raise UserError(f"{where}: expected a review, found an empty file")
+    return text
 
 
 def places(folder: Path, rule: SplitRule) -> dict[str, Path]:
@@ -147,11 +186,10 @@ def documents(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--input",
-        type=Path,
-        metavar="FOLDER",
-        help="folder with train and test, or with pos and neg, instead of the hub",
+        "--input", type=Path, metavar="PATH", help="folder with train and test, or with pos and neg, or the archive"
     )
+    parser.add_argument("--archive", action="store_true", help="fetch the archive instead of the hub's data set")
+    parser.add_argument("--url", default=ARCHIVE, help="fetch the archive from this address (a mirror)")
     parser.add_argument(
         "--hub",
         metavar="NAME",
@@ -176,18 +214,24 @@ def main() -> None:
         others=tuple(f"queries_{split}" for split in SPLITS),
         labels=tuple(f"ratings_{split}" for split in SPLITS),
     )
-    if arguments.input is not None:
-        if not arguments.input.is_dir():
-            raise UserError(f"--input {arguments.input}: expected a folder with train and test, or with pos and neg")
-        places(arguments.input, rule)
-        source = {"reviews": fingerprint(arguments.input)}
-    else:
+    path = arguments.input
+    if arguments.archive:
+        if path is not None:
+            raise UserError("--input and --archive exclude each other; give one of them")
+        path = download(arguments.url, downloads_folder() / "aclImdb_v1.tar.gz", DIGEST)
+    if path is None:
         source = {arguments.hub: hub_fingerprint(arguments.hub, None)}
+    else:
+        if path.is_dir():
+            places(path, rule)
+        source = {"reviews": fingerprint(path)}
 
     def reviews() -> Iterator[Review]:
-        if arguments.input is None:
+        if path is None:
             return from_hub(arguments.hub, arguments.limit)
-        return from_folder(arguments.input, rule, arguments.limit)
+        if path.is_dir():
+            return from_folder(path, rule, arguments.limit)
+        return from_archive(path, arguments.limit)
 
     prepare_labelled_dataset(
         recipe,

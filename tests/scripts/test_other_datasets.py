@@ -1,7 +1,9 @@
 """The data sets of other people's tasks: the scripts on files of the true formats, and what they refuse."""
 
 import gzip
+import hashlib
 import json
+import tarfile
 
 import pytest
 from task_files import (
@@ -82,6 +84,49 @@ def test_any_folder_of_two_sides_is_divided_by_text(tmp_path):
     assert all(query.split()[0] == "This" for query in texts(tmp_path / "out", "queries_test"))
     said = prepare(imdb, tmp_path / "out", "--input", folder, check=False)
     assert said.returncode == 2 and "give percentages above 0 for valid and test like --split 5,10" in said.stderr
+
+
+def pack(folder, path):
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(folder, "aclImdb")
+    return path
+
+
+def test_the_archive_gives_what_its_folder_gives(tmp_path, monkeypatch):
+    prepare(imdb, tmp_path / "folder", "--input", write_reviews(tmp_path / "in/aclImdb"), "--limit", 30)
+    (tmp_path / "served").mkdir()
+    path = pack(tmp_path / "in/aclImdb", tmp_path / "served/aclImdb_v1.tar.gz")
+    prepare(imdb, tmp_path / "packed", "--input", path, "--limit", 30)
+    monkeypatch.setenv("LMHP_HOME", str(tmp_path))
+    with serve(tmp_path / "served") as server:
+        words = ["--archive", "--url", f"{server.url}/{path.name}", "--limit", 30]
+        other = prepare(imdb, tmp_path / "fetched", *words, check=False)
+        assert other.returncode == 2 and "SHA-256 is" in other.stderr  # it is not the true one
+        monkeypatch.setattr(imdb, "DIGEST", hashlib.sha256(path.read_bytes()).hexdigest())
+        prepare(imdb, tmp_path / "fetched", *words)
+    files = [read_meta(tmp_path / name)["files"] for name in ("folder", "packed", "fetched")]
+    assert files[0] == files[1] == files[2] and len(texts(tmp_path / "folder", "test")) == 30
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-99]), "is truncated or no .tar.gz archive"),
+        (lambda path: path.write_bytes(b""), "is truncated or no .tar.gz archive"),
+        (lambda path: pack(path.parent / "in/train", path), "expected reviews in test/pos and test/neg"),
+    ],
+)
+def test_archives_that_are_none(tmp_path, damage, says):
+    write_reviews(tmp_path / "in")
+    (tmp_path / "in/train/pos/0_9.txt").write_bytes(b"caf\xe9")
+    path = pack(tmp_path / "in", tmp_path / "a.tar.gz")
+    said = prepare(imdb, tmp_path / "out", "--input", path, check=False)
+    assert said.returncode == 2 and "aclImdb/train/pos/0_9.txt: not UTF-8 text" in said.stderr
+    (tmp_path / "in/train/pos/0_9.txt").unlink()
+    damage(pack(tmp_path / "in", path))
+    said = prepare(imdb, tmp_path / "out", "--input", path, check=False)
+    assert said.returncode == 2 and says in said.stderr and said.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_openings_of_tokens_and_of_words_with_any_space():
@@ -405,7 +450,8 @@ def test_posts_that_are_not_posts(tmp_path):
     "module, words, says",
     [
         (imdb, ["--words", "0"], "--words 0: expected a number from 1 up"),
-        (imdb, ["--input", __file__], "expected a folder with train and test, or with pos and neg"),
+        (imdb, ["--input", __file__], "is truncated or no .tar.gz archive"),
+        (imdb, ["--input", __file__, "--archive"], "exclude each other"),
         (stories, ["--ratio", "0.5"], "--ratio 0.5: expected a number from 1 up"),
         (stories, ["--choices", "1"], "--choices 1: expected a number from 2 up"),
         (stories, ["--split", "source"], "the prompts have no splits of their own"),
