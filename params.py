@@ -95,9 +95,15 @@ SUMMARY_TASKS = {"cnndm": cnndm_task, "tldr": tldr_task}
 
 
 def imdb_task() -> TaskParams:
-    """Go on with a film review from its first four words, for 40 tokens (trlX's ppo_sentiments)."""
+    """Go on with a film review from its first four words, for 40 tokens or to its end (trlX's ppo_sentiments)."""
     return TaskParams(
-        query_dataset="imdb:queries_", query_length=12, response_length=40, policy=PolicyParams(initial_model=GPT2_IMDB)
+        query_dataset="imdb:queries_",
+        query_length=12,
+        response_length=40,
+        stop_tokens="50256",
+        after_stop="ignore",
+        penalty_reward_value=None,
+        policy=PolicyParams(initial_model=GPT2_IMDB),
     )
 
 
@@ -114,7 +120,7 @@ def writing_prompts_task() -> TaskParams:
 
 
 def helpful_task(query_length: int = 40, response_length: int = 16) -> TaskParams:
-    """Answer a question, in the words that DLite was tuned with, for 16 tokens."""
+    """Answer a question, in the words that DLite was tuned with, for 16 tokens or to its "### End"."""
     return TaskParams(
         query_dataset="hh",
         query_length=query_length,
@@ -122,6 +128,9 @@ def helpful_task(query_length: int = 40, response_length: int = 16) -> TaskParam
         query_prefix="Below is an instruction that describes a task. Write a response that appropriately completes the "
         "request.\n\n### Instruction:\n",
         query_suffix="\n\n### Response:\n",
+        stop_tokens="### End",
+        after_stop="ignore",
+        penalty_reward_value=None,
         policy=PolicyParams(initial_model=DLITE),
     )
 

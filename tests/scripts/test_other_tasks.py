@@ -41,6 +41,11 @@ def prepare(folder, task):
     return folder / script
 
 
+def ends_of(task):
+    """DLite's end is no token of plain GPT-2."""
+    return {"task__stop_tokens": "50256"} if task == "helpful" else {}
+
+
 def reward_of(task, folder, trained):
     """What a task's policy is trained for, of the kind that its entry names, and the judges that evaluate it."""
     if task == "writing_prompts":
@@ -57,7 +62,7 @@ def test_from_files_to_a_report(tmp_path, capsys, monkeypatch, task):
     data, runs = prepare(tmp_path, task), tmp_path / "runs"
     run = flags(run__save_dir=runs, run__device="cpu", run__precision="float32")
     queries = f"{data}:queries_" if task == "imdb" else data
-    lengths = flags(task__query_length=24, task__response_length=12)
+    lengths = flags(task__query_length=24, task__response_length=12, **ends_of(task))
 
     words = flags(data__block=32) if task == "imdb" else [*lengths, *flags(task__query_dataset=data)]
     model = flags(data__dataset=data, model__initial=tmp_path / "gpt2", optimizer__batch_size=8, optimizer__warmup=2)
@@ -103,6 +108,7 @@ def test_labels_are_learnt_without_a_reward_model(tmp_path, capsys, monkeypatch,
         run__precision="float32",
         task__query_length=24,
         task__response_length=12,
+        **ends_of(task),
         task__query_dataset=f"{data}:queries_" if task == "imdb" else data,
         task__policy__initial_model=tmp_path / "gpt2",
         labels__source=data / f"{LABELS[task]}_train.jsonl",
