@@ -5,10 +5,11 @@ tldr as it was meant there: the original binds a name that does not exist). With
 where it differs: GPT-2 774M, two million episodes, larger batches. `_paper_supervised` is the paper's "supervised +
 RL": the same, from the supervised baseline onward. `movies` is ours: it needs nothing but pip.
 
-`imdb`, `writing_prompts` and `helpful` are systems that others built on this method; where their numbers come from, and
-what is ours, is in docs/other_tasks.md.
+`own` is for prompts and labels of one's own (docs/your_data.md). `imdb`, `writing_prompts` and `helpful` are systems
+that others built on this method; where their numbers come from, and what is ours, is in docs/other_tasks.md.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -87,6 +88,18 @@ def movies_task() -> TaskParams:
         response_length=32,
         truncate_token=50256,
         truncate_after=3,
+        policy=PolicyParams(initial_model=TINY, temperature=0.7),
+    )
+
+
+def own_task() -> TaskParams:
+    """Answer a prompt of one's own: end with <|endoftext|> within 64 tokens."""
+    return TaskParams(
+        query_dataset="own",
+        query_length=64,
+        response_length=64,
+        truncate_token=50256,
+        truncate_after=1,
         policy=PolicyParams(initial_model=TINY, temperature=0.7),
     )
 
@@ -246,6 +259,19 @@ def helpful_reward() -> RewardTrainingParams:
     )
 
 
+def own_reward() -> RewardTrainingParams:
+    """Labels of one's own, at the rates of the small model."""
+    return RewardTrainingParams(
+        task=own_task(),
+        labels=LabelParams(type="best_of_2", num_train=512, source="datasets/own/labels.jsonl"),
+        batch_size=32,
+        lr=5e-4,
+        rollout_batch_size=128,
+        normalize_samples=256,
+        run=RunParams(save_interval=100),
+    )
+
+
 # --- direct preference optimisation ---
 
 
@@ -281,6 +307,11 @@ def writing_prompts_dpo() -> DPOParams:
 def helpful_dpo() -> DPOParams:
     """Pairs of last answers in a dialogue, learned without a reward model."""
     return direct(helpful_reward(), 5e-6)
+
+
+def own_dpo() -> DPOParams:
+    """Choices of one's own, learned without a reward model."""
+    return direct(own_reward(), 1e-4)
 
 
 # --- implicit language Q-learning ---
@@ -320,6 +351,13 @@ def imdb_ilql() -> ILQLParams:
         lr=5e-5,
         run=RunParams(save_interval=100),
     )
+
+
+def own_ilql() -> ILQLParams:
+    """Answers of one's own with the ratings that people gave them, with the values of movies."""
+    params = movies_ilql()
+    params.task, params.labels = own_task(), dataclasses.replace(own_reward().labels, type="scalar_rating")
+    return params
 
 
 # --- policy training ---
@@ -427,6 +465,14 @@ def helpful_policy() -> PolicyTrainingParams:
     )
 
 
+def own_policy() -> PolicyTrainingParams:
+    """Prompts of one's own, with the values of movies: they are those that the small model needs."""
+    params = movies_policy()
+    params.task, params.rewards.train_new_model = own_task(), own_reward()
+    params.rewards.kl_coef = 0.1
+    return params
+
+
 # --- expert iteration ---
 
 
@@ -443,6 +489,13 @@ def expert(policy: PolicyTrainingParams, lr: float) -> ExpertIterationParams:
 def movies_expert() -> ExpertIterationParams:
     """The best of eight responses to each query, kept and learned from."""
     params = expert(movies_policy(), 1e-4)
+    params.ppo.batch_size = 256
+    return params
+
+
+def own_expert() -> ExpertIterationParams:
+    """The best of eight answers to each prompt, kept and learned from."""
+    params = expert(own_policy(), 1e-4)
     params.ppo.batch_size = 256
     return params
 
@@ -488,6 +541,18 @@ def movies_sft() -> SFTParams:
         data=DataParams(dataset="movies", rows="documents", block=64),
         model=ModelParams(initial="saved_models/corpus/lm"),
         optimizer=SFTOptimizerParams(epochs=6, batch_size=16, lr=5e-4, warmup=50, dropout=0.1),
+        validation=ValidationParams(interval=50, rows=0, patience=4),
+        run=RunParams(save_interval=200),
+    )
+
+
+def own_sft() -> SFTParams:
+    """The small model onward on people's answers to prompts, as datasets/prompts.py --reference has them."""
+    return SFTParams(
+        task=own_task(),
+        data=DataParams(dataset="own", rows="references"),
+        model=ModelParams(initial=TINY),
+        optimizer=SFTOptimizerParams(epochs=3, batch_size=16, lr=2e-4, warmup=20, final_lr_fraction=0.0, dropout=0.1),
         validation=ValidationParams(interval=50, rows=0, patience=4),
         run=RunParams(save_interval=200),
     )
@@ -563,6 +628,7 @@ EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "imdb": imdb_sft,
         "writing_prompts": writing_prompts_sft,
         "helpful": helpful_sft,
+        "own": own_sft,
     },
     "train_reward": {
         "movies": movies_reward,
@@ -573,6 +639,7 @@ EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "imdb": imdb_reward,
         "writing_prompts": writing_prompts_reward,
         "helpful": helpful_reward,
+        "own": own_reward,
     },
     "train_dpo": {
         "movies": movies_dpo,
@@ -582,14 +649,16 @@ EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "tldr": partial(summary_dpo, "tldr"),
         "writing_prompts": writing_prompts_dpo,
         "helpful": helpful_dpo,
+        "own": own_dpo,
     },
-    "train_ilql": {"movies": movies_ilql, "imdb": imdb_ilql},
+    "train_ilql": {"movies": movies_ilql, "imdb": imdb_ilql, "own": own_ilql},
     "expert_iteration": {
         "movies": movies_expert,
         "sentiment": partial(books_expert, "sentiment"),
         "descriptiveness": partial(books_expert, "descriptiveness"),
         "cnndm": partial(summary_expert, "cnndm", 0.01),
         "tldr": partial(summary_expert, "tldr", 0.03),
+        "own": own_expert,
     },
     "train_policy": {
         "movies": movies_policy,
@@ -600,6 +669,7 @@ EXPERIMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "imdb": imdb_policy,
         "writing_prompts": writing_prompts_policy,
         "helpful": helpful_policy,
+        "own": own_policy,
     },
 }
 for name, target in PAPER_TARGETS.items():

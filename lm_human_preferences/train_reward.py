@@ -370,4 +370,4 @@ def describe_result(result: dict[str, float], kind: LabelType) -> str:
             f"held-out accuracy {result['accuracy']:.1%} +- {result['standard_error']:.1%} (standard error) on "
             f"{result['choices']:,} choices among {kind.n_responses}; chance is {result['chance']:.1%}"
         )
-    return f"held-out mean squared error {result['loss']:.3f} on {result['labels']:,} labels"
+    return f"held-out correlation of rewards and labels {result['corr']:.2f}, on {result['labels']:,} labels"

@@ -34,6 +34,7 @@ from lm_human_preferences.commands import (
 from lm_human_preferences.commands.command import HELP, Command, Experiments, find_command, find_entry, words_and_flags
 from lm_human_preferences.commands.help import changes, command_help, general_help, task_in_full, task_table
 from lm_human_preferences.commands.inputs import check_present, find_run, missing
+from lm_human_preferences.commands.task_files import with_task_files
 from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.compute.torchrun import is_first_to_say
 from lm_human_preferences.foundation.configuration import apply_overrides, find_paths, flatten, param, parse, to_dict
@@ -49,6 +50,8 @@ NOT_EVALUATED = ("task.penalty_reward_value", "task.policy.initial_model")  # ha
 
 def run(arguments: Sequence[str], experiments: Experiments) -> None:
     """Do what the command line says. UserError for whatever the user has to mend, before anything is written."""
+    if arguments and arguments[0] not in HELP:
+        experiments = with_task_files(find_command(arguments[0], COMMANDS), arguments[1:], experiments)
     prepared = prepare(arguments, experiments)
     if prepared is not None:
         offered = {command.name: _for_fire(command, experiments) for command in COMMANDS}

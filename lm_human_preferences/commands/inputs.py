@@ -46,7 +46,8 @@ def missing(params: Any) -> list[str]:
         lacks.append(f"the data set {_shown(dataset)} ({preparation_command(Path(dataset).name)})")
     for source in _label_files(params):
         if source and "://" not in source and not Path(source).exists():
-            lacks.append(f"the labels {source}")
+            how = " (python launch.py labels convert FILE OUTPUT makes such a file)" if "/own/" in source else ""
+            lacks.append(f"the labels {source}{how}")
     return lacks
 
 

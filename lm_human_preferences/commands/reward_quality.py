@@ -179,11 +179,8 @@ def held_out_choices(subject: Subject, params: RewardQualityParams, encoding: En
     skip, source, limit = 0, params.labels or labels.valid_source, None if params.labels else labels.num_valid
     if source is None:
         source, skip = labels.source, labels.num_train
-    batch = (
-        (load_labels if params.labels else load_labels_if_any)(source, kind, task, encoding, limit=limit, skip=skip)
-        if source and limit != 0
-        else None
-    )
+    load, reading = (load_labels, None) if params.labels else (load_labels_if_any, labels)
+    batch = load(source, kind, task, encoding, limit, skip, reading=reading) if source and limit != 0 else None
     if batch is None:
         raise UserError(f"{subject.name} holds no labels out; give a file of choices with --labels")
     batch = replace(batch, target=batch.best)  # of a distribution over the responses the most probable one

@@ -118,12 +118,12 @@ def dataset_folder(dataset: str | Path) -> Path:
 
 
 def preparation_command(name: str) -> str:
-    """How a user gets the data set `name`: its script, or the one for texts of their own."""
-    return (
-        f"python datasets/{name}.py"
-        if (datasets_folder() / f"{name}.py").exists()
-        else f"python datasets/corpus.py --input FOLDER --name {name}"
-    )
+    """How a user gets the data set `name`: its script, or one of those for texts of their own."""
+    if (datasets_folder() / f"{name}.py").exists():
+        return f"python datasets/{name}.py"
+    if name == "own":
+        return "python datasets/prompts.py --input FILE"
+    return f"python datasets/corpus.py --input FOLDER --name {name}"
 
 
 def splits_of(folder: Path, prefix: str = "") -> list[str]:

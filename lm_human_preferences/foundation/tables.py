@@ -56,7 +56,7 @@ def _rows(
     lines = _lines(path, file)
     if delimiter is None:
         first = next(lines, "")
-        delimiter, lines = _delimiter(first), chain([first], lines)
+        delimiter, lines = _delimiter(first), chain([first] if first else [], lines)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     names: list[str] | None = None
     number, start = 0, 1

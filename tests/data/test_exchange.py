@@ -578,7 +578,7 @@ def test_ours_with_halves_of_surrogate_pairs_becomes_texts(tmp_path):
 @pytest.mark.parametrize(
     "name, content, says",
     [
-        ("a.csv", "", "has no labels"),
+        ("a.csv", "", "a.csv is empty"),
         ("a.csv", "prompt,chosen,rejected\n", "has no labels"),
         ("a.csv", "prompt,chosen,rejected\nq,a\n", "row 1 (line 2): expected 3 fields"),
         ("a.csv", "prompt,chosen,chosen\nq,a,b\n", "names the column 'chosen' twice"),

@@ -1,0 +1,98 @@
+"""Tasks that a user describes in a file: `python launch.py train_reward my_task.json EXPERIMENT`.
+
+    {
+        "like": "own",
+        "task.query_length": 32,
+        "labels.source": "my_labels.jsonl",
+        "train_reward": {"lr": 5e-5}
+    }
+
+`like` is the task whose values it takes; every other name is a parameter's, as it is on the command line, and holds in
+each stage that has this parameter. Below a stage's name stand parameters for that stage alone. Flags come on top.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from lm_human_preferences.commands.command import Command, Experiments, nearest
+from lm_human_preferences.foundation.configuration import apply_overrides, flatten, hint_of
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import read_json_object
+from lm_human_preferences.foundation.root import find_path
+
+LIKE = "own"  # the task that one is like which does not say so
+_NEW_REWARD = "rewards.train_new_model."  # where policy training has the parameters of the reward training before it
+
+
+def with_task_files(command: Command, arguments: Sequence[str], experiments: Experiments) -> Experiments:
+    """The experiments, and those of each task file that the command's words name as their task, under the file's name.
+    UserError for a file that is not there, or whose names no stage has.
+    """
+    named = [*arguments[: "task" in command.takes], *_values(arguments, "--task")]
+    for name in dict.fromkeys(name for name in named if name.endswith(".json")):
+        experiments = _with_entries(experiments, name, read_json_object(find_path(name)))
+    return experiments
+
+
+def _values(arguments: Sequence[str], flag: str) -> list[str]:
+    """What the command line gives for a flag."""
+    after = [value for before, value in zip(arguments, arguments[1:], strict=False) if before == flag]
+    return after + [word.partition("=")[2] for word in arguments if word.startswith(f"{flag}=")]
+
+
+def _with_entries(experiments: Experiments, name: str, settings: Mapping[str, Any]) -> Experiments:
+    like = settings.get("like", LIKE)
+    every = sorted({task for entries in experiments.values() for task in entries})
+    if like not in every:
+        raise UserError(f"{name}: there is no task {like!r} to be like{nearest(str(like), every)}")
+    stages = {stage: entries[like]() for stage, entries in experiments.items() if like in entries}
+    shared = {key: value for key, value in settings.items() if key != "like" and key not in experiments}
+    for key in shared:
+        if not any(_names(key, params) for params in stages.values()):
+            known = sorted({known for params in stages.values() for known in flatten(params)})
+            raise UserError(f"{name}: no stage of {like} has the parameter {key!r}{nearest(key, known)}")
+    sections = {stage: settings[stage] for stage in experiments if stage in settings}
+    for stage, section in sections.items():
+        if not isinstance(section, dict):
+            raise UserError(f"{name}: {stage!r} must hold an object of parameters")
+    result = {stage: dict(entries) for stage, entries in experiments.items()}
+    for stage in stages:
+        entry = partial(_entry, experiments[stage][like], name, stage, shared, sections)
+        entry()  # its mistakes are said before a command begins
+        result[stage][name] = entry
+    return result
+
+
+def _names(key: str, params: Any) -> list[str]:
+    """What a parameter of a task file is called in a stage: itself, and in the reward training before a policy's."""
+    return [name for name in (key, _NEW_REWARD + key) if hint_of(type(params), name) is not None]
+
+
+def _entry(
+    like: Callable[[], Any], file: str, stage: str, shared: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]
+) -> Any:
+    """The parameters of a stage. A section on reward training holds for the one before a policy's, too."""
+    params = like()
+    overrides = {name: _text(value) for key, value in shared.items() for name in _names(key, params)}
+    if stage != "train_reward":
+        overrides |= {
+            _NEW_REWARD + key: _text(value)
+            for key, value in sections.get("train_reward", {}).items()
+            if hint_of(type(params), _NEW_REWARD + key) is not None
+        }
+    overrides |= {key: _text(value) for key, value in sections.get(stage, {}).items()}
+    try:
+        return apply_overrides(params, overrides)
+    except UserError as error:
+        raise UserError(f"{file}, {stage}: {error}") from None
+
+
+def _text(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else json.dumps(value)
