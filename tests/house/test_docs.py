@@ -41,6 +41,8 @@ def test_a_documented_command_is_one(command, capsys):
     """A stage resolves its parameters; the other commands exist."""
     words = shlex.split(command)[2:]
     if words[0] in command_line.STAGES:
+        if words[1].endswith(".json"):  # a task in a file, which commands/test_your_data.py has
+            words[1] = "own"
         command_line.run([*words, "--dry_run"], EXPERIMENTS)
         assert '"run"' in capsys.readouterr().out
     else:
