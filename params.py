@@ -430,7 +430,9 @@ def imdb_policy() -> PolicyTrainingParams:
     """
     return PolicyTrainingParams(
         task=imdb_task(),
-        rewards=RewardsParams(kl_coef=0.001, trained_model="hf:lvwerra/distilbert-imdb?truncate=own#POSITIVE:prob"),
+        rewards=RewardsParams(
+            kl_coef=0.001, clip=10.0, trained_model="hf:lvwerra/distilbert-imdb?truncate=own#POSITIVE:prob"
+        ),
         ppo=PPOParams(
             total_episodes=12_800, batch_size=128, nminibatches=4, lr=3e-5, vf_coef=1.0, whiten_rewards=False
         ),

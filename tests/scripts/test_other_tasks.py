@@ -130,8 +130,10 @@ def test_the_settings_of_ppo_sentiments():
     assert (ppo.total_episodes, ppo.batch_size, ppo.batch_size // ppo.nminibatches) == (100 * 128, 128, 32)
     assert (ppo.noptepochs, ppo.lr, ppo.gamma, ppo.lam) == (4, 3e-5, 1, 0.95)
     assert (ppo.cliprange, ppo.cliprange_value, ppo.vf_coef, ppo.whiten_rewards) == (0.2, 0.2, 1, False)
-    assert (rewards.kl_coef, rewards.adaptive_kl) == (0.001, None)
-    assert (params.task.response_length, params.task.policy.temperature) == (40, 1)
+    assert (rewards.kl_coef, rewards.adaptive_kl, rewards.scale, rewards.clip) == (0.001, None, "none", 10)
+    task = params.task
+    assert (task.response_length, task.policy.temperature, task.top_k, task.top_p) == (40, 1, 0, 1)
+    assert (task.stop_tokens, task.after_stop, task.penalty_reward_value) == ("50256", "ignore", None)
 
 
 def test_the_settings_of_the_writing_prompts_project():

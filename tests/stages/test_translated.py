@@ -24,6 +24,7 @@ SMALL = {
     "evaluation.split": "valid",
     "run.device": "cpu",
 }
+END_OF_TEXT = {"task.stop_tokens": 26}  # the small world's, where the pages have 50256
 STAGE = {  # which of them a stage knows
     "train_policy": ("task", "ppo", "evaluation", "run"),
     "train_ilql": ("task", "labels", "batch_size", "run"),
@@ -57,7 +58,7 @@ def test_trls_script(world):
     save_classifier(world / "classifier", ["NEGATIVE", "POSITIVE"])
     assert command_of("docs/from_trl.md", "trl_sentiment")[1]["rewards.trained_model"].endswith("#POSITIVE:logit")
     source = {"rewards.trained_model": f"hf:{world / 'classifier'}#POSITIVE:logit"}
-    params = run(world, "docs/from_trl.md", "trl_sentiment", **source)
+    params = run(world, "docs/from_trl.md", "trl_sentiment", **source, **END_OF_TEXT)
     assert params["rewards"]["adaptive_kl"] == {"target": 6.0, "horizon": 10_000}
     assert (params["ppo"]["lr"], params["ppo"]["whiten_rewards"]) == (1.41e-5, False)
     assert (world / "runs/trl_sentiment/policy/model.safetensors").is_file()
@@ -67,8 +68,8 @@ def test_trlx_ppo_sentiments(world):
     save_classifier(world / "prob", ["NEGATIVE", "POSITIVE"])
     given = command_of("docs/from_trlx.md", "trlx_sentiments")[1]["rewards.trained_model"]
     source = {"rewards.trained_model": given.replace("lvwerra/distilbert-imdb", str(world / "prob"))}
-    params = run(world, "docs/from_trlx.md", "trlx_sentiments", **source)
-    assert (params["ppo"]["nminibatches"], params["rewards"]["kl_coef"]) == (4, 0.001)
+    params = run(world, "docs/from_trlx.md", "trlx_sentiments", **source, **END_OF_TEXT)
+    assert (params["ppo"]["nminibatches"], params["rewards"]["kl_coef"], params["rewards"]["clip"]) == (4, 0.001, 10)
     rows = [json.loads(line) for line in (world / "runs/trlx_sentiments/samples.jsonl").read_text().splitlines()]
     assert all(0 < row["score"] < 1 for row in rows)
 
