@@ -9,9 +9,10 @@ from task_files import write_dialogues, write_reviews, write_stories_csv
 import launch
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
-from lm_human_preferences.language.model_folders import load_model, save_model
+from lm_human_preferences.language.model_folders import load_config, save_model
 
 from classifiers import save_folder
+from gpt2_folders import make_dlite
 from load_scripts import load_script, run_main
 from params import EXPERIMENTS
 from small import flags
@@ -33,17 +34,15 @@ def command(capsys, monkeypatch, *words) -> str:
 
 
 def prepare(folder, task):
-    """The task's data set and a small model in `folder`; where the task looks for them by default is left out."""
+    """The task's data set, and in `folder`/gpt2 a small model with the tokens of the task's own."""
     script, write, words = SOURCES[task]
     module = load_script(f"datasets/{script}.py")
     run_main(module, "--input", write(folder), "--output", folder / script, "--processes", 1, *words)
-    save_model(folder / "gpt2", GPT2(CONFIG).initialise(generator_for(0, "test")))
+    if task == "helpful":
+        make_dlite(folder / "gpt2")
+    else:
+        save_model(folder / "gpt2", GPT2(CONFIG).initialise(generator_for(0, "test")))
     return folder / script
-
-
-def ends_of(task):
-    """DLite's end is no token of plain GPT-2."""
-    return {"task__stop_tokens": "50256"} if task == "helpful" else {}
 
 
 def reward_of(task, folder, trained):
@@ -62,7 +61,7 @@ def test_from_files_to_a_report(tmp_path, capsys, monkeypatch, task):
     data, runs = prepare(tmp_path, task), tmp_path / "runs"
     run = flags(run__save_dir=runs, run__device="cpu", run__precision="float32")
     queries = f"{data}:queries_" if task == "imdb" else data
-    lengths = flags(task__query_length=24, task__response_length=12, **ends_of(task))
+    lengths = flags(task__query_length=20, task__response_length=10)
 
     words = flags(data__block=32) if task == "imdb" else [*lengths, *flags(task__query_dataset=data)]
     model = flags(data__dataset=data, model__initial=tmp_path / "gpt2", optimizer__batch_size=8, optimizer__warmup=2)
@@ -94,7 +93,7 @@ def test_from_files_to_a_report(tmp_path, capsys, monkeypatch, task):
     command(capsys, monkeypatch, "report", "policy", *flags(save_dir=runs))
     page = (runs / "policy/report/index.html").read_text()
     assert task in page and "KL" in page
-    assert load_model(runs / "policy/policy").config == CONFIG
+    assert load_config(runs / "policy/policy") == load_config(tmp_path / "gpt2")
 
 
 @pytest.mark.parametrize(
@@ -106,9 +105,8 @@ def test_labels_are_learnt_without_a_reward_model(tmp_path, capsys, monkeypatch,
         run__save_dir=runs,
         run__device="cpu",
         run__precision="float32",
-        task__query_length=24,
-        task__response_length=12,
-        **ends_of(task),
+        task__query_length=20,
+        task__response_length=10,
         task__query_dataset=f"{data}:queries_" if task == "imdb" else data,
         task__policy__initial_model=tmp_path / "gpt2",
         labels__source=data / f"{LABELS[task]}_train.jsonl",
@@ -117,7 +115,7 @@ def test_labels_are_learnt_without_a_reward_model(tmp_path, capsys, monkeypatch,
         batch_size=8,
     )
     command(capsys, monkeypatch, stage, task, "direct", *words)
-    assert load_model(runs / "direct/policy").config == CONFIG
+    assert load_config(runs / "direct/policy") == load_config(tmp_path / "gpt2")
 
 
 # --- the tasks as data ---
