@@ -27,7 +27,7 @@ from lm_human_preferences.data.exchange.forms import LabelFile
 from lm_human_preferences.data.exchange.reading import ReadingParams, whole_characters
 from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.data.queries import downloads_folder
-from lm_human_preferences.data.tasks import TaskParams, response_ends
+from lm_human_preferences.data.tasks import TaskParams, closing_token
 from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.records import read_records
@@ -192,12 +192,14 @@ def _tokenised(
         raise UserError(f'{where}: expected {{"query": text, "responses": [text, ...]}}')
     if len(texts) != kind.n_responses:
         raise UserError(f"{where}: {kind.name} needs {kind.n_responses} responses, found {len(texts)}")
-    end = [encoding.end_of_text] if encoding.end_of_text in response_ends(task, encoding).tokens else []
-    padding = encoding.padding_token
+    end, padding = closing_token(task, encoding), encoding.padding_token
     result = {name: value for name, value in entry.items() if name not in ("query", "responses")}
     result["query"] = cut.padded(encoding.encode(entry["query"]), task.query_length, padding, "queries")
     for name, text in zip(kind.response_names(), texts, strict=True):
-        result[name] = cut.padded(encoding.encode(text) + end, task.response_length, padding, "responses")
+        tokens = encoding.encode(text)
+        written = tokens[-1:] == end and end != [encoding.end_of_text]  # an added token may stand in the text
+        closed = tokens if written else tokens + end
+        result[name] = cut.padded(closed, task.response_length, padding, "responses")
     return result
 
 

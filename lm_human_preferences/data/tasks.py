@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -164,6 +165,18 @@ def response_ends(task: TaskParams, encoding: Encoding | None = None) -> Ends:
     first = [] if task.truncate_token is None else [task.truncate_token]
     further = [_stop_token(part, encoding) for part in _listed(task.stop_tokens)]
     return Ends(tuple(dict.fromkeys(first + further)), task.truncate_after)
+
+
+def closing_token(task: TaskParams, encoding: Encoding) -> list[int]:
+    """What closes a response that was given as a text: the first of the task's ends that stands for the end itself (the
+    end of a text, or an added token), if there is one. Other ends, a full stop say, are a part of the text.
+    """
+    marks = (
+        token
+        for token in response_ends(task, encoding).tokens
+        if token == encoding.end_of_text or token >= encoding.base.n_vocab
+    )
+    return list(islice(marks, 1))
 
 
 def _listed(text: str | None) -> list[int | str]:

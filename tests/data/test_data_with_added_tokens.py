@@ -136,6 +136,26 @@ def test_labels_of_texts_with_added_tokens(dlite, tmp_path):
     assert not (tmp_path / "lists.json").exists()
 
 
+@pytest.mark.parametrize(
+    "ends, closed",
+    [
+        (dict(stop_tokens="### End"), [END]),
+        (dict(truncate_token=13, stop_tokens='["### End", "<|endoftext|>"]'), [END]),
+        (dict(stop_tokens="50256,### End"), [50256]),
+        (dict(truncate_token=13), []),
+        ({}, []),
+    ],
+)
+def test_texts_are_closed_by_the_first_end_that_is_no_text(dlite, tmp_path, ends, closed):
+    encoding, path = get_encoding(load_config(dlite)), tmp_path / "labels.jsonl"
+    path.write_text(json.dumps(choice("Name a film.", ["Alien.", "No.### End"])))
+    task = TaskParams(query_length=12, response_length=8, **ends)
+    first, second = load_labels(str(path), KIND, task, encoding).responses[0].tolist()
+    assert first == [44501, 13, *closed, *[50262] * (6 - len(closed))]
+    written = [END] if closed in ([END], []) else [END, *closed]  # once where the text has it already
+    assert second[2 : 2 + len(written) + 1] == [*written, 50262]
+
+
 def test_token_lists_are_gpt2s_own(dlite, tmp_path):
     """Padding 50259 in the file, which is a token of this model: OpenAI's labels train it as they are."""
     encoding, path = get_encoding(load_config(dlite)), tmp_path / "labels.json"
