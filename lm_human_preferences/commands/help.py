@@ -20,7 +20,7 @@ def general_help(commands: Iterable[Command], experiments: Experiments) -> str:
     lines += [f"  {command.line}\n      {command.help}" for command in commands]
     lines += [
         "",
-        "tasks: " + ", ".join(_tasks(experiments)),
+        "tasks: " + ", ".join(_tasks(experiments)) + "; or a file of your own, TASK.json (docs/your_data.md)",
         "",
         "EXPERIMENT is the name of the run; everything it makes lies in saved_models/EXPERIMENT/.",
         "Every parameter can be set by its dotted name:  --ppo.lr 1e-5  --rewards.adaptive_kl off",

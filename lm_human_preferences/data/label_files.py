@@ -22,15 +22,14 @@ import numpy as np
 import torch
 
 from lm_human_preferences.compute.torchrun import is_first_to_say
-from lm_human_preferences.data.exchange.files import write_json_records
-from lm_human_preferences.data.exchange.forms import LabelFile
+from lm_human_preferences.data.exchange.files import read_file, write_json_records
+from lm_human_preferences.data.exchange.forms import LabelFile, fitting_form
 from lm_human_preferences.data.exchange.reading import ReadingParams, whole_characters
 from lm_human_preferences.data.labels import LabelBatch, LabelParams, LabelType, label_type
 from lm_human_preferences.data.queries import downloads_folder
 from lm_human_preferences.data.tasks import TaskParams, closing_token
 from lm_human_preferences.foundation.downloads import cached
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.records import read_records
 from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.language.encoding import Encoding
 
@@ -285,16 +284,16 @@ def _targets(answers: list[Any], kind: LabelType) -> torch.Tensor:
 
 
 def load_texts(path: str, task: TaskParams, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
-    """Given responses, padded: queries int64 [n, Q] and responses int64 [n, R] of a JSONL file of {"query": text,
-    "response": text}, or of a label file in either form the chosen responses or all that are rated. Texts are cut as
+    """Given responses, padded: queries int64 [n, Q] and responses int64 [n, R] of a file of {"query": text,
+    "response": text}, or of a label file in any form the chosen responses or all that are rated. Texts are cut as
     `load_labels` cuts them. UserError for a file that is neither.
     """
     if not is_address(path) and not Path(path).is_file():
         raise UserError(f"the file of texts {path} does not exist")
-    entries = read_records(local_file(path), "row")
+    entries = read_file(local_file(path), "row")
     start, first = next(entries, ("", None))
     answers = {"best", "target", "ranking", "score"}
-    if isinstance(first, dict) and "response" not in first and answers.intersection(first):
+    if isinstance(first, dict) and "response" not in first and (answers.intersection(first) or fitting_form(first)):
         batch = load_labels(path, kind := infer_kind(path), task, encoding).to(torch.device("cpu"))
         if kind.n_responses == 1:
             return batch.queries, batch.responses[:, 0]

@@ -9,7 +9,7 @@ from lm_human_preferences.commands.convert_labels import convert
 from lm_human_preferences.commands.inspect_labels import LabelToolParams, inspect
 from lm_human_preferences.data.exchange.forms import FORMS, WRITERS, LabelFile
 from lm_human_preferences.data.exchange.reading import ReadingParams
-from lm_human_preferences.data.label_files import infer_kind, load_labels, load_train_and_valid
+from lm_human_preferences.data.label_files import infer_kind, label_texts, load_labels, load_texts, load_train_and_valid
 from lm_human_preferences.data.labels import LabelParams, label_type
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.errors import UserError
@@ -663,3 +663,69 @@ def test_each_form_is_named_in_the_help():
         "help"
     ]
     assert all(name in help for name in FORMS)
+
+
+ODD = (None, 5, -1.5, True, "", "x", [], {}, [None], [{}], {"value": None})
+RECORDS = [
+    HH[0],
+    {"prompt": [USER], "chosen": [YES], "rejected": [NO]},
+    COMPARISON,
+    AXES,
+    ARGILLA,
+    ARGILLA | {"responses": [{"user_id": "anna", "status": "submitted", "values": {"which": {"value": "response-2"}}}]},
+    ARGILLA["fields"] | {"preference.responses": ["response2"], "preference.responses.users": ["anna"]},
+    LABEL_STUDIO,
+    annotated({"type": "ranker", "value": {"ranker": {"_": ["two", "one"]}}})
+    | {"data": {"prompt": "p", "items": [{"id": "one", "body": "a"}, {"id": "two", "body": "b"}]}},
+    {"prompt": "p", "answer_1": "a", "answer_2": "b", "best": 1},
+    {"prompt": "p", "answer_1": "a", "answer_2": "b", "ranking": [1, 2]},
+    {"prompt": "p", "answer_1": "a", "answer_2": "b", "share_1": 1, "share_2": 2},
+    {"prompt": "p", "answer": "a", "rating": 2},
+]
+
+
+def broken(value):
+    """The value with one thing in it, at any depth, replaced by each odd one or left out."""
+    yield from ODD
+    if isinstance(value, dict):
+        for name in value:
+            yield {other: value[other] for other in value if other != name}
+            for one in broken(value[name]):
+                yield value | {name: one}
+    if isinstance(value, list):
+        for place in range(len(value)):
+            for one in broken(value[place]):
+                yield [*value[:place], one, *value[place + 1 :]]
+
+
+@pytest.mark.parametrize("number", range(len(RECORDS)))
+def test_a_record_with_anything_wrong_in_it_is_labels_or_one_line(tmp_path, number):
+    path, lines = tmp_path / "a.jsonl", 0
+    form = LabelFile(write(path, [RECORDS[number]])).form
+    for record in broken(RECORDS[number]):
+        if not isinstance(record, dict):
+            continue
+        write(path, [record])
+        try:
+            list(label_texts(LabelFile(path, ReadingParams(format=form))))
+        except UserError as error:
+            lines += 1
+            assert "\n" not in str(error) and str(path) in str(error)
+    assert lines > 5
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.csv", "prompt,chosen,rejected\nThe film is,a delight,dull\n"),
+        ("a.csv", "query,response\nThe film is, a delight\n"),
+        ("a.jsonl", json.dumps({"prompt": "The film is", "chosen": " a delight", "rejected": " dull"})),
+        ("a.jsonl", json.dumps({"query": "The film is", "responses": [" dull", " a delight"], "best": 1})),
+        ("a.csv", "prompt,answer,rating\nThe film is,a delight,3\n"),
+    ],
+)
+def test_given_responses_are_read_from_every_form(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    gpt2 = get_encoding()
+    queries, responses = load_texts(str(tmp_path / name), TaskParams(query_length=4, response_length=4), gpt2)
+    assert (gpt2.decode(queries[0].tolist()), gpt2.decode(responses[0].tolist())) == ("The film is", " a delight")

@@ -86,7 +86,9 @@ def _nested(responses: object, where: str) -> dict[str, list[_Given]]:
     answers: dict[str, list[_Given]] = {}
     if isinstance(responses, list):
         for one in responses:
-            values = one.get("values", {}) if isinstance(one, Mapping) else {}
+            values = one.get("values") if isinstance(one, Mapping) else None
+            if not isinstance(values, Mapping):
+                raise UserError(f"{where}: 'responses' has {short(one)}; expected an object with \"values\"")
             for question, value in values.items():
                 inner = value.get("value") if isinstance(value, Mapping) else value
                 answers.setdefault(question, []).append(_Given(inner, _worker(one.get("user_id")), one.get("status")))
@@ -113,8 +115,8 @@ def _flat(record: Mapping[str, Any]) -> dict[str, list[_Given]]:
     return answers
 
 
-def _at(values: list[Any], number: int) -> Any:
-    return values[number] if number < len(values) else None
+def _at(values: object, number: int) -> Any:
+    return values[number] if isinstance(values, list) and number < len(values) else None
 
 
 def _worker(value: object) -> str | None:

@@ -44,6 +44,11 @@ def is_ours(record: object) -> bool:
     return isinstance(record, Mapping) and "query" in record and bool({"responses", "sample", "sample0"} & set(record))
 
 
+def fitting_form(record: Mapping[str, Any]) -> str | None:
+    """The first of FORMS that a record is of, None if it is of none."""
+    return next((name for name, form in FORMS.items() if form.fits(record)), None)
+
+
 def form_of(path: Path, params: ReadingParams) -> str:
     """The form of a file's labels, `ours` or one of FORMS. UserError for a form that nobody knows, told or found."""
     if params.format != "auto":
@@ -53,9 +58,8 @@ def form_of(path: Path, params: ReadingParams) -> str:
     where, first = next(read_file(path, "label"), ("", None))
     if is_ours(first) or not isinstance(first, Mapping) or not first:
         return OURS  # whose reader says what is wrong
-    for name, form in FORMS.items():
-        if form.fits(first):
-            return name
+    if name := fitting_form(first):
+        return name
     if params.columns or is_table(path):
         return "table"
     if {"query", "best", "target", "ranking", "score", "difference"} & set(first):
