@@ -34,6 +34,7 @@ from lm_human_preferences.runs.from_labels import (
     check_stage,
     inputs_of,
     label_padding,
+    noise_seed,
     read_labels,
     settled,
 )
@@ -123,6 +124,8 @@ def train_members(params: RewardTrainingParams, precision: Precision, world: Wor
                 resume=world.from_main((run.folder / name / "config.json").is_file()),
             )
             mine = dataclasses.replace(params, members=1, run=own)
+            if params.labels.noise:  # the same labels are wrong for all members
+                mine.labels = dataclasses.replace(params.labels, noise_seed=noise_seed(params))
             if world.from_main((run.folder / name / "result.json").is_file()):
                 same_finished_run(run.folder / name, "train_reward", task, to_dict(mine), world)
                 run.say(f"{experiment}/{name}: finished already, skipped")

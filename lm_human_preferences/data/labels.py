@@ -28,6 +28,8 @@ class LabelParams(ReadingParams):
         None, "label file to measure on; none takes what the source has beyond num_train", "path"
     )
     num_valid: int = param(2000, "labels to measure on, at most")
+    noise: float = param(0.0, "share of the training labels whose answer is made wrong on purpose")
+    noise_seed: int | None = param(None, "seed that decides which, and what they say instead; none takes run.seed")
 
 
 def check_labels(params: LabelParams, batch_size: int) -> "LabelType":
@@ -38,6 +40,8 @@ def check_labels(params: LabelParams, batch_size: int) -> "LabelType":
         raise UserError(f"--labels.num_train {params.num_train} does not divide by --batch_size {batch_size}")
     if params.num_valid < 0:
         raise UserError(f"--labels.num_valid {params.num_valid}: must not be negative")
+    if not 0 <= params.noise <= 1:
+        raise UserError(f"--labels.noise {params.noise}: must lie between 0 and 1")
     if not params.source:
         raise UserError("this task has no labels yet: give a file with --labels.source")
     return label_type(params.type)

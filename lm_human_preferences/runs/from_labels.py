@@ -10,6 +10,7 @@ import torch
 
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.data.label_files import load_train_and_valid
+from lm_human_preferences.data.label_noise import flipped
 from lm_human_preferences.data.labels import LabelBatch, LabelType, check_labels
 from lm_human_preferences.data.tasks import QueryFormatter, check_task, check_task_numbers, padding_share
 from lm_human_preferences.foundation.errors import UserError
@@ -59,12 +60,20 @@ def read_labels(
     params: Any, kind: LabelType, config: GPT2Config
 ) -> tuple[QueryFormatter, LabelBatch, LabelBatch | None]:
     """How a model of this architecture sees the task's queries; the labels to train on and, if there are any, those to
-    measure on. UserError where task, model and labels do not fit together.
+    measure on, which have no noise. UserError where task, model and labels do not fit together.
     """
     encoding = get_encoding(config)
     check_task(params.task, encoding, config.n_ctx)
     train, valid = load_train_and_valid(params.labels, kind, params.task, encoding)
+    if params.labels.noise:
+        train = flipped(train, kind, params.labels.noise, generator_for(noise_seed(params), "labels/noise"))
     return QueryFormatter.of(params.task, encoding), train, valid
+
+
+def noise_seed(params: Any) -> int:
+    """The seed of what `labels.noise` makes wrong."""
+    labels = params.labels
+    return int(params.run.seed if labels.noise_seed is None else labels.noise_seed)
 
 
 def inputs_of(params: Any) -> dict[str, str | None]:

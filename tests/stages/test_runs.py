@@ -232,6 +232,7 @@ def test_numbers_that_cannot_work(world, changes, says):
     "stage, changes, says",
     [
         ("train_policy", dict(evaluation__samples=-1), "--evaluation.samples"),
+        ("train_reward", dict(labels__noise=1.5), "--labels.noise 1.5: must lie between 0 and 1"),
         ("train_reward", dict(labels__num_valid=-1), "--labels.num_valid -1: must not be negative"),
         ("train_reward", dict(task__truncate_after=99), "--task.truncate_after 99"),
         ("train_sft", dict(optimizer__beta2=2), "--optimizer.beta2 2.0: must lie in [0, 1)"),

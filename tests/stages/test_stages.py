@@ -370,6 +370,26 @@ def test_policy_training_trains_a_reward_model_first(world):
     assert_same_weights(world / "runs/both/policy", world / "runs/policy/policy")
 
 
+def test_noise_makes_training_labels_wrong_and_those_alone(world):
+    """None is as ever, bit for bit; with it other labels are learned, the same by all members of an ensemble."""
+    for name, noise in (("quiet", 0), ("noisy", 0.25)):
+        launch("train_reward", "movies", name, *reward_flags(world), *flags(labels__noise=noise))
+    runs = world / "runs"
+    assert metrics(runs / "quiet") == metrics(runs / "reward")
+    ours, theirs = metrics(runs / "noisy")[0], metrics(runs / "reward")[0]
+    assert (
+        ours["normalize_before/mean"] == theirs["normalize_before/mean"] and ours["train/loss"] != theirs["train/loss"]
+    )
+    assert json.loads((runs / "noisy/result.json").read_text())["choices"] == 8
+    launch("train_reward", "movies", "members", *reward_flags(world), *flags(labels__noise=0.25, members=2))
+    seeds = [
+        json.loads((runs / f"members/member_{number}/config.json").read_text())["parameters"]["labels"]["noise_seed"]
+        for number in (1, 2)
+    ]
+    assert seeds == [1, 1]
+    assert_same_weights(runs / "members/member_1/reward_model", runs / "noisy/reward_model")
+
+
 @pytest.mark.parametrize(
     "kind, source",
     [("scalar_rating", "ratings.json"), ("scalar_compare", "comparisons.json"), ("best_of_4", "labels.jsonl")],
