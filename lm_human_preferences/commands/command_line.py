@@ -30,6 +30,7 @@ from lm_human_preferences.commands import (
     reward_quality,
     sample,
     sweep,
+    sweep_shares,
 )
 from lm_human_preferences.commands.command import HELP, Command, Experiments, find_command, find_entry, words_and_flags
 from lm_human_preferences.commands.help import changes, command_help, general_help, task_in_full, task_table
@@ -162,8 +163,10 @@ def run_sweep(words: Words, flags: Flags, experiments: Experiments) -> None:
     coefficients = sweep.parse_coefficients(flags.pop("rewards.kl_coef", ""))
     params = sweep.SweepParams.of(find_entry("train_policy", task, experiments)())
     params = find_paths(apply_overrides(params, flags))
-    check_present(settle_and_check(sweep, params), task)
-    sweep.sweep(params, coefficients, task, experiment)
+    several = params.shares is not None
+    check_present(settle_and_check(sweep_shares if several else sweep, params), task)
+    do = sweep_shares.sweep_shares if several else sweep.sweep
+    do(params, coefficients, task, experiment)
 
 
 def comparison_of(task: str, experiments: Experiments) -> compare.CompareParams:

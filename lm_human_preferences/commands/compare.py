@@ -21,6 +21,7 @@ import numpy as np
 from lm_human_preferences import expert_iteration, train_dpo, train_ilql, train_policy
 from lm_human_preferences.commands import sweep
 from lm_human_preferences.commands.sweep import Measuring, SweepParams
+from lm_human_preferences.commands.sweep_figures import LARGEST_N
 from lm_human_preferences.compute import distributed
 from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.compute.precision import Precision
@@ -130,6 +131,8 @@ def settle(params: CompareParams) -> CompareParams:
 def check(params: CompareParams) -> None:
     """UserError for settled parameters that cannot work."""
     sweep.check(params)
+    if params.shares is not None or params.gold == sweep.NEW:
+        raise UserError("--shares and --gold new belong to sweep: a comparison has one reward model for all methods")
     names, strengths = methods_of(params), numbers(params.strengths, "--strengths")
     numbers(params.matched, "--matched")
     if "ilql" in names and params.ilql is None:
@@ -363,7 +366,7 @@ def figures_of(
 
 def best_of_n_points(pool: dict[str, np.ndarray]) -> list[tuple[int, float, dict[str, np.ndarray]]]:
     """n, KL in nats, and each score's mean of each query float64 [n queries], for n = 2, 4, 8 ..."""
-    largest = min(pool["proxy"].shape[1], sweep.LARGEST_N).bit_length()
+    largest = min(pool["proxy"].shape[1], LARGEST_N).bit_length()
     numbers_of_n = [2**power for power in range(1, largest)]
     return [(n, best_of_n_kl(n), means(pool, best_of_n_weights(pool["proxy"], n))) for n in numbers_of_n]
 

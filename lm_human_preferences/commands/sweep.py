@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from lm_human_preferences import train_policy
 from lm_human_preferences.commands.evaluate import HeldOut, held_out_queries, load_judges, load_policy
+from lm_human_preferences.commands.sweep_figures import LARGEST_N, Member, Scores, figures_of
 from lm_human_preferences.compute import distributed
 from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.compute.precision import Precision
@@ -32,11 +33,10 @@ from lm_human_preferences.data.tasks import penalise, readable, response_ends
 from lm_human_preferences.foundation.configuration import param, to_dict
 from lm_human_preferences.foundation.errors import Interrupted, UserError
 from lm_human_preferences.foundation.files import atomic_file, make_folder, read_json, write_json
-from lm_human_preferences.judging.bootstrap import Bootstrap, Interval
+from lm_human_preferences.foundation.root import find_path
+from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.judging.evaluation import sample_and_score, uniforms_of
-from lm_human_preferences.judging.frontier import best_of_n_kl, best_of_n_weights, betas_for, means, optimal_policy
-from lm_human_preferences.judging.judges import SPECS, Judge, held_out_judges
-from lm_human_preferences.judging.overoptimisation import describe_fit
+from lm_human_preferences.judging.judges import SPECS, Judge, held_out_judges, load_judge
 from lm_human_preferences.judging.training_rewards import load_rewards
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.learning.policy import Policy
@@ -44,12 +44,14 @@ from lm_human_preferences.learning.scoring import Rewards
 from lm_human_preferences.reports import sweep_report
 from lm_human_preferences.reports.samples import samples_of_sweep, samples_text
 from lm_human_preferences.runs.description import check_same_configuration, describe_run
-from lm_human_preferences.runs.folder import go_on_after_restart
+from lm_human_preferences.runs.folder import go_on_after_restart, model_folder, same_finished_run
 from lm_human_preferences.runs.params import computing
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
+from lm_human_preferences.train_reward import RewardTrainer
 
 COEFFICIENTS_HELP = "prices of a nat of KL, with commas between them: a policy is trained for each and every seed"
-LARGEST_N = 64  # of best-of-n
+NEW = "new"  # the gold reward model is trained
+GOLD_SEED = 1000  # what its seed has beyond the proxies'
 FREE = (
     "run.",
     "tracking.",
@@ -59,6 +61,7 @@ FREE = (
     "responses",
     "min_effective",
     "shown",
+    "gold",
 )  # parameters that train nothing
 
 
@@ -84,6 +87,16 @@ class SweepParams(PolicyTrainingParams):
         10.0, "optimal policies whose mean effective sample size, of those responses, is below this are left out"
     )
     shown: int = param(3, "queries to print with every policy's response")
+    gold: str | None = param(
+        None,
+        "a reward model that judges beside the judges: new, which is trained first, on all labels of "
+        "rewards.train_new_model and without their noise; or a run of train_reward, or its model folder",
+    )
+    shares: str | None = param(
+        None,
+        "S,S,...: shares of the labels, above 0 and at most 1; a reward model is trained on each, and a sweep of its "
+        "own made against it",
+    )
 
     @classmethod
     def of(cls, entry: PolicyTrainingParams) -> "SweepParams":
@@ -100,57 +113,48 @@ class SweepParams(PolicyTrainingParams):
         )
 
 
-class Member(NamedTuple):
-    """One policy to train."""
-
-    name: str  # of its run
-    kl_coef: float
-    seed: int
-
-
-class Scores(NamedTuple):
-    """What was measured of responses to the n queries (of the reference's, N to each)."""
-
-    proxy: np.ndarray  # float64 [n] or [n, N], the reward with training's penalty
-    gold: dict[str, np.ndarray]  # judge -> float64 [n] or [n, N], without penalty
-    kl: np.ndarray  # float64 [n] or [n, N], nats per response
-    texts: list[str]
-
-
 def sweep(params: SweepParams, coefficients: list[float], task: str, experiment: str) -> Path:
     """Train what is not trained yet, measure everything and draw it; returns the sweep's folder. UserError before any
     training if it cannot work.
     """
     params = settle(params)
     check(params)
-    members, folder = members_of(params, coefficients), Path(params.run.save_dir) / experiment
     with computing(params.run) as (precision, world):
-        go_on_after_restart(params.run, folder, world)
-        description = describe_run("sweep", task, experiment, to_dict(params)) | {"launch": list(world.launch)}
-        description["parameters"]["rewards"]["kl_coef"] = coefficients
-        check_folder(folder, description, params)
-        measuring = Measuring.load(params, precision, world)
-        if world.is_main:
-            open_folder(folder, description, params)
-        world.barrier()
-        params.run = dataclasses.replace(params.run, save_dir=str(folder), overwrite=False, resume=True)
-        measuring.params = params = settle(params)  # reward training too goes into the sweep's folder
-        train_policy.train_reward_model_first(params, precision, world, task, experiment)
-        failed = train_policies(params, members, task, precision, world)
-        trained = [member for member in members if member.name not in failed]
-        if not trained:
-            raise UserError(
-                f"none of the {len(members)} policies of {folder} could be trained; the lines above say why"
-            )
-        result, rows = measuring.of_policies(folder, trained)
-        if world.is_main:
-            result = {"task": task, "experiment": experiment, **result, "failed": failed}
-            write_sweep(folder, result, rows)
-            print(sweep_report.sweep_table(result))
-            print(samples_text(samples_of_sweep(rows[: params.shown])))
-            print(f"\nfigure {folder / 'sweep.svg'}, figures in {folder / 'result.json'}; ", end="")
-            print(f"python launch.py report {experiment} makes a page of them")
-        return folder
+        return sweep_here(params, coefficients, task, experiment, precision, world)
+
+
+def sweep_here(
+    params: SweepParams, coefficients: list[float], task: str, experiment: str, precision: Precision, world: World
+) -> Path:
+    """`sweep` of settled parameters that are checked, on ranks that have started."""
+    members, folder = members_of(params, coefficients), Path(params.run.save_dir) / experiment
+    go_on_after_restart(params.run, folder, world)
+    description = describe_run("sweep", task, experiment, to_dict(params)) | {"launch": list(world.launch)}
+    description["parameters"]["rewards"]["kl_coef"] = coefficients
+    check_folder(folder, description, params)
+    measuring = Measuring.load(params, precision, world)
+    if world.is_main:
+        open_folder(folder, description, params)
+    world.barrier()
+    params.run = dataclasses.replace(params.run, save_dir=str(folder), overwrite=False, resume=True)
+    measuring.params = params = settle(params)  # reward training too goes into the sweep's folder
+    if params.gold == NEW:
+        folder_of_gold = train_gold(params, precision, world, task)
+        measuring.judges.append(gold_judge(folder_of_gold, precision))
+    train_policy.train_reward_model_first(params, precision, world, task, experiment)
+    failed = train_policies(params, members, task, precision, world)
+    trained = [member for member in members if member.name not in failed]
+    if not trained:
+        raise UserError(f"none of the {len(members)} policies of {folder} could be trained; the lines above say why")
+    result, rows = measuring.of_policies(folder, trained)
+    if world.is_main:
+        result = {"task": task, "experiment": experiment, **result, "failed": failed}
+        write_sweep(folder, result, rows)
+        print(sweep_report.sweep_table(result))
+        print(samples_text(samples_of_sweep(rows[: params.shown])))
+        print(f"\nfigure {folder / 'sweep.svg'}, figures in {folder / 'result.json'}; ", end="")
+        print(f"python launch.py report {experiment} makes a page of them")
+    return folder
 
 
 # --- what is swept ---
@@ -183,6 +187,8 @@ def settle(params: SweepParams) -> SweepParams:
     """What a sweep will use: a copy, settled as policy training's."""
     settled = train_policy.settle(params)
     assert isinstance(settled, SweepParams)
+    if settled.gold not in (None, NEW):
+        settled.gold = model_folder(str(find_path(str(settled.gold))), settled.run.save_dir, ("reward_model",))
     return settled
 
 
@@ -209,8 +215,13 @@ def check(params: SweepParams) -> None:
         )
     # a sweep always goes on where it stopped, so that --run.overwrite may stand beside --run.resume
     train_policy.check(dataclasses.replace(params, run=dataclasses.replace(params.run, resume=False)))
+    if params.rewards.train_new_model is None and (params.gold == NEW or params.shares is not None):
+        flag = "--gold new" if params.gold == NEW else f"--shares {params.shares}"
+        raise UserError(f"{flag} trains reward models: leave --rewards.trained_model and --rewards.function out")
+    if params.gold not in (None, NEW) and not Path(str(params.gold)).is_dir():
+        raise UserError(f"--gold {params.gold}: there is no such reward model; name a run of train_reward, or new")
     folder = dataset_split(params.task, params.split)[0]
-    if not params.judges and not held_out_judges(folder):
+    if not params.judges and params.gold is None and not held_out_judges(folder):
         raise UserError(
             f"{folder / 'sentences.jsonl'} does not exist, so no human ratings can judge; name a judge that has no "
             "part in training with --judges SPEC"
@@ -253,6 +264,33 @@ def open_folder(folder: Path, description: dict[str, Any], params: SweepParams) 
 
 
 # --- training ---
+
+
+def train_gold(params: SweepParams, precision: Precision, world: World, task: str) -> str:
+    """The gold reward model's folder: a run called `gold` in the sweep's folder, which is not trained again when it is
+    finished. It learns all labels as they are, from another seed than the proxies.
+    """
+    new = params.rewards.train_new_model
+    assert new is not None
+    run = Path(params.run.save_dir) / "gold"
+    begun, finished = world.from_main([(run / name).exists() for name in ("config.json", "result.json")])
+    gold = copy.deepcopy(new)
+    gold.members, gold.labels.noise = 1, 0.0
+    gold.run = dataclasses.replace(new.run, seed=new.run.seed + GOLD_SEED, overwrite=False, resume=begun)
+    if finished:
+        same_finished_run(run, "train_reward", task, to_dict(gold), world)
+    else:
+        if world.is_main:
+            print("the gold reward model: training", flush=True)
+        RewardTrainer.prepare(gold, precision, world).run(task, "gold")
+    return str(run / "reward_model")
+
+
+def gold_judge(folder: str, precision: Precision) -> Judge:
+    """A reward model as the judge `gold`."""
+    judge = load_judge(f"gold={folder}", precision.device)
+    assert isinstance(judge, Judge)
+    return judge
 
 
 def train_policies(
@@ -332,6 +370,10 @@ class Measuring:
                 "people cannot judge a sweep: they would have to choose between all its policies; compare two with "
                 "evaluate"
             )
+        if params.gold is not None and "gold" in [judge.name for judge in judges]:
+            raise UserError("--judges has a judge called gold, as --gold's is: give it another name")
+        if params.gold not in (None, NEW):
+            judges.append(gold_judge(str(params.gold), precision))
         return cls(params, precision, world, judges, reference, encoding, held_out)
 
     def of_policies(self, folder: Path, trained: list[Member]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -416,118 +458,6 @@ class Measuring:
                 }
             lines.append(row)
         return lines
-
-
-def figures_of(
-    trained: list[Member],
-    sides: dict[str, Scores],
-    pool: dict[str, np.ndarray],
-    min_effective: float,
-    bootstrap: Bootstrap,
-) -> dict[str, Any]:
-    """The figures of the policies, of best-of-n and of the optimal policies, with intervals over queries.
-
-    sides: of each trained policy; pool: "proxy" and each judge -> float64 [n, N], of the reference's responses.
-    """
-
-    def figures(values: dict[str, np.ndarray]) -> dict[str, Any]:
-        found = {name: bootstrap.mean(column) for name, column in values.items()}
-        return {"proxy": found.pop("proxy"), "gold": found}
-
-    n, N = pool["proxy"].shape
-    per_query = {
-        "reference": means(pool, np.full((n, N), 1 / N)),
-        **{name: {"proxy": side.proxy, **side.gold} for name, side in sides.items()},
-    }
-    kl = {"reference": np.zeros(n), **{name: side.kl for name, side in sides.items()}}
-    largest = min(N, LARGEST_N).bit_length()
-    optimal = [optimal_policy(pool["proxy"], beta) for beta in betas_for(pool["proxy"])]
-    return {
-        "reference_policy": figures(per_query["reference"]),
-        "policies": {
-            member.name: {
-                "kl_coef": member.kl_coef,
-                "seed": member.seed,
-                "kl": bootstrap.mean(kl[member.name]),
-                **figures(per_query[member.name]),
-            }
-            for member in trained
-        },
-        "best_of_n": [
-            {"n": k, "kl": best_of_n_kl(k), **figures(means(pool, best_of_n_weights(pool["proxy"], k)))}
-            for k in (2**power for power in range(largest))
-        ],
-        "optimal": [
-            {
-                "beta": point.beta,
-                "kl": bootstrap.mean(point.kl),
-                **figures(means(pool, point.weights)),
-                "effective": float(point.effective.mean()),
-                "shown": bool(point.effective.mean() >= min_effective),
-            }
-            for point in optimal
-        ],
-        "fits": fits(per_query, kl, pool, bootstrap),
-        "verdicts": verdicts(per_query, {name: float(values.mean()) for name, values in kl.items()}, bootstrap),
-    }
-
-
-def fits(
-    per_query: dict[str, dict[str, np.ndarray]],
-    kl: dict[str, np.ndarray],
-    pool: dict[str, np.ndarray],
-    bootstrap: Bootstrap,
-) -> dict[str, dict[str, Any]]:
-    """For each judge the fits of its score against the distance, of best-of-n and of the policies, and which policies
-    lie past the peak: further than its interval reaches. None where there are too few points.
-
-    per_query: policy -> "proxy" and judges -> float64 [n]; kl: policy -> float64 [n]; pool: of the reference, [n, N].
-    """
-    names = [name for name in per_query if name != "reference"]
-    largest = min(pool["proxy"].shape[1], LARGEST_N).bit_length()
-    numbers = [2**power for power in range(1, largest)]
-    of_best = [means(pool, best_of_n_weights(pool["proxy"], number)) for number in numbers]
-    found = {}
-    for judge in (judge for judge in pool if judge != "proxy"):
-        reference = per_query["reference"][judge]
-        best = np.array([values[judge] - reference for values in of_best]).reshape(-1, len(reference))
-        gold = np.array([per_query[name][judge] - reference for name in names]).reshape(-1, len(reference))
-        distances = np.array([kl[name] for name in names]).reshape(-1, len(reference))
-        policies = describe_fit(distances, gold, "policies", bootstrap)
-        edge = None if policies is None else policies["peak_kl"]["high"]
-        found[judge] = {
-            "best_of_n": describe_fit(np.array([best_of_n_kl(n) for n in numbers]), best, "best_of_n", bootstrap),
-            "policies": policies,
-            "past": [name for name in names if edge is not None and kl[name].mean() > edge],
-        }
-    return found
-
-
-def verdicts(
-    per_query: dict[str, dict[str, np.ndarray]], kl: dict[str, float], bootstrap: Bootstrap
-) -> list[dict[str, Any]]:
-    """For each policy and judge: against the policy nearer the reference (or the reference itself) that the judge likes
-    best, query by query.
-
-    "gamed": the reward is higher and the judge's score lower; "no gain": the reward is higher and the judge's score is
-    not; both beyond the 95% interval. None: neither. per_query: policy -> "proxy" and judges -> float64 [n].
-    """
-    rows = []
-    for name in (name for name in per_query if name != "reference"):
-        nearer = [other for other in per_query if other == "reference" or other != name and kl[other] < kl[name]]
-        for judge in (judge for judge in per_query[name] if judge != "proxy"):
-            best = max(nearer, key=lambda other: per_query[other][judge].mean())
-            proxy, gold = (bootstrap.mean(per_query[name][what] - per_query[best][what]) for what in ("proxy", judge))
-            row = {"policy": name, "judge": judge, "against": best, "proxy": proxy, "gold": gold}
-            rows.append(row | {"verdict": verdict_of(proxy, gold)})
-    return rows
-
-
-def verdict_of(proxy: Interval, gold: Interval) -> str | None:
-    """What two intervals of differences say: of the reward trained against, and of a judge."""
-    if proxy["low"] is None or gold["low"] is None or gold["high"] is None or proxy["low"] <= 0:
-        return None
-    return "gamed" if gold["high"] < 0 else "no gain" if gold["low"] <= 0 else None
 
 
 # --- what is written ---

@@ -2,8 +2,8 @@
 figures beside it.
 
 Which file writes what: run_report.py the page of a stage's run (run_figures.py draws it), evaluation_report.py,
-quality_report.py, sweep_report.py and compare_report.py all that is shown of what these commands found. A
-reward-training run shows its `quality_<run>` too, if it lies beside it.
+quality_report.py, sweep_report.py, shares_report.py and compare_report.py all that is shown of what these commands
+found. A reward-training run shows its `quality_<run>` too, if it lies beside it.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from lm_human_preferences.reports.evaluation_report import write_evaluation_page
 from lm_human_preferences.reports.logged_run import read_run, stage_of
 from lm_human_preferences.reports.quality_report import write_quality_page
 from lm_human_preferences.reports.run_report import write_run_page
+from lm_human_preferences.reports.shares_report import write_shares_page
 from lm_human_preferences.reports.sweep_report import write_sweep_page
 
 
@@ -33,6 +34,7 @@ _FOUND = {
     "evaluate": ("task", "policies", "wins", "queries", "split", "reference"),
     "reward_quality": ("task", "choices", "accuracy", "accuracy_overlapping", "calibration", "length"),
     "compare": ("task", "policies", "matched", "methods", "targets", "judges", "failed"),
+    "sweep_shares": ("task", "shares"),
     "sweep": ("task", "policies", "verdicts", "best_of_n", "optimal", "judges", "failed", "proxy"),
 }
 
@@ -61,6 +63,8 @@ def write_report(folder: Path, samples: int = 200) -> Path:
             write_comparison_page(folder, out, samples)
         elif stage == "reward_quality":
             write_quality_page(folder, out)
+        elif stage == "sweep_shares":
+            write_shares_page(folder, out)
         else:
             write_sweep_page(folder, out, samples)
     return folder / "report" / "index.html"

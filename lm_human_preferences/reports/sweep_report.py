@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _SUSPECT = {"gamed": "GAMES THE REWARD", "no gain": "suspect: more reward, no better"}
 _HONEST = "no policy got more reward than one nearer the reference without more from each gold judge"
 _KL = "{:.2f}"
+_REFERENCE = "#8a929c"  # the colour of its lines
 
 
 def _head(result: dict[str, Any]) -> list[str]:
@@ -177,12 +178,16 @@ Value = Callable[[dict[str, Any]], dict[str, float]]  # the interval of a point 
 
 
 def write_sweep_figure(result: dict[str, Any], folder: Path) -> list[Picture]:
-    """`sweep.png` and `sweep.svg` of a sweep's result.json: proxy and each gold judge against the root of KL."""
+    """Of a sweep's result.json, as .png and .svg: `sweep`, proxy and each gold judge against the root of KL, and
+    `gold_against_proxy`, each gold judge against the proxy.
+    """
     caption = "Proxy and gold scores of every policy; 95% intervals over queries, the optimal policies by reweighting."
-    draw = functools.partial(_draw_sweep, result)
-    return write_figures(
-        [Drawing("sweep", "Reward against distance from the reference", caption, draw)], folder, svg=True
-    )
+    other = "The same scores against each other: where a judge falls behind the proxy's rise, the reward is overrated."
+    drawings = [
+        Drawing("sweep", "Reward against distance from the reference", caption, functools.partial(_draw_sweep, result)),
+        Drawing("gold_against_proxy", "Gold against proxy", other, functools.partial(_draw_gold_against_proxy, result)),
+    ]
+    return write_figures(drawings, folder, svg=True)
 
 
 def _draw_sweep(result: dict[str, Any], figure: Figure) -> None:
@@ -199,6 +204,37 @@ def _draw_sweep(result: dict[str, Any], figure: Figure) -> None:
         axes.set_ylabel(f"gold: {judge}")
     panels[-1].set_xlabel("√ KL to the reference (√ nats per response)")
     _scale_in_nats(panels[0])
+    _legend_of_all(figure, list(panels))
+
+
+def _draw_gold_against_proxy(result: dict[str, Any], figure: Figure) -> None:
+    """A panel a gold judge over the proxy: best of n and the optimal policies as lines, the trained ones as points."""
+    judges = result["judges"]
+    figure.set_size_inches(6.4, 1.2 + 2.5 * len(judges))
+    panels = figure.subplots(len(judges), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, judge in zip(panels, judges, strict=True):
+        verdicts = {row["policy"]: row["verdict"] for row in result["verdicts"] if row["judge"] == judge}
+        shown = [point for point in result["optimal"] if point["shown"]]
+        for points, label, colour, marker in (
+            (result["best_of_n"], "best of n", COLOURS[2], "o"),
+            (shown, "optimal, by reweighting", DARK, ""),
+        ):
+            _draw_line(axes, [(p["proxy"]["mean"], p["gold"][judge]) for p in points], label, colour, marker)
+        reference = result["reference_policy"]
+        axes.axhline(
+            reference["gold"][judge]["mean"], color=_REFERENCE, linewidth=1, linestyle=DASHED, label="reference"
+        )
+        axes.axvline(reference["proxy"]["mean"], color=_REFERENCE, linewidth=1, linestyle=DASHED)
+        for name, side in result["policies"].items():
+            _draw_policy(axes, side["proxy"], side["gold"][judge], verdicts.get(name), f"{side['kl_coef']:g}")
+        axes.margins(y=0.14)
+        axes.set_ylabel(f"gold: {judge}")
+    panels[-1].set_xlabel("proxy: the reward trained against")
+    _legend_of_all(figure, list(panels))
+
+
+def _legend_of_all(figure: Figure, panels: list[Axes]) -> None:
+    """One legend for all panels, each name once."""
     named: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -258,27 +294,31 @@ def _draw_panel(
     reference = value(result["reference_policy"])["mean"]
     if fitted is not None:
         _draw_fit(axes, fitted, reference)
-    axes.axhline(reference, color="#8a929c", linewidth=1, linestyle=DASHED, label="reference")
+    axes.axhline(reference, color=_REFERENCE, linewidth=1, linestyle=DASHED, label="reference")
     for name, side in result["policies"].items():
-        colour, marker, label = _MARKS[verdicts.get(name)]
-        kl, score = {end: _root(side["kl"][end]) for end in ("low", "mean", "high")}, value(side)
-        place = kl["mean"], score["mean"]
-        known = label in axes.get_legend_handles_labels()[1]
-        axes.errorbar(
-            *place,
-            xerr=whiskers(kl),
-            yerr=whiskers(score),
-            color=colour,
-            marker=marker,
-            markersize=6,
-            linestyle="none",
-            elinewidth=1.2,
-            capsize=2.5,
-            label=None if known else label,
-        )
-        text = f"{side['kl_coef']:g}"
-        axes.annotate(text, place, xytext=(6, 5), textcoords="offset points", fontsize=8.5, color=colour)
+        kl = {end: _root(side["kl"][end]) for end in ("low", "mean", "high")}
+        _draw_policy(axes, kl, value(side), verdicts.get(name), f"{side['kl_coef']:g}")
     axes.margins(y=0.14)  # room for the coefficients
+
+
+def _draw_policy(axes: Axes, across: dict[str, float], up: dict[str, float], verdict: str | None, text: str) -> None:
+    """A trained policy's point with both intervals, marked as its verdict says, and its coefficient."""
+    colour, marker, label = _MARKS[verdict]
+    place = across["mean"], up["mean"]
+    known = label in axes.get_legend_handles_labels()[1]
+    axes.errorbar(
+        *place,
+        xerr=whiskers(across),
+        yerr=whiskers(up),
+        color=colour,
+        marker=marker,
+        markersize=6,
+        linestyle="none",
+        elinewidth=1.2,
+        capsize=2.5,
+        label=None if known else label,
+    )
+    axes.annotate(text, place, xytext=(6, 5), textcoords="offset points", fontsize=8.5, color=colour)
 
 
 def _root(kl: float) -> float:

@@ -342,8 +342,8 @@ def _why_no_language_model(folder: Path, stage: Any) -> str:
             "measure "
             "it with reward_quality"
         )
-    if stage in ("sweep", "compare"):
-        policies = sorted(path.parent.name for path in folder.glob("*/policy"))
+    if stage in ("sweep", "sweep_shares", "compare"):
+        policies = sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob("policy"))
         example = f", such as {folder.name}/{policies[0]}" if policies else " when they are trained"
         return f"{folder} is a {stage} of several policies: name one of them{example}"
     if stage in ("evaluate", "reward_quality"):

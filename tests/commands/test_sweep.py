@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lm_human_preferences.commands import command_line
-from lm_human_preferences.commands.sweep import Member, Scores, figures_of
+from lm_human_preferences.commands.sweep_figures import Member, Scores, figures_of
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.judging.bootstrap import Bootstrap
@@ -468,7 +468,13 @@ def test_a_sweep_has_a_page(tmp_path):
     }
     page = write_report(write_made_up(tmp_path / "my_sweep", result), samples=2)
     text = page.read_text()
-    assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "sweep.png", "sweep.svg"]
+    assert sorted(path.name for path in page.parent.iterdir()) == [
+        "gold_against_proxy.png",
+        "gold_against_proxy.svg",
+        "index.html",
+        "sweep.png",
+        "sweep.svg",
+    ]
     titles = re.findall(r"<h2[^>]*>([^<]+)", text)
     shown = [
         "Is the reward gamed?",
