@@ -220,7 +220,8 @@ class ILQLTrainer:
         for part in label_parts(mine, self.training.micro_batches.scoring):
             part = part.to(self.precision.device)
             sums.append(self.losses_and_sums(part, self.actions(self.model, part))[1].cpu())
-        return implicit_q_statistics(self.world.gather(torch.cat(sums))[:count], labels.target) | {"labels": count}
+        stats = implicit_q_statistics(self.world.gather(torch.cat(sums))[:count], labels.target)
+        return stats | {"return_mean": float(labels.target.mean()), "labels": count}
 
     def finish(self, run: Run, task: str, result: dict[str, float]) -> Path:
         """Write the policy and drop the checkpoints; returns the `policy/` folder."""

@@ -85,4 +85,31 @@ def heavy_tokens(h: History) -> Judgement | None:
     )
 
 
-ILQL_CHECKS = (values_away, stale_targets, heavy_tokens)
+OTHER_SCORES = AtMost(
+    "how far the mean score of the held-out texts is from that of the training texts, in deviations of these",
+    warning=0.5,
+    severe=1.5,
+    why="of texts drawn alike a few hundred agree to 0.1; at 1.5 hardly a held-out text scores as those of training",
+)
+
+
+@check(
+    "train_ilql",
+    looks_at="`validation/return_mean`",
+    limits=(OTHER_SCORES,),
+    why="training takes the first labels of the file: where that is sorted, by score or by what the texts are about, "
+    "they are not like the others",
+    change="shuffle the lines of `--labels.source`, or take all of them with `--labels.num_train`",
+)
+def other_scores(h: History) -> Judgement | None:
+    found = h.number("validation/return_mean")
+    if found is None:
+        return None
+    return Judgement(
+        OTHER_SCORES.level(abs(found)),
+        f"the held-out texts' scores lie {found:+.2f} deviations from the training texts' mean",
+        f"shuffle the lines of {h.flag('labels.source')}, or take all of them: {h.flag('labels.num_train')}",
+    )
+
+
+ILQL_CHECKS = (values_away, stale_targets, heavy_tokens, other_scores)

@@ -94,6 +94,9 @@ def world(tmp_path_factory):
     write("shuffled.json", shuffled)
     write("repeated.json", shuffled[:8] * 100 + shuffled[800:])
     write("constant.json", [rating | {"score": 3.0} for rating in ratings])
+    write(
+        "liked_last.json", [rating | {"score": rating["score"] + 2.0 * (i >= 800)} for i, rating in enumerate(ratings)]
+    )
     write("noise.json", [rating | {"score": rng.random()} for rating in ratings])
     write(
         "padded.json",
@@ -212,6 +215,13 @@ BROKEN = [
     ("shuffled choices", "train_dpo", dict(labels__source="shuffled.json"), {"chance"}, {"chance"}),
     ("far too high a rate", "train_dpo", dict(lr=0.3), {"best_lost"}, set()),
     ("texts rated by chance", "train_ilql", dict(labels__source="noise.json"), {"chance"}, {"chance"}),
+    (
+        "better texts at the end",
+        "train_ilql",
+        dict(labels__source="liked_last.json"),
+        {"other_scores"},
+        {"other_scores"},
+    ),
     ("copies that stand still", "train_ilql", dict(ilql__alpha=1e-4), {"stale_targets"}, {"stale_targets"}),
     (
         "a few tokens by heart",
