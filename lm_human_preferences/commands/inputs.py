@@ -8,6 +8,7 @@ from lm_human_preferences.data.queries import dataset_folder, preparation_comman
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.language.gpt2 import SHAPES
+from lm_human_preferences.runs.folder import who_makes
 
 MODELS_OF_THE_HUB = {  # that tasks start from, by their folder's name
     "gpt2-imdb": "lvwerra/gpt2-imdb",
@@ -22,7 +23,9 @@ def find_run(experiment: str, save_dir: str) -> Path:
         if (folder / "config.json").is_file():
             return folder
     runs = [folder.name for folder in Path(save_dir).glob("*") if folder.is_dir()]
-    raise UserError(f"there is no run {experiment!r} in {save_dir}{nearest(experiment, runs, 0.5)}")
+    raise UserError(
+        f"there is no run {experiment!r} in {save_dir}{who_makes(experiment) or nearest(experiment, runs, 0.5)}"
+    )
 
 
 def check_present(params: Any, task: str) -> None:

@@ -331,7 +331,12 @@ def model_and_task(experiment: str, save_dir: str) -> tuple[Path, TaskParams | N
                 if (folder / name).is_dir():
                     return folder / name, from_dict(TaskParams, task) if task else None
             raise UserError(_why_no_language_model(folder, config.get("stage")))
-    raise UserError(f"there is no run or model folder {experiment!r} in {save_dir}")
+    raise UserError(f"there is no run or model folder {experiment!r} in {save_dir}{who_makes(experiment)}")
+
+
+def who_makes(experiment: str) -> str:
+    """What trains a run of the demonstration, for the line that says that it is missing; empty for other names."""
+    return "; make demo trains it" if experiment in ("demo_reward", "demo_policy", "demo_evaluation") else ""
 
 
 def _why_no_language_model(folder: Path, stage: Any) -> str:

@@ -111,6 +111,7 @@ def test_a_reward_model_that_is_gone(world, served, tmp_path, capsys):
     "name, changed, said",
     [
         ("nothing", {}, "there is no run or model folder 'nothing'"),
+        ("demo_policy", {}, "there is no run or model folder 'demo_policy' in .*; make demo trains it"),
         ("mine", dict(beside="nothing"), "there is no run or model folder 'nothing'"),
         ("mine", dict(beside="OTHER"), "encodings differ"),
         ("mine", dict(judges="nobody"), "there is no judge 'nobody'"),

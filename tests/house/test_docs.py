@@ -1,7 +1,6 @@
 """What README.md, CONTRIBUTING.md and docs/ say holds: commands parse, links lead somewhere, what is named exists."""
 
 import argparse
-import json
 import re
 import shlex
 from pathlib import Path
@@ -9,9 +8,6 @@ from pathlib import Path
 import pytest
 
 from lm_human_preferences.commands import command_line
-from lm_human_preferences.data.label_files import load_labels
-from lm_human_preferences.data.labels import label_type
-from lm_human_preferences.language.encoding import gpt2_encoding
 
 from load_scripts import load_script
 from params import EXPERIMENTS
@@ -68,28 +64,6 @@ def test_a_documented_script_takes_these_words(command, monkeypatch):
 
 def test_the_pages_show_a_command_of_each_stage():
     assert all(any(f"launch.py {stage} " in command for command in COMMANDS) for stage in command_line.STAGES)
-
-
-def test_the_way_from_a_spreadsheet_makes_labels(tmp_path, monkeypatch):
-    """The program on the page, on a table as spreadsheets save it: byte order mark, quotes, line break in a cell."""
-    program = re.search(r"```python\n(.*?)```", (ROOT / "docs/own_data.md").read_text(), re.DOTALL)[1]
-    (tmp_path / "my_choices.csv").write_text(
-        "\ufeffprompt,answer_1,answer_2,answer_3,answer_4,best\n"
-        'The film is,dull.,a delight.,"long, very long.",fine.,2\n'
-        '"A story\nabout",love.,war., peace. ,dogs.,4\n',
-        encoding="utf-8",
-    )
-    monkeypatch.chdir(tmp_path)
-    for _ in range(2):  # the second time the folder is there
-        exec(program, {})
-    encoding, task = gpt2_encoding(), EXPERIMENTS["train_reward"]["movies"]().task
-    labels = load_labels("my_choices.jsonl", label_type("best_of_4"), task, encoding)
-    assert labels.target.tolist() == [1, 3]
-    assert encoding.decode(labels.queries[1].tolist()) == "A story\nabout"
-    first = encoding.decode(labels.responses[0, 2].tolist())
-    assert first.removesuffix("<|endoftext|>") == " long, very long."
-    prompts = [json.loads(line)["text"] for line in (tmp_path / "my_prompts/prompts.jsonl").read_text().splitlines()]
-    assert prompts == ["The film is", "A story\nabout"]
 
 
 def anchors(page: Path) -> set[str]:
