@@ -16,7 +16,7 @@ from lm_human_preferences.data.tasks import TaskParams, check_task
 from lm_human_preferences.foundation.configuration import named_paths, param, to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import make_folder
-from lm_human_preferences.language.encoding import get_encoding
+from lm_human_preferences.language.encoding import describe_encoding, get_encoding, same_encoding
 from lm_human_preferences.people.instructions import read_instructions
 from lm_human_preferences.people.questions import Author, read_questions, sample_questions
 from lm_human_preferences.people.records import StudyParams, check_study
@@ -136,7 +136,13 @@ def write_missing_questions(store: Store, params: CollectParams) -> None:
         folder = Path(model_folder(path, params.save_dir, ("policy", "lm")))
         policy = load_policy(folder, params.task).to(precision.device)
         authors.append(Author(name, policy, input_digests({"model": str(folder)}).get("model")))
-    config = authors[0].policy.transformer.config
+    config, first = authors[0].policy.transformer.config, authors[0].name
+    for name, other in ((author.name, author.policy.transformer.config) for author in authors):
+        if not same_encoding(config, other):
+            raise UserError(
+                f"--policies: {name} has the encoding {describe_encoding(other)}, {first} has "
+                f"{describe_encoding(config)}; only policies of one encoding can answer the same queries"
+            )
     encoding = get_encoding(config)
     check_task(params.task, encoding, config.n_ctx)
     stream = query_stream(params.task, encoding, params.study.seed, purpose, params.split)

@@ -9,9 +9,6 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-_SPACE = r"[^\S\x1c-\x1f]"  # white space as Unicode has it; Python counts four control characters more
-_SPACES_BEFORE, _SPACES_AFTER = re.compile(rf"{_SPACE}*\Z"), re.compile(rf"{_SPACE}*")
-
 
 @dataclass(frozen=True)
 class AddedToken:
@@ -59,16 +56,21 @@ class _Pass:
             token, start, end = self._tokens[match[0]], *match.span()
             if token.single_word and (_is_word(text[start - 1 : start]) or _is_word(text[end : end + 1])):
                 continue
-            if token.lstrip and (before := _SPACES_BEFORE.search(text, 0, start)) is not None:
-                start = max(before.start(), done)
-            if token.rstrip and (after := _SPACES_AFTER.match(text, end)) is not None:
-                end = after.end()
+            while token.lstrip and done < start and _is_space(text[start - 1]):
+                start -= 1
+            while token.rstrip and end < len(text) and _is_space(text[end]):
+                end += 1
             if done < start:
                 yield text[done:start]
             yield token.id
             done = end
         if done < len(text):
             yield text[done:]
+
+
+def _is_space(character: str) -> bool:
+    """Whether it is white space as Unicode has it; Python counts four control characters more."""
+    return character.isspace() and not "\x1c" <= character <= "\x1f"
 
 
 def _is_word(character: str) -> bool:

@@ -2,16 +2,24 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import transformers
 
+from lm_human_preferences.commands.collect import CollectParams, write_missing_questions
 from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.compute.precision import choose_precision
+from lm_human_preferences.data.queries import query_stream
+from lm_human_preferences.data.tasks import QueryFormatter, TaskParams
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.records import read_records
 from lm_human_preferences.language.encoding import get_encoding, gpt2_encoding
 from lm_human_preferences.language.model_folders import load_config
+from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.people.questions import Author, write_questions
+from lm_human_preferences.people.records import StudyParams
 
 from gpt2_folders import DLITE, make_dlite, make_folder, make_padded
 from load_scripts import load_script, run_main
@@ -136,6 +144,31 @@ def test_policies_and_data_of_another_encoding(world):
             *task_flags(world, "padded"),
             *policy_flags(world, untrained_reward(world, "padded")),
         )
+
+
+def test_questions_for_people(world):
+    """Token lists are GPT-2's own, so questions of this model are texts, from which the same tokens come again."""
+    config = load_config(world / "dlite")
+    encoding, task = (
+        get_encoding(config),
+        TaskParams(query_dataset=str(world / "data"), query_length=20, response_length=8),
+    )
+    policy = Policy.load(world / "dlite", QueryFormatter([], []), 1.0)
+    queries, precision = query_stream(task, encoding, 0, "test").batch(2), choose_precision("cpu", "float32")
+    asked = write_questions(
+        [Author("reference", policy)], queries, range(2), StudyParams(responses=2), task, encoding, precision, 0, "test"
+    )
+    for question, tokens in zip(asked, queries.tolist(), strict=True):
+        assert question.query_tokens is None and not any(response.tokens for response in question.responses)
+        assert encoding.encode(question.query) == [t for t in tokens if t not in (encoding.padding_token, 50256)]
+
+
+def test_policies_that_people_cannot_compare(world):
+    task = TaskParams(query_dataset=str(world / "plain_data"), query_length=20, response_length=8)
+    params = CollectParams(task=task, policies=f"a={world}/dlite,b={world}/plain", count=2, device="cpu")
+    empty = SimpleNamespace(rows=lambda *_: [])
+    with pytest.raises(UserError, match=r"--policies: b has the encoding gpt2, 50257 tokens, a has gpt2, 50260 tokens"):
+        write_missing_questions(empty, params)
 
 
 def test_labels_have_the_models_tokens(world):
