@@ -59,8 +59,8 @@ def without_prefix(folder: Path) -> None:
     save_file(tensors | {"h.0.attn.bias": torch.ones(1, 1, 64, 64)}, folder / "model.safetensors")
 
 
-def in_half_precision(folder: Path) -> None:
-    save_file({name: value.half() for name, value in stored(folder).items()}, folder / "model.safetensors")
+def in_half_precision(folder: Path, dtype: torch.dtype) -> None:
+    save_file({name: value.to(dtype) for name, value in stored(folder).items()}, folder / "model.safetensors")
 
 
 LAYOUTS = {
@@ -69,7 +69,8 @@ LAYOUTS = {
     "shards": lambda folder: in_shards(folder, save_file, "model.safetensors"),
     "pickled shards": lambda folder: in_shards(folder, torch.save, "pytorch_model.bin"),
     "no prefix": without_prefix,
-    "half precision": in_half_precision,
+    "float16": lambda folder: in_half_precision(folder, torch.float16),
+    "bfloat16": lambda folder: in_half_precision(folder, torch.bfloat16),
 }
 
 
@@ -87,15 +88,14 @@ def test_layouts(made, tmp_path, name, layout):
     with serve(tmp_path / "served") as server:
         said = prepare("owner/model", "--from", "hf", "--url", server.url, "--output", tmp_path / "out").stdout
     theirs = transformers.GPT2LMHeadModel.from_pretrained(made / name).eval()
-    if layout == "half precision":
-        theirs = theirs.half().float()
+    dtype = getattr(torch, layout) if layout.endswith("float16") else torch.float32
+    theirs = theirs.to(dtype).float()
     ours = load_model(tmp_path / "out")
     tokens = torch.randint(0, ours.config.n_vocab, (2, 30), generator=generator_for(0, "test"))
     with torch.no_grad():
         assert (ours.logits(ours(tokens)) - theirs(tokens).logits).abs().max() < 1e-4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "served"], "downloads are gone"
-    kind = {value.dtype for value in stored(tmp_path / "out").values()}
-    assert kind == ({torch.float16} if layout == "half precision" else {torch.float32})
+    assert {value.dtype for value in stored(tmp_path / "out").values()} == {dtype}
     assert ("added tokens '[PAD]' 50257" in said) == (name == "padded")
     transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out")
 
