@@ -10,6 +10,7 @@ import torch
 from lm_human_preferences.commands.perplexity import PerplexityParams, perplexity_lines
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.data.queries import write_token_file
+from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.judging.calibration import ratio_of_sums
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.model_folders import save_model
@@ -66,10 +67,15 @@ def test_against_another_model_on_the_same_rows(folder):
 
 def test_the_interval_holds_the_truth_as_often_as_it_says():
     random, inside = np.random.default_rng(0), 0
-    for _ in range(400):
+    for trial in range(400):
         tokens = random.integers(1, 40, 120)
         sums = tokens * 3.0 + random.normal(0, 2, 120) * np.sqrt(tokens)
         estimate = ratio_of_sums(sums, tokens)
         inside += abs(estimate["value"] - 3.0) < 1.96 * estimate["standard_error"]
+        if not trial:
+            resampled = Bootstrap(120, 1).ratio(sums, tokens)
+            for sign, end in ((-1, "low"), (1, "high")):
+                expected = estimate["value"] + sign * 1.96 * estimate["standard_error"]
+                assert resampled[end] == pytest.approx(expected, abs=0.01)
     assert 0.9 < inside / 400 < 0.98
     assert ratio_of_sums(np.zeros(0), np.zeros(0)) == {"value": None, "standard_error": None}
