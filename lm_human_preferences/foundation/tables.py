@@ -65,7 +65,11 @@ def _rows(
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            what = "is truncated: the file ends within it" if "end of data" in str(error) else f"is not CSV: {error}"
+            what = f"is not CSV: {error}"
+            if "end of data" in str(error):
+                what = "is truncated: the file ends within it"
+            elif "new-line character" in str(error):
+                what = "is not CSV: a carriage return stands alone; save it as `CSV UTF-8`"
             raise UserError(f"{where} {what}") from None
         start = reader.line_num + 1
         if fields is None:
@@ -82,8 +86,11 @@ def _rows(
 
 
 def _delimiter(line: str) -> str:
-    """What divides a line into most fields."""
-    return max(",;\t", key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))
+    """What divides a line into most fields; a comma where it is no line of a table, which reading it says."""
+    try:
+        return max(",;\t", key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))
+    except csv.Error:
+        return ","
 
 
 def _checked_names(path: Path, names: list[str], columns: tuple[str, ...]) -> list[str]:

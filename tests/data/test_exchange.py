@@ -585,6 +585,7 @@ def test_ours_with_halves_of_surrogate_pairs_becomes_texts(tmp_path):
         ("a.csv", 'prompt,chosen,rejected\nq,"a,b\n', "row 1 (line 2) is truncated"),
         ("a.csv", "prompt,chosen,rejected\nq,caf\xe9,b\n".encode("cp1252"), "line 2: not UTF-8"),
         ("a.csv", "prompt,chosen,rejected\n".encode("utf-16"), "is UTF-16, not UTF-8"),
+        ("a.csv", "prompt,answer,rating\rq,a,1\r", "a carriage return stands alone"),
         ("a.csv", "frage,antwort\nq,a\n", "row 1 (line 2): expected a query with response and score"),
         ("a.csv", "prompt,answer,rating\nq,a,good\n", "row 1 (line 2): 'rating' is 'good'; expected a number"),
         ("a.csv", "prompt,answer,rating\nq,a,inf\n", "'rating' is 'inf'; expected a number"),
