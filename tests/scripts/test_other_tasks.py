@@ -90,6 +90,11 @@ def test_from_files_to_a_report(tmp_path, capsys, monkeypatch, task):
     result = json.loads((runs / f"evaluate_{task}/result.json").read_text())
     assert ("text_perplexity" in result["policies"]["after"]) == bool(texts)
 
+    if task == "helpful":
+        words = flags(split="chosen_test", rows="single", against=runs / "sft/lm", save_dir=runs, device="cpu")
+        said = command(capsys, monkeypatch, "perplexity", "policy", data, *words).splitlines()
+        assert len(said) == 3 and "40 rows of 64 tokens" in said[0] and "times the perplexity of" in said[2]
+
     command(capsys, monkeypatch, "report", "policy", *flags(save_dir=runs))
     page = (runs / "policy/report/index.html").read_text()
     assert task in page and "KL" in page
