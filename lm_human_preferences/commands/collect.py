@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lm_human_preferences.commands.evaluate import load_policy
+from lm_human_preferences.commands.evaluate import load_policy, path_and_beta
 from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.data.queries import query_stream
 from lm_human_preferences.data.tasks import TaskParams, check_task
@@ -47,7 +47,9 @@ class CollectParams(ServingParams):
     study: StudyParams = param(StudyParams, "")
     labellers: str = param("", "names with commas between them; each gets a personal link")
     policies: str = param(
-        "", "NAME=PATH with commas: who writes the responses, runs or model folders; the first is the reference"
+        "",
+        "NAME=PATH with commas: who writes the responses, runs or model folders; the first is the reference; PATH#BETA "
+        "steers a policy of train_ilql with another strength than its own",
     )
     questions: str | None = param(None, "instead of policies: a JSONL file of queries and responses", "path")
     count: int = param(1000, "questions that the policies write, in all")
@@ -133,8 +135,9 @@ def write_missing_questions(store: Store, params: CollectParams) -> None:
     precision = choose_precision(params.device, params.precision)
     authors = []
     for name, path in named_paths(params.policies, "--policies").items():
+        path, beta = path_and_beta(path)
         folder = Path(model_folder(path, params.save_dir, ("policy", "lm")))
-        policy = load_policy(folder, params.task).to(precision.device)
+        policy = load_policy(folder, params.task, beta).to(precision.device)
         authors.append(Author(name, policy, input_digests({"model": str(folder)}).get("model")))
     config, first = authors[0].policy.transformer.config, authors[0].name
     for name, other in ((author.name, author.policy.transformer.config) for author in authors):

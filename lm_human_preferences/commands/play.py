@@ -21,6 +21,7 @@ from lm_human_preferences.language.encoding import get_encoding, same_encoding
 from lm_human_preferences.language.ends import Ends
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.model_folders import load_model
+from lm_human_preferences.learning.steered_policy import is_steered
 from lm_human_preferences.runs.folder import model_and_task
 from lm_human_preferences.serving.links import token_of
 from lm_human_preferences.serving.listener import (
@@ -93,6 +94,8 @@ def load_writers(
             name = f"{name} (beside)"
         task = its_task if not models else task
         models[name] = load_model(folder).requires_grad_(False).to(precision.device)
+        if is_steered(folder):
+            print(f"{name}: play writes with its language model; it is steered in sample and evaluate alone")
     first, *others = (model.config for model in models.values())
     if not all(same_encoding(first, other) for other in others):
         raise UserError(

@@ -98,6 +98,11 @@ class SteeredPolicy(Policy):
         save_model(folder, self.transformer, heads | {_BETA: torch.tensor(self.beta)}, note=note, world=world)
 
 
+def is_steered(folder: Path) -> bool:
+    """Whether a model folder has value heads that steer it. UserError where its heads are damaged."""
+    return _BETA in load_heads(folder)
+
+
 def load_policy(folder: Path, formatter: QueryFormatter, temperature: float, beta: float | None = None) -> Policy:
     """The policy of a model folder, steered where the folder has value heads for it.
 

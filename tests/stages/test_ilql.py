@@ -169,6 +169,29 @@ def test_a_strength_that_is_none(world):
         evaluated(world, "none", f"a={world / 'model'}#4")
 
 
+def test_who_is_steered(world, tmp_path):
+    """collect's writers take a strength too; a policy without value heads is steered by nothing."""
+    from lm_human_preferences.learning.steered_policy import is_steered
+
+    assert is_steered(world / "runs/counted/policy") and not is_steered(world / "model")
+    said = refused(
+        "collect",
+        "movies",
+        "study",
+        *flags(
+            task__query_dataset=world / "data",
+            task__query_length=6,
+            task__response_length=5,
+            labellers="ann",
+            policies=f"a={world / 'model'}#2,b={world / 'model'}",
+            count=2,
+            split="valid",
+            save_dir=tmp_path,
+        ),
+    )
+    assert "no value heads that a beta (2) could steer by" in said
+
+
 def test_samples_with_another_strength(world, capsys):
     save = flags(save_dir=world / "runs", device="cpu", precision="float32", count=20)
     said = []
