@@ -214,9 +214,14 @@ def choices_of(prompt: str, stories: list[Story], rule: Rule, n: int) -> Iterato
     for winner in stories:
         losers = [story for story in order if rule.prefers(winner, story)]
         found += [(winner, *losers[i : i + n - 1]) for i in range(0, len(losers) - n + 2, n - 1)]
-    found.sort(key=lambda group: hashlib.sha1(b"".join(digests[story.text] for story in group)).digest())
+
+    def drawn(*texts: str) -> bytes:
+        return hashlib.sha1(b"".join(digests[text] for text in texts)).digest()
+
+    found.sort(key=lambda group: drawn(*(story.text for story in group)))
     for winner, *losers in found[: rule.uses]:
-        shown = sorted((winner, *losers), key=order.index)
+        texts = [story.text for story in (winner, *losers)]
+        shown = sorted((winner, *losers), key=lambda story: drawn(*texts, story.text))
         yield {
             "query": prompt,
             "responses": [response(story) for story in shown],

@@ -182,7 +182,9 @@ def test_stories_become_references_choices_pairs_and_ratings(tmp_path):
         assert len(ratings) == 6 * len(prompts[split])
         assert sum(label["score"] for label in ratings) == len(prompts[split])
         assert all((label["score"] == 1) == ("Story 5" in label["responses"][0]) for label in ratings)
-    assert len({label["best"] for label in labels(tmp_path / "out", "labels_train")}) == 4  # in any place
+    for name, k in (("labels", 4), ("pairs", 2)):  # in any place, as often in each
+        places = [label["best"] for label in labels(tmp_path / "out", f"{name}_train")]
+        assert max(abs(places.count(n) / len(places) - 1 / k) for n in range(k)) < 4 / len(places) ** 0.5 / 2
     task = TaskParams(query_length=20, response_length=30)
     assert len(load_labels(str(tmp_path / "out/labels_train.jsonl"), label_type("best_of_4"), task, gpt2_encoding()))
 
