@@ -10,7 +10,7 @@ import torch
 
 from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.sampling import exclude, take_top_k
 from lm_human_preferences.learning.implicit_q import (
     SUMS,
@@ -536,6 +536,35 @@ def test_targets_and_next_values_have_no_gradient(queries):
             if name.startswith(without) or without == "heads" or "target" in name:
                 assert parameter.grad is None or not parameter.grad.any(), (term, name)
         assert model.transformer.wte.weight.grad.any()
+
+
+def test_the_optimum_of_a_bandit():
+    """One token, known rewards: Q learns them, and steering by 1 / beta writes the policy that maximises reward less
+    beta times KL, with the recorded reference, rewards and prices.
+    """
+    g = recorded("formulas")
+    rewards, reference = (tensor(g[f"kl_optimum/{name}"]).float() for name in ("rewards", "ref_logprobs"))
+    K, generator = len(rewards), torch.Generator().manual_seed(1)
+    heads = ValueHeads(8, K).initialise(generator)
+    state, actions = torch.randn(1, 8, generator=generator).expand(K, -1), torch.arange(K)
+    real, params = torch.ones(K, 1, dtype=torch.bool), ImplicitQParams(cql_scale=0.0, tau=0.5)
+    optimizer = torch.optim.Adam([p for p in heads.parameters() if p.requires_grad], lr=0.02)
+    model = GPT2(GPT2Config(n_vocab=K, n_ctx=4, n_embd=8, n_head=1, n_layer=1, padding_token=K)).initialise(generator)
+    for step in range(600):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02 * (1 - step / 600)
+        said = actions_of(model, heads, state, actions).laid_out(real)
+        losses = implicit_q_losses(said, rewards[:, None], real, params)
+        optimizer.zero_grad()
+        (losses.q + losses.v).mean().backward()
+        optimizer.step()
+        heads.sync_targets(0.1)
+    with torch.no_grad():
+        advantages = heads.advantages(state[:1])[0]
+        assert float(heads.values(state[:1])) == pytest.approx(float(rewards.mean()), abs=0.02)
+    for beta, optimum in zip(g["kl_optimum/betas"], g["kl_optimum/policy"], strict=True):
+        steered = torch.softmax(reference + advantages / float(beta), 0)
+        np.testing.assert_allclose(steered.numpy(), optimum, atol=0.01)
 
 
 def test_new_heads_value_nothing_and_differ():

@@ -248,7 +248,13 @@ def signalled(process: subprocess.Popen, run: Path, number: int, pids: Callable[
 
 
 @pytest.mark.parametrize(
-    "stage, number", [("train_sft", signal.SIGTERM), ("train_reward", signal.SIGTERM), ("train_policy", signal.SIGINT)]
+    "stage, number",
+    [
+        ("train_sft", signal.SIGTERM),
+        ("train_reward", signal.SIGTERM),
+        ("train_policy", signal.SIGINT),
+        ("train_ilql", signal.SIGTERM),
+    ],
 )
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(world, stage, number):
     name, runs = RUNS[stage], world / "runs"
