@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -33,7 +32,6 @@ LANGUAGES = {".py": "python", ".json": "json", ".jsonl": "json", ".toml": "toml"
 NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n"
 THEIR_WORKER = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
 _LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))|(?<=src=\")([^\"]+)(?=\")|(?<=href=\")([^\"]+)(?=\")")
-_FORMULA = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 _FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 
 
@@ -120,7 +118,7 @@ def page_of_notebook(path: str, add: Callable[[str, bytes], None]) -> str:
     for number, cell in enumerate(json.loads((ROOT / path).read_text(encoding="utf-8"))["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(_FORMULA.sub(formula, source).replace("<details>", '<details markdown="1">'))
+            parts.append(source.replace("<details>", '<details markdown="1">'))
         elif cell["cell_type"] == "code" and source.strip():
             parts.append(f"~~~~~~~~python\n{source.rstrip()}\n~~~~~~~~")
         for place, output in enumerate(cell.get("outputs", [])):
@@ -128,19 +126,17 @@ def page_of_notebook(path: str, add: Callable[[str, bytes], None]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def formula(found: re.Match[str]) -> str:
-    """A displayed formula of LaTeX as MathML, which browsers draw themselves."""
-    mathml: str = convert(found[1].strip(), display="block")
-    return f"\n{mathml}\n"
-
-
 def shown_output(output: dict[str, Any], place: str, add: Callable[[str, bytes], None]) -> list[str]:
     """What a cell printed, drew or returned. Of several forms of one thing the first that a page can show."""
     data = output.get("data", {})
+    html = "".join(data.get("text/html", []))
     if "image/png" in data:
         picture, content = f"{place}.png", base64.b64decode("".join(data["image/png"]))
     elif "image/svg+xml" in data:
         picture, content = f"{place}.svg", "".join(data["image/svg+xml"]).encode()
+    elif html and "<script" not in html:
+        lines = "\n".join(line for line in html.splitlines() if line.strip())  # an empty one would end the block
+        return [f"<div>\n{lines}\n</div>"]
     else:
         text = "".join(output.get("text") or data.get("text/plain") or []).rstrip()
         return [f"~~~~~~~~text\n{text}\n~~~~~~~~"] if text else []
