@@ -17,6 +17,7 @@ from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.encoding import Encoding
 from lm_human_preferences.language.model_folders import encoding_named
 
+_LOOKED_AT = 100  # labels, to see whether a file says who answered
 SURPRISING = 4.0  # standard errors: of a dozen shares none strays this far by chance
 
 
@@ -97,16 +98,24 @@ def _told(source: str, params: LabelToolParams) -> list[str]:
     file = LabelFile(local_file(source), params)
     workers: Counter[object] = Counter()
     sure: Counter[object] = Counter()
-    for _, entry in file:
-        for name, counts in (("worker", workers), ("confidence", sure)):
+    fields = {"worker": workers, "confidence": sure}
+    for number, (_, entry) in enumerate(file):
+        for name, counts in fields.items():
             if isinstance(entry, dict) and isinstance(entry.get(name), str | int | float):
                 counts[entry[name]] += 1
+        if number == _LOOKED_AT and not workers and not sure:
+            break  # a large file is not read once more for what it does not have
     lines = [] if file.is_ours else [f"form      {file.form}"]
     if workers:
         most = max(workers.values())
         lines.append(f"workers   {len(workers):,}, who gave {most:,} labels at most")
     if sure:
-        lines.append("confidence " + ", ".join(f"{value}: {sure[value]:,}" for value in sorted(sure, key=str)))
+        lines.append(
+            "confidence "
+            + ", ".join(
+                f"{value}: {sure[value]:,}" for value in sorted(sure, key=lambda value: (isinstance(value, str), value))
+            )
+        )
     return lines
 
 

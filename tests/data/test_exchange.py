@@ -260,6 +260,11 @@ def test_comparisons_of_summaries_keep_worker_and_confidence(tmp_path):
     assert "form      summaries" in page and "workers   1, who" in page and "confidence 8: 1" in page
 
 
+def test_confidences_are_counted_in_their_order(tmp_path):
+    rows = [COMPARISON | {"extra": {"confidence": sure}} for sure in (9, 10, 2, 9)]
+    assert "confidence 2: 1, 9: 2, 10: 1" in inspect(write(tmp_path / "a.jsonl", rows), LabelToolParams())
+
+
 def test_lines_and_other_queries_of_summaries(tmp_path):
     path = write(tmp_path / "batch9.jsonl", [COMPARISON | {"worker": None, "extra": {}}])
     (label,) = labels_of(path, query_template=r"SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:")
