@@ -62,6 +62,17 @@ def test_a_documented_script_takes_these_words(command, monkeypatch):
         load_script(shlex.split(command)[1]).main()
 
 
+def test_the_sentiment_demonstration_is_what_its_page_says():
+    """The Makefile's commands, but for what lets them be run again."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    (recipe,) = re.findall(r"^demo-sentiment:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    ran = [shlex.split(line.replace("$(RUN)", "").strip()) for line in recipe.splitlines()]
+    page = (ROOT / "docs/sentiment.md").read_text()
+    documented = [shlex.split(line) for line in re.findall(r"^    python (.*)$", page, re.MULTILINE)]
+    again = {"--run.overwrite", "--overwrite"}
+    assert documented == [[word for word in words if word not in again] for words in ran]
+
+
 def test_the_pages_show_a_command_of_each_stage():
     assert all(any(f"launch.py {stage} " in command for command in COMMANDS) for stage in command_line.STAGES)
 
