@@ -4,7 +4,8 @@ import pytest
 
 from lm_human_preferences.data.tasks import TaskParams, check_task, ends_in_words, response_ends
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.language.encoding import get_encoding, gpt2_encoding
+from lm_human_preferences.language.added_tokens import AddedToken
+from lm_human_preferences.language.encoding import ExtendedEncoding, get_encoding, gpt2_encoding
 from lm_human_preferences.language.ends import Ends
 
 
@@ -60,3 +61,13 @@ def test_a_text_needs_an_encoding():
     assert response_ends(TaskParams(stop_tokens="13")).tokens == (13,)
     with pytest.raises(ValueError, match="needs an encoding"):
         response_ends(TaskParams(stop_tokens="."))
+
+
+def test_a_token_that_a_model_has_added():
+    """Where the encoding has the text as one token it ends responses; its id is the model's."""
+    added = (AddedToken(50257, "### End"), AddedToken(50259, "### Response:\n"))
+    encoding = ExtendedEncoding(gpt2_encoding(), added, 50260)
+    for text, tokens in (("### End", (50257,)), ('["### Response:\\n", "<|endoftext|>"]', (50259, 50256))):
+        task = TaskParams(stop_tokens=text)
+        check_task(task, encoding, 1024)
+        assert response_ends(task, encoding).tokens == tokens
