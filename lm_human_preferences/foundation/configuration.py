@@ -48,13 +48,15 @@ def apply_overrides(params: Params, overrides: dict[str, str]) -> Params:
 
 
 def find_paths(params: Params) -> Params:
-    """A copy of the nested dataclass `params` in which each path is where it is found, see `find_path`."""
+    """A copy of the nested dataclass `params` in which each path is where it is found, see `find_path`. Web addresses
+    stay as they are.
+    """
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(params):  # type: ignore[arg-type]  # a dataclass, which a TypeVar cannot say
         value = getattr(params, field.name)
         if dataclasses.is_dataclass(value):
             changes[field.name] = find_paths(value)
-        elif value and field.metadata.get("kind") == "path":
+        elif value and field.metadata.get("kind") == "path" and "://" not in value:  # a path has one slash in a row
             changes[field.name] = str(find_path(value))
     return dataclasses.replace(params, **changes)  # type: ignore[type-var]  # as above
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from lm_human_preferences.commands.inputs import missing
+from lm_human_preferences.foundation.configuration import find_paths, flatten
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.root import find_path, project_root
 
+from params import EXPERIMENTS
 from small import ROOT
 
 
@@ -57,3 +60,21 @@ def test_a_path_is_found_where_the_user_stands_then_below_the_root(tmp_path, mon
     assert find_path(here / "x") == here / "x"
     (here / "saved_models/tiny").mkdir(parents=True)
     assert find_path("saved_models/tiny") == Path("saved_models/tiny")
+
+
+def test_a_web_address_stays_what_it_is():
+    """The paper's labels are at one; as a path it would lose a slash, and the task its labels."""
+    addresses = 0
+    for stage, entries in EXPERIMENTS.items():
+        for task, entry in entries.items():
+            given, found = flatten(entry()), flatten(find_paths(entry()))
+            for name, (value, _) in given.items():
+                if isinstance(value, str) and "://" in value:
+                    assert found[name][0] == value, (stage, task, name)
+                    addresses += 1
+    assert addresses > 4
+
+
+def test_a_task_whose_labels_are_on_the_web_lacks_no_labels():
+    lacks = missing(find_paths(EXPERIMENTS["train_reward"]["sentiment"]()))
+    assert [lack for lack in lacks if "labels" in lack] == []
