@@ -118,15 +118,16 @@ def gold_of(params: SweepParams, folder: Path, task: str, precision: Precision, 
 
 
 def found_of(params: SweepParams, share: float, folder: Path) -> dict[str, Any]:
-    """What a share's sweep found, and how good its reward model is on held-out labels."""
+    """What a share's sweep found, and how good its reward model, or its members on average, is on held-out labels."""
     result = read_json(folder / name_of(share) / "result.json")
     reward = folder / name_of(share) / f"{name_of(share)}_reward" / "result.json"
     quality = read_json_object(reward) if reward.is_file() else {}
+    of_members = [member.get("accuracy") for member in quality.get("members", [quality])]
+    known = [accuracy for accuracy in of_members if accuracy is not None]
     kept = ("queries", "split", "judges", "reference_policy", "policies", "best_of_n", "fits", "verdicts")
     return {
         "share": share,
         "labels": labels_of(share, params),
-        "accuracy": quality.get("accuracy"),
-        "chance": quality.get("chance"),
+        "accuracy": sum(known) / len(known) if known else None,
         **{name: result[name] for name in kept},
     }

@@ -93,6 +93,16 @@ def test_pages(world):
     assert "Gold against proxy" in own.read_text()
 
 
+def test_an_ensemble_on_wrong_labels(world):
+    """Its members as the proxy, whose accuracy is the members' mean."""
+    words = words_of(world, shares="0.5", gold=None, rewards__kl_coef="0.3", rewards__train_new_model__members=2)
+    run_here("sweep", "movies", "ensemble", *words)
+    [found] = json.loads((world / "runs/ensemble/result.json").read_text())["shares"]
+    folder = world / "runs/ensemble/share_0.5/share_0.5_reward"
+    members = json.loads((folder / "result.json").read_text())["members"]
+    assert found["accuracy"] == pytest.approx(sum(member["accuracy"] for member in members) / 2) and len(members) == 2
+
+
 def test_a_gold_model_that_is_there(world, capsys):
     """By its run's name or path, beside the judges or alone."""
     words = words_of(world, shares=None, gold="both/gold", judges=None, rewards__kl_coef="0.3")
