@@ -7,7 +7,6 @@ policy_params.py, what comes first where there is no reward model yet in before_
 """
 
 import math
-from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,8 @@ from lm_human_preferences.data.tasks import (
 from lm_human_preferences.judging.evaluation import (
     compare_policies,
     evaluation_queries,
-    per_token_kl,
     sample_and_score,
+    sample_rows,
     uniforms_of,
     write_comparison,
 )
@@ -41,7 +40,6 @@ from lm_human_preferences.language.captured import decoding_graphs
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.logprobs import slices
 from lm_human_preferences.language.model_folders import load_model
-from lm_human_preferences.language.support import packed_size
 from lm_human_preferences.learning.group_advantages import (
     GroupLosses,
     GroupTargets,
@@ -63,6 +61,7 @@ from lm_human_preferences.learning.ppo import (
     ValueLosses,
     both_losses,
     compute_rewards,
+    joined,
     minibatch_stats,
     minibatch_targets,
     of_rows,
@@ -84,7 +83,7 @@ from lm_human_preferences.runs.loop import Loop
 from lm_human_preferences.runs.micro_batches import captures
 from lm_human_preferences.runs.params import computing
 from lm_human_preferences.runs.stage_memory import policy_training_memory
-from lm_human_preferences.runs.training import Probes, Training, blank_rows, rollout_probe, train_part
+from lm_human_preferences.runs.training import Probes, Training, policy_probes, train_part
 from lm_human_preferences.train_online import OnlineRewards
 from lm_human_preferences.watching.doctor import open_watched
 
@@ -551,56 +550,6 @@ class PPOTrainer:
         return int(state["step"])
 
     def memory_probes(self) -> Probes:
-        """For each kind of pass a function that does one over made-up rows: it takes the memory of the largest pass in
-        training, and changes nothing. Only a reward model of ours is asked: never a user's function.
-        """
-        queries, responses = blank_rows(self.params.task, self.precision.device)
-        support = None
-        if self.policy.top_k or self.policy.top_p < 1:
-            size = packed_size(self.policy.transformer.config.n_vocab)
-            support = torch.full((*responses.shape, size), 255, dtype=torch.uint8, device=responses.device)
-
-        def scoring(rows: int) -> None:
-            q, r = queries.expand(rows, -1), responses.expand(rows, -1)
-            with torch.no_grad(), self.precision.autocast():
-                self.reference.analyze(q, r, entropies=False)
-                if self.recompute:
-                    among = None if support is None else support.expand(rows, -1, -1)
-                    self.policy.analyze(q, r, entropies=False, support=among)
-                for member in reward_models(self.scorer.rewards):
-                    member(q, r)
-
-        def training(rows: int) -> None:
-            with self.parallel.micro_batch(last=False):
-                with self.precision.autocast():
-                    among = None if support is None else support.expand(rows, -1, -1)
-                    analysis = self.parallel(queries.expand(rows, -1), responses.expand(rows, -1), support=among)
-                self.parallel.backward(analysis.logprobs.sum() + analysis.values.sum())
-
-        rollout = rollout_probe(self.policy, self.params.task, self.precision)
-        return {"rollout": rollout, "scoring": scoring, "training": training}
-
-
-def joined(parts: Sequence[Iterable[Any]]) -> list[Any]:
-    """Columns of tensors, from parts that are some rows of each; a column may be None in all of them."""
-    return [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
-
-
-def sample_rows(rollout: Rollout, kl_coef: float, encoding: Encoding, count: int = 4) -> list[dict[str, Any]]:
-    """The first episodes of a rollout as lines of samples.jsonl: texts, score, KL in nats, and where the KL lies."""
-    token_kl = (rollout.logprobs - rollout.ref_logprobs).float().cpu()
-    responses = rollout.responses if rollout.counted is None else rollout.truncated
-    rows: list[dict[str, Any]] = []
-    for i, kl in enumerate(token_kl.sum(1).tolist()[:count]):
-        score = float(rollout.scores[i])
-        rows.append(
-            {
-                "query": encoding.decode(rollout.queries[i].tolist()),
-                "response": encoding.decode(responses[i].tolist()),
-                "score": score,
-                "kl": kl,
-                "total": score - kl_coef * kl,
-                **per_token_kl(responses[i], token_kl[i], encoding, marks=True),
-            }
-        )
-    return rows
+        """A pass of each kind over made-up rows, see `policy_probes`."""
+        members, task = reward_models(self.scorer.rewards), self.params.task
+        return policy_probes(self.parallel, self.policy, self.reference, members, task, self.precision, self.recompute)

@@ -20,6 +20,7 @@ from lm_human_preferences.judging.text_metrics import distinct
 from lm_human_preferences.language.encoding import Encoding
 from lm_human_preferences.language.ends import Ends
 from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.learning.ppo import Rollout
 from lm_human_preferences.learning.scoring import Rewards, Scorer
 
 
@@ -226,6 +227,26 @@ def per_token_kl(
             begun = begun[:-1]  # the last character is not whole yet: its bytes are spread over several tokens
         ends.append(len(begun))
     return {"token_kl": values, "token_ends": ends}
+
+
+def sample_rows(rollout: Rollout, kl_coef: float, encoding: Encoding, count: int = 4) -> list[dict[str, Any]]:
+    """The first episodes of a rollout as lines of samples.jsonl: texts, score, KL in nats, and where the KL lies."""
+    token_kl = (rollout.logprobs - rollout.ref_logprobs).float().cpu()
+    responses = rollout.responses if rollout.counted is None else rollout.truncated
+    rows: list[dict[str, Any]] = []
+    for i, kl in enumerate(token_kl.sum(1).tolist()[:count]):
+        score = float(rollout.scores[i])
+        rows.append(
+            {
+                "query": encoding.decode(rollout.queries[i].tolist()),
+                "response": encoding.decode(responses[i].tolist()),
+                "score": score,
+                "kl": kl,
+                "total": score - kl_coef * kl,
+                **per_token_kl(responses[i], token_kl[i], encoding, marks=True),
+            }
+        )
+    return rows
 
 
 def comparison_table(result: dict[str, Any], count: int, split: str) -> str:

@@ -9,7 +9,7 @@ in the original.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -178,6 +178,11 @@ def without_what_follows(rollout: Rollout, ends: Ends) -> Rollout:
 def of_rows(columns: Iterable[torch.Tensor | None], rows: slice | torch.Tensor) -> list[Any]:
     """The same rows of each column; None stays None."""
     return [None if column is None else column[rows] for column in columns]
+
+
+def joined(parts: Sequence[Iterable[Any]]) -> list[Any]:
+    """Columns of tensors, from parts that are some rows of each; a column may be None in all of them."""
+    return [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
 
 
 class FixedKLController:

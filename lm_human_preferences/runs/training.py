@@ -18,7 +18,9 @@ from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.language.support import packed_size
 from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.runs.micro_batches import choose_micro_batches, micro_batches_of_checkpoint, try_micro_batches
 from lm_human_preferences.runs.params import RunParams
 from lm_human_preferences.runs.stage_memory import StageMemory
@@ -160,3 +162,45 @@ def rollout_probe(policy: Policy, task: TaskParams, precision: Precision) -> Cal
             policy.respond(queries.expand(rows, -1), uniforms)
 
     return rollout
+
+
+def policy_probes(
+    parallel: Parallel,
+    policy: Policy,
+    reference: Policy,
+    rewards: Sequence[RewardModel],
+    task: TaskParams,
+    precision: Precision,
+    recompute: bool,
+) -> Probes:
+    """For each kind of pass of policy training a function that does one over made-up rows: it takes the memory of the
+    largest pass, and changes nothing. rewards: models of ours alone, never a user's function; recompute: whether the
+    policy's log-probabilities are made again when responses are scored.
+    """
+    queries, responses = blank_rows(task, precision.device)
+    support: torch.Tensor | None = None
+    if policy.top_k or policy.top_p < 1:
+        size = packed_size(policy.transformer.config.n_vocab)
+        support = torch.full((*responses.shape, size), 255, dtype=torch.uint8, device=precision.device)
+
+    def of(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        among = None if support is None else support.expand(rows, -1, -1)
+        return queries.expand(rows, -1), responses.expand(rows, -1), among
+
+    def scoring(rows: int) -> None:
+        q, r, among = of(rows)
+        with torch.no_grad(), precision.autocast():
+            reference.analyze(q, r, entropies=False)
+            if recompute:
+                policy.analyze(q, r, entropies=False, support=among)
+            for model in rewards:
+                model(q, r)
+
+    def training(rows: int) -> None:
+        q, r, among = of(rows)
+        with parallel.micro_batch(last=False):
+            with precision.autocast():
+                analysis = parallel(q, r, support=among)
+            parallel.backward(analysis.logprobs.sum() + analysis.values.sum())
+
+    return {"rollout": rollout_probe(policy, task, precision), "scoring": scoring, "training": training}
