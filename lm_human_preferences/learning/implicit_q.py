@@ -86,8 +86,10 @@ class ValueHeads(nn.Module):
         return outputs.squeeze(-1)
 
     def advantages(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [n, C] -> min Q - V of every action, float32 [n, V]. The heads that learn decide, not their copies."""
-        lowest: torch.Tensor = reduce(torch.minimum, [head(hidden) for head in self.q_heads])
+        """hidden [n, C] -> min Q - V of every action, float32 [n, V]. The target copies decide, to which V was fitted
+        (trlX, modeling_ilql.py generate).
+        """
+        lowest: torch.Tensor = reduce(torch.minimum, [head(hidden) for head in self.target_q_heads])
         return lowest - self.values(hidden)[:, None]
 
 

@@ -3,8 +3,9 @@ think of it (Snell et al. 2022, arXiv 2206.11871, section 4.3).
 
     pi(a | s)  proportional to  exp( (log rho(a | s) + beta (min Q(s, a) - V(s))) / temperature )
 
-with rho the language model. V is the same for all actions and changes nothing in pi: it is there so that what is added
-has a meaning. beta 0 is the language model, bit for bit.
+with rho the language model and Q the slow target copies of the heads, as in trlX (modeling_ilql.py generate). V is the
+same for all actions and changes nothing in pi: it is there so that what is added has a meaning. beta 0 is the language
+model, bit for bit.
 """
 
 from pathlib import Path
@@ -22,7 +23,7 @@ from lm_human_preferences.language.sampling import Sample, sample
 from lm_human_preferences.learning.implicit_q import ValueHeads
 from lm_human_preferences.learning.policy import Analysis, Policy, states_before
 
-_BETA = "steering.beta"
+_BETA, _LEARNING = "steering.beta", "q_heads."  # names in a folder's heads
 
 
 class SteeredPolicy(Policy):
@@ -92,9 +93,9 @@ class SteeredPolicy(Policy):
 
     def save(self, folder: Path, note: dict[str, Any] | None = None, world: World = World()) -> None:
         """Write a model folder with the heads and beta beside it; on several ranks all call it and rank 0 writes. The
-        target copies, which only training needs, are left out.
+        heads that learn, which only training needs, are left out: their target copies decide.
         """
-        heads = {name: value for name, value in self.heads.state_dict().items() if not name.startswith("target_")}
+        heads = {name: value for name, value in self.heads.state_dict().items() if not name.startswith(_LEARNING)}
         save_model(folder, self.transformer, heads | {_BETA: torch.tensor(self.beta)}, note=note, world=world)
 
 
@@ -120,11 +121,11 @@ def load_policy(folder: Path, formatter: QueryFormatter, temperature: float, bet
 
 
 def value_heads(stored: dict[str, torch.Tensor], config: GPT2Config, folder: Path) -> ValueHeads:
-    """The value heads in what `load_heads` has read; their target copies equal them. UserError, naming the folder,
-    where they do not fit the model.
+    """The value heads in what `load_heads` has read; the heads that would learn equal their target copies. UserError,
+    naming the folder, where they do not fit the model.
     """
-    heads = ValueHeads(config.n_embd, config.n_vocab, two_qs="q_heads.1.0.weight" in stored)
-    wanted = {name: value for name, value in heads.state_dict().items() if not name.startswith("target_")}
+    heads = ValueHeads(config.n_embd, config.n_vocab, two_qs="target_q_heads.1.0.weight" in stored)
+    wanted = {name: value for name, value in heads.state_dict().items() if not name.startswith(_LEARNING)}
     for name, value in wanted.items():
         if name not in stored:
             raise UserError(f"{folder / 'heads.safetensors'} lacks {name}: it is damaged, or of another version")
@@ -134,5 +135,5 @@ def value_heads(stored: dict[str, torch.Tensor], config: GPT2Config, folder: Pat
                 f"{list(value.shape)}"
             )
     heads.load_state_dict({name: stored[name] for name in wanted}, strict=False)
-    heads.sync_targets(1.0)
+    heads.q_heads.load_state_dict(heads.target_q_heads.state_dict())
     return heads

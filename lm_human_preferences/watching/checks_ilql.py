@@ -43,7 +43,8 @@ TAKEN_OVER = MoreThan(
     "train_ilql",
     looks_at="`ilql.alpha`, `ilql.sync_interval` and the number of steps",
     limits=(TAKEN_OVER,),
-    why="V learns from slow copies of the Q heads: where these never arrive, V knows nothing of the scores",
+    why="V learns from slow copies of the Q heads, and they steer what is written: where these never arrive, neither "
+    "knows anything of the scores",
     change="`--ilql.alpha` of at least 3 × `--ilql.sync_interval` / steps, more `--epochs`",
 )
 def stale_targets(h: History) -> Judgement | None:

@@ -174,11 +174,9 @@ def test_top_k_keeps_ties(k):
     assert_recorded("ilql", f"topk/k{k}/kept", take_top_k(x, k) == x)
 
 
-def decoding(case: str, heads_that_decide: str) -> SteeredPolicy:
-    """A policy that steers with the learning heads, as ours do, or with the target copies, as trlX's."""
+def decoding(case: str) -> SteeredPolicy:
+    """A policy with the recorded weights, whose target copies are others than its learning heads."""
     wanted, heads = settings()["ilql"]["decode"][case], recorded_heads()
-    if heads_that_decide == "target":
-        heads.q_heads.load_state_dict(heads.target_q_heads.state_dict())
     model, temperature = with_weights("weights", "policy"), wanted["temperature"] or 1.0
     return SteeredPolicy(model, heads, QueryFormatter([], []), temperature, float(wanted["beta"]))
 
@@ -202,9 +200,9 @@ def steered_logits(policy: SteeredPolicy, tokens: torch.Tensor, temperature: flo
 
 @pytest.mark.parametrize("case", settings()["ilql"]["decode"])
 def test_decoding(case):
-    """trlX's target heads decide: with these in place of the learning ones all its numbers come out."""
+    """The target copies decide."""
     wanted, tokens = settings()["ilql"]["decode"][case], tensor(recorded("ilql")[f"decode/{case}/tokens"]).long()
-    policy = decoding(case, "target")
+    policy = decoding(case)
     model, heads = policy.transformer, policy.heads
     with torch.no_grad():
         hidden = model(torch.cat([prompts(), tokens], 1))[:, prompts().shape[1] - 1 : -1]
@@ -221,7 +219,6 @@ def test_decoding(case):
 
 def test_decoding_from_given_states():
     wanted, (model, heads, *_) = settings()["ilql"]["decode_given_states"], analysed()
-    heads.q_heads.load_state_dict(heads.target_q_heads.state_dict())
     rows, positions, *_ = layout()
     with torch.no_grad():
         hidden = model(rows).gather(1, positions[..., None].expand(-1, -1, CONFIG.n_embd)).flatten(0, 1)
@@ -373,7 +370,7 @@ def test_what_is_measured_is_what_is_drawn_from(queries, temperature):
     rows = torch.cat([policy.formatter(queries), drawn.tokens], 1)
     with torch.no_grad():
         hidden = policy.transformer(rows)[:, -8:-1]
-        qs = torch.minimum(*(head(hidden) for head in policy.heads.q_heads))
+        qs = torch.minimum(*(head(hidden) for head in policy.heads.target_q_heads))
         logits = policy.transformer.logits(hidden) + 3.0 * (qs - policy.heads.values(hidden)[..., None])
         logprobs = (logits / temperature).log_softmax(2)
     torch.testing.assert_close(
@@ -386,7 +383,7 @@ def test_what_is_measured_is_what_is_drawn_from(queries, temperature):
 
 
 def test_a_steered_policys_folder(tmp_path):
-    """It holds the learning heads and beta, loads as it was, and is a language model to whoever wants one."""
+    """It holds the target copies and beta, loads as it was, and is a language model to whoever wants one."""
     generator, formatter = torch.Generator().manual_seed(3), QueryFormatter([], [])
     heads = ValueHeads(small.CONFIG.n_embd, small.CONFIG.n_vocab)
     for parameter in heads.parameters():
@@ -413,12 +410,12 @@ def test_a_steered_policys_folder(tmp_path):
 @pytest.mark.parametrize(
     "change, says",
     [
-        (lambda heads: heads.pop("q_heads.0.2.bias"), "lacks q_heads.0.2.bias"),
+        (lambda heads: heads.pop("target_q_heads.0.2.bias"), "lacks target_q_heads.0.2.bias"),
         (lambda heads: heads.update({"v_head.0.bias": torch.zeros(3)}), r"v_head.0.bias is \[3\], the model needs"),
     ],
 )
 def test_heads_that_do_not_fit(change, says):
-    stored = {name: value for name, value in recorded_heads().state_dict().items() if "target" not in name}
+    stored = {name: value for name, value in recorded_heads().state_dict().items() if not name.startswith("q_heads")}
     change(stored)
     with pytest.raises(UserError, match=says):
         value_heads(stored, CONFIG, Path("folder"))

@@ -111,7 +111,7 @@ def test_a_checkpoint_has_the_copies(world):
 def test_one_q_head(world):
     run_here("train_ilql", "movies", "one", *ilql_flags(world), "--ilql.two_qs", "off")
     stored = load_heads(world / "runs/one/policy")
-    assert not any(name.startswith(("q_heads.1", "target")) for name in stored) and stored["steering.beta"] == 2
+    assert not any(name.startswith(("q_heads", "target_q_heads.1")) for name in stored) and stored["steering.beta"] == 2
     assert metrics(world / "runs/one")[0]["train/loss_cql"] == pytest.approx(math.log(27), abs=1e-4)
     assert isinstance(load_policy(world / "runs/one/policy", QueryFormatter([], []), 1.0), SteeredPolicy)
 
