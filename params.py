@@ -318,8 +318,8 @@ def own_dpo() -> DPOParams:
 
 
 def movies_ilql() -> ILQLParams:
-    """Sentences with the mean of what people rated them. Rate, epochs and alpha are ours: the paper's and trlX's alpha
-    are for more steps.
+    """Sentences with the mean of what people rated them. Rate, epochs, beta and alpha are ours and not tuned; the
+    paper's and trlX's alpha are for more steps.
     """
     return ILQLParams(
         task=movies_task(),
