@@ -168,7 +168,8 @@ KL_OF_TARGET = AtMost(
 
 @check(
     *POLICY_STAGES,
-    looks_at="`objective/kl`",
+    looks_at="`objective/kl`; with `task.top_k` or `task.top_p` and without `rewards.adaptive_kl` less that of step 0, "
+    "which is what drawing among few tokens costs",
     limits=(KL_PER_TOKEN, KL_OF_TARGET),
     why="the policy has left the language model that the reward model was trained on; its score means nothing there",
     change="lower `--ppo.lr`, raise `--rewards.kl_coef`, `--rewards.adaptive_kl on`",
@@ -180,9 +181,12 @@ def kl_exploding(h: History) -> Judgement | None:
         return None
     limit, unit = (KL_OF_TARGET, target) if target else (KL_PER_TOKEN, length)
     of_what = f"target {target:g}" if target else f"responses of {length} tokens"
+    first, drawing = h.series["objective/kl"].first[0], ""
+    if not target and (h.parameter("task.top_k") or (h.parameter("task.top_p") or 1) < 1):
+        kl, drawing = kl - first, f" beyond the {first:.3g} of step 0"
     return Judgement(
         limit.level(kl, unit),
-        f"mean KL {kl:.3g} nats, limit {limit.warning * unit:g} ({of_what})",
+        f"mean KL {kl:.3g} nats{drawing}, limit {limit.warning * unit:g} ({of_what})",
         f"lower {h.flag('ppo.lr')}, raise {h.flag('rewards.kl_coef')}"
         + ("" if target else f", or {h.flag('rewards.adaptive_kl')} to on"),
     )

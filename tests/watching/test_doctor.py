@@ -435,6 +435,23 @@ def test_rewards_that_nobody_normalised_have_no_scale_to_be_off(rewards):
     assert "score_scale" not in found(diagnose(History("train_policy", config), rows, [], result))
 
 
+@pytest.mark.parametrize("rule, exploding", [({}, True), ({"top_k": 50}, False), ({"top_p": 0.9}, False)])
+def test_what_drawing_among_few_tokens_costs_is_no_explosion(rule, exploding):
+    rows, config, result = recorded("policy")
+    price = 1.5 * config["task"]["response_length"]
+    rows = [row | {"objective/kl": row["objective/kl"] + price} for row in rows]
+    config = config | {"task": config["task"] | rule}
+    assert ("kl_exploding" in found(diagnose(History("train_policy", config), rows, [], result))) == exploding
+
+
+def test_a_response_that_need_not_end_is_not_penalised():
+    rows, config, result = recorded("policy")
+    rows = [row | {"objective/valid": 0.0} for row in rows]
+    assert "penalised" in found(diagnose(History("train_policy", config), rows, [], result))
+    config = config | {"task": config["task"] | {"penalty_reward_value": None}}
+    assert "penalised" not in found(diagnose(History("train_policy", config), rows, [], result))
+
+
 def test_every_check_fires_in_a_test_above():
     fired = {(stage, name) for _, stage, _, expected, _ in BROKEN for name in expected}
     fired |= {("train_policy", expected) for *_, expected in BUGS}
