@@ -274,5 +274,5 @@ def penalise(scores: torch.Tensor, valid: torch.Tensor, penalty: float | None) -
 
 
 def readable(encoding: Encoding, tokens: torch.Tensor) -> str:
-    """Text of int64 [T] without padding and without the end-of-text mark."""
-    return encoding.decode([t for t in tokens.tolist() if t != encoding.end_of_text])
+    """Text of int64 [T] without padding and marks, as people and judges of texts read it."""
+    return encoding.decode([t for t in tokens.tolist() if t not in encoding.marks])

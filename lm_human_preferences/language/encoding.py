@@ -47,6 +47,11 @@ class Encoding(ABC):
         """The encoding without added tokens."""
         return self
 
+    @functools.cached_property
+    def marks(self) -> frozenset[int]:
+        """Tokens that are no part of what a reader reads: the end of a text, and added ones that are special."""
+        return frozenset((self.end_of_text, *(token.id for token in self.added_tokens if token.special)))
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; no text becomes padding or, in GPT-2's encoding, the end of a text."""

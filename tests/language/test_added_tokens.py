@@ -1,5 +1,6 @@
 """GPT-2s with tokens added: read from people's files, encoded as `transformers` encodes, padding outside them all."""
 
+import dataclasses
 import json
 import pickle
 import random
@@ -12,9 +13,16 @@ import torch
 import transformers
 
 from lm_human_preferences.compute.distributed import generator_for
-from lm_human_preferences.data.tasks import QueryFormatter
+from lm_human_preferences.data.tasks import QueryFormatter, readable
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.language.encoding import END_OF_TEXT, Encoding, get_encoding, gpt2_encoding, same_encoding
+from lm_human_preferences.language.encoding import (
+    END_OF_TEXT,
+    Encoding,
+    ExtendedEncoding,
+    get_encoding,
+    gpt2_encoding,
+    same_encoding,
+)
 from lm_human_preferences.language.model_folders import convert_hugging_face, load_config, load_model, save_model
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -92,6 +100,18 @@ def test_texts_round_trip(folders):
         for text in texts(encoding):
             assert encoding.decode(encoding.encode(text)) == text
             assert encoding.decode([*encoding.encode(text), encoding.padding_token]) == text
+
+
+def test_marks_are_no_part_of_what_is_read(folders):
+    """A judge of texts, or a person, reads neither the end of a text nor a special token that the model ends with."""
+    encoding = get_encoding(load_config(folders["dlite"]))
+    end = encoding.encode("### End")
+    tokens = torch.tensor([*encoding.encode(" fine."), *end, encoding.padding_token, encoding.end_of_text])
+    assert len(end) == 1 and readable(encoding, tokens) == " fine."
+    assert encoding.marks == {encoding.end_of_text, *(token.id for token in encoding.added_tokens)}
+    plain = dataclasses.replace(encoding.added_tokens[0], special=False)
+    ordinary = ExtendedEncoding(gpt2_encoding(), (plain, *encoding.added_tokens[1:]), encoding.n_vocab)
+    assert ordinary.marks == encoding.marks - {plain.id}
 
 
 def test_what_plain_gpt2_and_the_others_share(folders):
