@@ -63,15 +63,17 @@ def clean(notebook: Any) -> list[str]:
         kept: list[Any] = []
         for output in cell.outputs:
             if output.output_type == "stream" and output.name == "stderr":
-                lost += [line for line in re.split(r"[\r\n]+", output.text) if line.strip() and "it/s" not in line]
+                lines = re.split(r"[\r\n]+|\x1b\[\w", output.text)
+                lost += [line for line in lines if line.strip() and not re.search(r"\d+%\|", line)]
             elif output.output_type == "stream" and kept and kept[-1].output_type == "stream":
                 kept[-1].text += output.text
             else:
-                output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+                if "metadata" in output:
+                    output.metadata = {}
                 kept.append(output)
         cell.outputs = kept
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    return [line for line in lost if not re.search(r"\d+%\|", line)]
+    return lost
 
 
 def write(notebook: Any, path: Path) -> None:
