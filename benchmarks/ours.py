@@ -248,7 +248,7 @@ def _supervised(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     folder = tempfile.TemporaryDirectory()
     document = np.random.default_rng(SEED).integers(0, config.n_vocab - 1, case.batch * T + 1)
     write_token_file(Path(folder.name), "train", [document])
-    rows = Rows(TokenFile(Path(folder.name), "train"), packed=True, block=T, padding_token=config.padding_token)
+    rows = Rows(TokenFile(Path(folder.name), "train"), "packed", block=T, padding_token=config.padding_token)
     model = random_model(config, "policy", precision.device)
     trainer = train_sft.SFTTrainer(model, {"train": rows, "valid": rows}, params, precision)
     clock.watch(trainer.optimizer, "step", "optimizer")

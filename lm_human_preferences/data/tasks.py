@@ -274,5 +274,12 @@ def penalise(scores: torch.Tensor, valid: torch.Tensor, penalty: float | None) -
 
 
 def readable(encoding: Encoding, tokens: torch.Tensor) -> str:
-    """Text of int64 [T] without padding and marks, as people and judges of texts read it."""
+    """Text of int64 [T] without padding and marks, as judges of texts read it."""
     return encoding.decode([t for t in tokens.tolist() if t not in encoding.marks])
+
+
+def recorded_text(encoding: Encoding, tokens: torch.Tensor) -> str:
+    """Text of int64 [T] without padding and the end of a text, from which the same tokens come again: added tokens
+    stay.
+    """
+    return encoding.decode([t for t in tokens.tolist() if t != encoding.end_of_text])

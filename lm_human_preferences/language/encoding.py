@@ -49,7 +49,7 @@ class Encoding(ABC):
 
     @functools.cached_property
     def marks(self) -> frozenset[int]:
-        """Tokens that are no part of what a reader reads: the end of a text, and added ones that are special."""
+        """Tokens that judges of texts do not read: the end of a text, and added ones that are special."""
         return frozenset((self.end_of_text, *(token.id for token in self.added_tokens if token.special)))
 
     @abstractmethod

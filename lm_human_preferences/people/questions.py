@@ -11,7 +11,7 @@ import torch
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import QueryStream
-from lm_human_preferences.data.tasks import TaskParams, readable, response_ends, truncate_responses
+from lm_human_preferences.data.tasks import TaskParams, recorded_text, response_ends, truncate_responses
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.records import read_records
 from lm_human_preferences.language.encoding import Encoding
@@ -150,7 +150,7 @@ def write_questions(
         for (i, j), drawn in zip(
             missing, _respond(authors, queries, slots, missing, generators, task, encoding, precision), strict=True
         ):
-            text = readable(encoding, drawn)
+            text = recorded_text(encoding, drawn)
             if text.strip() and text not in [other for other, _ in written[i].values()]:
                 written[i][j] = (text, drawn.tolist())
     questions = []
@@ -166,7 +166,7 @@ def write_questions(
             author = authors[slots[i][j].author]
             text, tokens = written[i][j]
             responses.append(Response(text, author.name, tokens if lists else None, author.digest, author.step))
-        query = readable(encoding, queries[i])
+        query = recorded_text(encoding, queries[i])
         asked = queries[i].tolist() if lists else None
         questions.append(Question(query, responses, kind, None, asked, wanted, key=f"{purpose}/{seed}/{number}"))
     return questions

@@ -103,7 +103,7 @@ def test_texts_round_trip(folders):
 
 
 def test_marks_are_no_part_of_what_is_read(folders):
-    """A judge of texts, or a person, reads neither the end of a text nor a special token that the model ends with."""
+    """A judge of texts reads neither the end of a text nor a special token that the model ends with."""
     encoding = get_encoding(load_config(folders["dlite"]))
     end = encoding.encode("### End")
     tokens = torch.tensor([*encoding.encode(" fine."), *end, encoding.padding_token, encoding.end_of_text])
