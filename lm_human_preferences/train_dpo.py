@@ -20,7 +20,6 @@ from lm_human_preferences.data.labels import LabelBatch, LabelParams, label_type
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.files import write_json
 from lm_human_preferences.language.model_folders import load_model, save_model
 from lm_human_preferences.learning.direct_preference import (
     LOSSES,
@@ -30,7 +29,6 @@ from lm_human_preferences.learning.direct_preference import (
     preference_statistics,
 )
 from lm_human_preferences.learning.reward_model import label_parts
-from lm_human_preferences.runs.checkpoints import check_finite
 from lm_human_preferences.runs.folder import Run, open_run, started
 from lm_human_preferences.runs.from_labels import (
     batch_of_epochs,
@@ -41,6 +39,7 @@ from lm_human_preferences.runs.from_labels import (
     label_padding,
     read_labels,
     settled,
+    write_result,
 )
 from lm_human_preferences.runs.loop import Loop
 from lm_human_preferences.runs.params import RunParams
@@ -231,16 +230,16 @@ class DPOTrainer:
 
     def finish(self, run: Run, task: str, result: dict[str, float]) -> Path:
         """Write the policy and drop the checkpoints; returns the `policy/` folder."""
-        folder = run.folder / "policy"
-        check_finite(dict(self.policy.named_parameters()), "policy", self.world)
-        note = {"stage": "train_dpo", "task": task, **result}
-        save_model(folder, self.policy.transformer, note=note, world=self.world)
-        if self.world.is_main:
-            write_json(run.folder / "result.json", result)
-        run.checkpoints.drop()
-        run.say(describe_result(result) + f"\npolicy in {folder}")
-        self.world.barrier()
-        return folder
+        return write_result(
+            run,
+            "policy",
+            self.policy,
+            lambda folder, note: save_model(folder, self.policy.transformer, note=note, world=self.world),
+            {"stage": "train_dpo", "task": task},
+            result,
+            f"{describe_result(result)}\npolicy",
+            self.world,
+        )
 
     def state(self) -> dict[str, object]:
         """The loop state of a checkpoint: a step is a function of its number and the weights."""

@@ -21,7 +21,6 @@ from lm_human_preferences.data.labels import LabelBatch, LabelParams, label_type
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.files import write_json
 from lm_human_preferences.language.model_folders import load_model
 from lm_human_preferences.learning.implicit_q import (
     Actions,
@@ -38,7 +37,6 @@ from lm_human_preferences.learning.implicit_q import (
 )
 from lm_human_preferences.learning.reward_model import label_parts
 from lm_human_preferences.learning.steered_policy import SteeredPolicy
-from lm_human_preferences.runs.checkpoints import check_finite
 from lm_human_preferences.runs.folder import Run, open_run, started
 from lm_human_preferences.runs.from_labels import (
     batch_of_epochs,
@@ -49,6 +47,7 @@ from lm_human_preferences.runs.from_labels import (
     label_padding,
     read_labels,
     settled,
+    write_result,
 )
 from lm_human_preferences.runs.loop import Loop
 from lm_human_preferences.runs.params import RunParams
@@ -225,18 +224,18 @@ class ILQLTrainer:
 
     def finish(self, run: Run, task: str, result: dict[str, float]) -> Path:
         """Write the policy and drop the checkpoints; returns the `policy/` folder."""
-        folder, model = run.folder / "policy", self.model
-        check_finite(dict(model.named_parameters()), "policy", self.world)
-        note = {"stage": "train_ilql", "task": task, **result}
-        temperature = self.params.task.policy.temperature
+        model, temperature = self.model, self.params.task.policy.temperature
         policy = SteeredPolicy(model.transformer, model.heads, model.formatter, temperature, self.params.beta)
-        policy.save(folder, note=note, world=self.world)
-        if self.world.is_main:
-            write_json(run.folder / "result.json", result)
-        run.checkpoints.drop()
-        run.say(describe_result(result) + f"\npolicy, which is steered by beta {self.params.beta:g}, in {folder}")
-        self.world.barrier()
-        return folder
+        return write_result(
+            run,
+            "policy",
+            model,
+            lambda folder, note: policy.save(folder, note=note, world=self.world),
+            {"stage": "train_ilql", "task": task},
+            result,
+            f"{describe_result(result)}\npolicy, which is steered by beta {self.params.beta:g},",
+            self.world,
+        )
 
     def state(self) -> dict[str, object]:
         """The loop state of a checkpoint: a step is a function of its number and the weights, the copies among them."""

@@ -27,7 +27,6 @@ from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.learning.label_losses import label_losses, label_statistics
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel, label_parts, label_rewards, rewards_of
-from lm_human_preferences.runs.checkpoints import check_finite
 from lm_human_preferences.runs.folder import Run, model_folder, open_run, same_finished_run, started
 from lm_human_preferences.runs.from_labels import (
     check_at_least_1,
@@ -37,6 +36,7 @@ from lm_human_preferences.runs.from_labels import (
     noise_seed,
     read_labels,
     settled,
+    write_result,
 )
 from lm_human_preferences.runs.loop import Loop
 from lm_human_preferences.runs.params import RunParams
@@ -212,15 +212,16 @@ class RewardTrainer:
                 result = self.evaluate()
                 held_out = {f"validation/{name}": value for name, value in result.items() if name != "choices"}
                 tracker.log(self.steps, metrics | held_out)
-            folder = run.folder / "reward_model"
-            check_finite(dict(self.model.named_parameters()), "reward model", self.world)
-            self.model.save(folder, note={"stage": "train_reward", "task": task, **result}, world=self.world)
-            if self.world.is_main:
-                write_json(run.folder / "result.json", result)
-            run.checkpoints.drop()
-            run.say(describe_result(result, self.kind) + f"\nreward model in {folder}")
-            self.world.barrier()
-            return folder
+            return write_result(
+                run,
+                "reward_model",
+                self.model,
+                lambda folder, note: self.model.save(folder, note=note, world=self.world),
+                {"stage": "train_reward", "task": task},
+                result,
+                f"{describe_result(result, self.kind)}\nreward model",
+                self.world,
+            )
 
     def train_on_labels(self, loop: Loop, metrics: dict[str, float]) -> None:
         """One pass over the labels in a random order, the same on every rank; `metrics` go into the first row."""

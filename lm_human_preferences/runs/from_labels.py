@@ -4,19 +4,24 @@ have `task`, `labels`, `batch_size`, `run` and `tracking`.
 
 import copy
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn as nn
 
-from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.data.label_files import load_train_and_valid
 from lm_human_preferences.data.label_noise import flipped
 from lm_human_preferences.data.labels import LabelBatch, LabelType, check_labels
 from lm_human_preferences.data.tasks import QueryFormatter, check_task, check_task_numbers, padding_share
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.files import write_json
 from lm_human_preferences.language.encoding import get_encoding
 from lm_human_preferences.language.gpt2 import GPT2Config
-from lm_human_preferences.runs.folder import model_folder
+from lm_human_preferences.runs.checkpoints import check_finite
+from lm_human_preferences.runs.folder import Run, model_folder
 from lm_human_preferences.runs.params import check_run_params
 from lm_human_preferences.runs.tracking import check_tracking
 
@@ -100,3 +105,29 @@ def batch_of_epochs(params: Any, purpose: str, step: int) -> torch.Tensor:
     count, size = params.labels.num_train, params.batch_size
     epoch, start = divmod(step * size, count)
     return torch.randperm(count, generator=generator_for(params.run.seed, purpose, epoch))[start : start + size]
+
+
+def write_result(
+    run: Run,
+    name: str,
+    model: nn.Module,
+    save: Callable[[Path, dict[str, Any]], None],
+    note: dict[str, Any],
+    result: dict[str, float],
+    told: str,
+    world: World,
+) -> Path:
+    """Write what a run came to and drop its checkpoints; returns the model folder. All ranks call it.
+
+    name: of the folder in the run's; save: writes it, with a note (`note` and the result) that stays beside the
+    weights; told: what the run says at its end, before the folder.
+    """
+    folder = run.folder / name
+    check_finite(dict(model.named_parameters()), name.replace("_", " "), world)
+    save(folder, {**note, **result})
+    if world.is_main:
+        write_json(run.folder / "result.json", result)
+    run.checkpoints.drop()
+    run.say(f"{told} in {folder}")
+    world.barrier()
+    return folder
