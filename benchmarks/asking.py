@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.runner import Command, run_all
+from benchmarks.tables import spread
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import atomic_file, read_json_object, write_json
+from lm_human_preferences.language.weight_files import WEIGHTS
 from lm_human_preferences.people.asking import ASKS
 from lm_human_preferences.reports.expected import START_MODEL, Figure, figures_of
 from lm_human_preferences.reports.figures import COLOURS, STYLE
@@ -52,6 +54,7 @@ class Setting(NamedTuple):
     retrainings: int
     samples: int
     device: str
+    precision: str
     threads: int
 
 
@@ -76,14 +79,16 @@ def commands_of(member: Member, setting: Setting) -> list[Command]:
         "run.save_dir": folder,
         "run.seed": member.seed,
         "run.device": setting.device,
+        "run.precision": setting.precision,
         "run.threads": setting.threads,
     }
     words = [word for name, value in online.items() for word in (f"--{name}", str(value))]
     judges = f"sentences={JUDGE},words=ratings:datasets/movies"
     judged = ["--policies", f"before={START_MODEL},after={folder / policy}", "--samples", str(setting.samples)]
-    judged += ["--judges", judges, "--experiment", evaluation, "--save_dir", str(folder), "--device", setting.device]
+    judged += ["--judges", judges, "--experiment", evaluation, "--save_dir", str(folder)]
+    judged += ["--device", setting.device, "--precision", setting.precision]
     return [
-        Command(policy, ["train_policy", "movies", policy, *words], folder / policy / "result.json"),
+        Command(policy, ["train_policy", "movies", policy, *words], folder / policy / "policy" / WEIGHTS),
         Command(evaluation, ["evaluate", "movies", *judged], folder / evaluation / "result.json"),
     ]
 
@@ -130,12 +135,6 @@ def labels_needed(points: Sequence[Point], gold: float) -> float:
         if g_0 < gold <= g_1:
             return math.exp(math.log(n_0) + (gold - g_0) / (g_1 - g_0) * math.log(n_1 / n_0))
     return math.inf
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Mean, and the extremes of the seeds: "+1.52 (+1.40 to +1.63)"."""
-    mean, least, most = (form.format(value + 0.0) for value in (statistics.fmean(values), min(values), max(values)))
-    return mean if len(values) == 1 else f"{mean} ({least} to {most})"
 
 
 def table(points: dict[str, list[Point]]) -> list[str]:
@@ -206,6 +205,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--retrainings", type=int, default=5, help="of the reward model while a policy trains")
     p.add_argument("--samples", type=int, default=1000, help="queries of an evaluation")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--precision", default="auto", help="auto, float32 or bfloat16, as the stages' --run.precision")
     p.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of a process; 0: PyTorch's choice")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="policies at once (several fit a GPU)")
     p.add_argument("--folder", type=Path, default=Path("saved_models/asking"), help="where all runs lie")
@@ -240,7 +240,7 @@ def main() -> None:
     members = members_of(a.ways, a.labels, a.seeds)
     if a.jobs < 1 or a.threads < 0 or a.people < 1 or not 0 <= a.noise <= 1 or not a.kl > 0 or a.samples < 2:
         raise UserError("--jobs, --people and --samples must be positive, --noise a share, --kl positive")
-    setting = Setting(a.folder, a.noise, a.people, a.kl, a.retrainings, a.samples, a.device, a.threads)
+    setting = Setting(a.folder, a.noise, a.people, a.kl, a.retrainings, a.samples, a.device, a.precision, a.threads)
     chains = [commands_of(member, setting) for member in members]
     if a.dry_run:
         for command in (command for chain in chains for command in chain):

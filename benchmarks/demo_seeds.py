@@ -4,7 +4,8 @@
 
 For each seed and precision a reward model, a policy and an evaluation, as `make demo` makes them, in a process each;
 with --target_kl a second policy whose KL coefficient is steered to that KL, so that seeds and precisions compare at
-equal KL. Called again it goes on where it stopped. It needs what `make demo` prepares: datasets/movies.py and
+equal KL. With --also FOLDER the finished runs of another machine count too, so that ranges are over seeds and
+processors. Called again it goes on where it stopped. It needs what `make demo` prepares: datasets/movies.py and
 datasets/movies_judge.py.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.runner import Command, run_all
+from benchmarks.tables import spread
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json_object, sha256, write_json
 from lm_human_preferences.foundation.root import project_root
@@ -24,6 +26,7 @@ from lm_human_preferences.reports.expected import (
     LEVEL,
     MAKER,
     START_MODEL,
+    Figure,
     expected_file,
     figures_of,
     prediction_range,
@@ -56,17 +59,26 @@ ROWS = (
 
 
 class Member(NamedTuple):
-    """One demonstration."""
+    """One demonstration, and where its runs lie."""
 
     precision: str
     seed: int
+    folder: Path
 
     def name(self, stage: str) -> str:
         return f"{stage}_{self.precision}_{self.seed}"
 
+    def finished(self, stage: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """config.json and result.json of a finished run, None of another one."""
+        run = self.folder / self.name(stage)
+        if not (run / "result.json").is_file():
+            return None
+        return read_json_object(run / "config.json"), read_json_object(run / "result.json")
 
-def commands_of(member: Member, folder: Path, device: str, threads: int, target_kl: float | None) -> list[Command]:
+
+def commands_of(member: Member, device: str, threads: int, target_kl: float | None) -> list[Command]:
     """What makes a demonstration, in this order; what differs from `make demo` is where it lies, seed and precision."""
+    folder = member.folder
     run = ["--run.save_dir", str(folder), "--run.seed", str(member.seed), "--run.precision", member.precision]
     run += ["--run.device", device, "--run.threads", str(threads)]
     reward, commands = member.name("reward"), list[Command]()
@@ -91,26 +103,19 @@ def commands_of(member: Member, folder: Path, device: str, threads: int, target_
 # --- what came of it ---
 
 
-def read_run(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """config.json and result.json of a finished run."""
-    if not (folder / name / "result.json").is_file():
-        return None
-    return read_json_object(folder / name / "config.json"), read_json_object(folder / name / "result.json")
-
-
-def figures_by_seed(folder: Path, members: Iterable[Member], stage: str) -> dict[str, dict[str, dict[int, Any]]]:
-    """Figure -> precision -> seed -> Figure, of the finished runs of a stage."""
-    found: dict[str, dict[str, dict[int, Any]]] = {}
+def figures_by_member(members: Iterable[Member], stage: str) -> dict[str, dict[str, dict[Member, Figure]]]:
+    """Figure's name -> precision -> member -> its figure, of the finished runs of a stage."""
+    found: dict[str, dict[str, dict[Member, Figure]]] = {}
     for member in members:
-        if run := read_run(folder, member.name(stage)):
+        if run := member.finished(stage):
             for key, figure in figures_of(run[1]).items():
-                found.setdefault(key, {}).setdefault(member.precision, {})[member.seed] = figure
+                found.setdefault(key, {}).setdefault(member.precision, {})[member] = figure
     return found
 
 
-def summary(figures: dict[int, Any], factor: float) -> dict[str, Any]:
-    """What expected.json says of one figure in one precision. figures: seed -> Figure, two at least."""
-    values = {seed: figure.value for seed, figure in sorted(figures.items())}
+def summary(figures: dict[Member, Figure], factor: float) -> dict[str, Any]:
+    """What expected.json says of one figure in one precision, of two members at least."""
+    values = {member: figure.value for member, figure in sorted(figures.items())}
     floor = ROUNDING * statistics.fmean(figure.half_width for figure in figures.values())
     mean, low, high = prediction_range(list(values.values()), factor, floor)
     return {
@@ -120,35 +125,39 @@ def summary(figures: dict[int, Any], factor: float) -> dict[str, Any]:
         "least": min(values.values()),
         "most": max(values.values()),
         "values": list(values.values()),
-        "seeds": list(values),
+        "seeds": [member.seed for member in values],
     }
 
 
-def expected_runs(folder: Path, members: Sequence[Member]) -> dict[str, Any]:
+def expected_runs(members: Sequence[Member]) -> dict[str, Any]:
     """`runs` of expected.json. Raises UserError where a figure has one seed only, or two runs were told otherwise."""
     from scipy.stats import t
 
     runs: dict[str, Any] = {}
     for stage, name in DEMO.items():
         figures: dict[str, Any] = {}
-        for key, by_precision in figures_by_seed(folder, members, stage).items():
-            for precision, by_seed in by_precision.items():
-                if len(by_seed) < 2:
-                    raise UserError(f"{stage} in {precision}: a range needs two seeds at least, {len(by_seed)} is done")
-                factor = float(t.ppf((1 + LEVEL) / 2, len(by_seed) - 1))
-                figures.setdefault(key, {})[precision] = summary(by_seed, factor)
-        told = [stated_parameters(run[0]) for m in members if (run := read_run(folder, m.name(stage)))]
+        for key, by_precision in figures_by_member(members, stage).items():
+            for precision, found in by_precision.items():
+                if len(found) < 2:
+                    raise UserError(f"{stage} in {precision}: a range needs two runs at least, {len(found)} is done")
+                factor = float(t.ppf((1 + LEVEL) / 2, len(found) - 1))
+                figures.setdefault(key, {})[precision] = summary(found, factor)
+        told = {m: stated_parameters(run[0]) for m in members if (run := m.finished(stage))}
         if not told:
-            raise UserError(f"{folder} has no finished run of {stage}")
-        if any(other != told[0] for other in told):
-            raise UserError(f"{folder}: runs of {stage} were told different parameters; take another --folder")
-        runs[name] = {"parameters": told[0], "figures": figures}
+            raise UserError(f"{members[0].folder} has no finished run of {stage}")
+        first = next(iter(told))
+        if other := next((m for m in told if told[m] != told[first]), None):
+            raise UserError(
+                f"{first.folder / first.name(stage)} and {other.folder / other.name(stage)} were told different "
+                "parameters; take another --folder"
+            )
+        runs[name] = {"parameters": told[first], "figures": figures}
     return runs
 
 
-def write_expected(path: Path, folder: Path, members: Sequence[Member]) -> None:
+def write_expected(path: Path, members: Sequence[Member]) -> None:
     """expected.json of what is finished."""
-    configs = [run[0] for m in members if (run := read_run(folder, m.name("policy")))]
+    configs = [run[0] for m in members if (run := m.finished("policy"))]
     computed = {tuple(config["computed"].get(key) for key in ("processor", "precision", "torch")) for config in configs}
     write_json(
         path,
@@ -159,7 +168,7 @@ def write_expected(path: Path, folder: Path, members: Sequence[Member]) -> None:
             "versions": package_versions(),
             "model": sha256(project_root() / START_MODEL / WEIGHTS),
             "level": LEVEL,
-            "runs": expected_runs(folder, members),
+            "runs": expected_runs(members),
         },
     )
 
@@ -167,16 +176,14 @@ def write_expected(path: Path, folder: Path, members: Sequence[Member]) -> None:
 # --- tables ---
 
 
-def spread(figures: dict[int, Any]) -> str:
-    """Mean of the seeds and their extremes: "85.2% (80.3% to 87.4%)"."""
-    values, form = [figure.value + 0.0 for figure in figures.values()], next(iter(figures.values())).form
-    mean, least, most = (form.format(value) for value in (statistics.fmean(values), min(values), max(values)))
-    return mean if least == most else f"{mean} ({least} to {most})"
+def in_words(figures: dict[Member, Figure]) -> str:
+    """Mean of the members and their extremes: "85.2% (80.3% to 87.4%)"."""
+    return spread([figure.value for figure in figures.values()], next(iter(figures.values())).form)
 
 
-def readme_table(folder: Path, members: Sequence[Member], stage: str = "evaluation") -> list[str]:
+def readme_table(members: Sequence[Member], stage: str = "evaluation") -> list[str]:
     """README's table: a column before and one after for each precision, means over seeds with their extremes."""
-    figures = figures_by_seed(folder, members, stage)
+    figures = figures_by_member(members, stage)
     precisions = sorted({precision for by in figures.values() for precision in by}, reverse=True)
     if not precisions:
         return [f"no finished {stage}"]
@@ -184,7 +191,7 @@ def readme_table(folder: Path, members: Sequence[Member], stage: str = "evaluati
     lines = ["| | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
     for title, *sides in ROWS:
         cells = [
-            spread(figures[key][precision]) if key and precision in figures.get(key, {}) else ""
+            in_words(figures[key][precision]) if key and precision in figures.get(key, {}) else ""
             for precision in precisions
             for key in sides
         ]
@@ -208,7 +215,7 @@ def score_at(rows: Sequence[dict[str, Any]], kl: float) -> float:
     return math.nan
 
 
-def course_table(folder: Path, members: Sequence[Member]) -> list[str]:
+def course_table(members: Sequence[Member]) -> list[str]:
     """The reward model's score at equal KL along each run's way, means over seeds with extremes; the number of seeds
     that came so far.
     """
@@ -221,23 +228,22 @@ def course_table(folder: Path, members: Sequence[Member]) -> list[str]:
                 score_at(read_jsonl(path), kl)
                 for member in members
                 if member.precision == precision
-                and (path := folder / member.name("policy") / "metrics.jsonl").is_file()
+                and (path := member.folder / member.name("policy") / "metrics.jsonl").is_file()
             ]
             known = [value for value in found if not math.isnan(value)]
-            mean = f"{statistics.fmean(known):+.2f} ({min(known):+.2f} to {max(known):+.2f})" if known else "-"
-            cells.append(f"{mean}, {len(known)} of {len(found)}")
+            cells.append(f"{spread(known, '{:+.2f}') if known else '-'}, {len(known)} of {len(found)}")
         lines.append(f"| {precision} | " + " | ".join(cells) + " |")
     return lines
 
 
-def report(folder: Path, members: Sequence[Member], target_kl: float | None) -> None:
-    accuracy = figures_by_seed(folder, members, "reward").get("accuracy", {})
+def report(members: Sequence[Member], target_kl: float | None) -> None:
+    accuracy = figures_by_member(members, "reward").get("accuracy", {})
     for precision, figures in accuracy.items():
-        print(f"\nheld-out accuracy of the reward model, {precision}: {spread(figures)}, {len(figures)} seeds")
-    print("\n" + "\n".join(readme_table(folder, members)))
-    print("\nAlong the runs, at equal KL:\n\n" + "\n".join(course_table(folder, members)))
+        print(f"\nheld-out accuracy of the reward model, {precision}: {in_words(figures)}, {len(figures)} runs")
+    print("\n" + "\n".join(readme_table(members)))
+    print("\nAlong the runs, at equal KL:\n\n" + "\n".join(course_table(members)))
     if target_kl is not None:
-        print(f"\nSteered to {target_kl:g} nats:\n\n" + "\n".join(readme_table(folder, members, "steered_evaluation")))
+        print(f"\nSteered to {target_kl:g} nats:\n\n" + "\n".join(readme_table(members, "steered_evaluation")))
 
 
 # --- the command ---
@@ -255,6 +261,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of a process; 0: PyTorch's choice")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="demonstrations at once (several fit a GPU)")
     p.add_argument("--folder", default="saved_models/demo_seeds", help="where all runs lie")
+    p.add_argument("--also", type=Path, metavar="FOLDER", help="count another machine's finished runs of these names")
     p.add_argument("--target_kl", type=float, metavar="NATS", help="another policy each, steered to this KL")
     p.add_argument("--output", type=Path, default=expected_file(), metavar="FILE", help="default: static/expected.json")
     p.add_argument("--only_report", action="store_true", help="run nothing; write and print what is finished")
@@ -262,7 +269,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def members_of(seeds: str, precisions: str) -> list[Member]:
+def members_of(seeds: str, precisions: str, folder: Path) -> list[Member]:
     """Seed by seed, so that a run that is cut short has all precisions. Raises UserError for what is neither."""
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
@@ -274,28 +281,31 @@ def members_of(seeds: str, precisions: str) -> list[Member]:
             raise UserError(f"--precisions {precisions}: {kind} is neither float32 nor bfloat16")
     if len(set(numbers)) < len(numbers) or len(set(kinds)) < len(kinds):
         raise UserError("--seeds and --precisions must not name anything twice")
-    return [Member(kind, seed) for seed in numbers for kind in kinds]
+    return [Member(kind, seed, folder) for seed in numbers for kind in kinds]
 
 
 @exit_on_user_error
 def main() -> None:
     arguments = parser().parse_args()
-    members, folder = members_of(arguments.seeds, arguments.precisions), Path(arguments.folder)
+    members = members_of(arguments.seeds, arguments.precisions, Path(arguments.folder))
     if arguments.jobs < 1 or arguments.threads < 0 or (arguments.target_kl is not None and arguments.target_kl <= 0):
         raise UserError("--jobs must be at least 1, --threads not negative, --target_kl positive")
+    if arguments.also is not None and not arguments.also.is_dir():
+        raise UserError(f"--also {arguments.also}: there is no such folder")
     commands = {
-        member: commands_of(member, folder, arguments.device, arguments.threads, arguments.target_kl)
-        for member in members
+        member: commands_of(member, arguments.device, arguments.threads, arguments.target_kl) for member in members
     }
     if arguments.dry_run:
         for command in (command for member in members for command in commands[member]):
             print(" ".join(["python launch.py", *command.words]))
         return
-    failed = [] if arguments.only_report else run_all(list(commands.values()), folder, arguments.jobs)
-    report(folder, members, arguments.target_kl)
+    failed = [] if arguments.only_report else run_all(list(commands.values()), members[0].folder, arguments.jobs)
+    if arguments.also is not None:
+        members += [member._replace(folder=arguments.also) for member in members]
+    report(members, arguments.target_kl)
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; {arguments.output} is not written")
-    write_expected(arguments.output, folder, members)
+    write_expected(arguments.output, members)
     print(f"\nwrote {arguments.output}")
 
 

@@ -12,14 +12,14 @@ at least, each with the share and the KL that are asked for. Called again it goe
 
 import argparse
 import datetime
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.demo_seeds import Member, commands_of, members_of, read_run
+from benchmarks.demo_seeds import Member, commands_of, members_of
 from benchmarks.runner import SECONDS, Command, run_all
+from benchmarks.tables import spread
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json_object
 from lm_human_preferences.reports.expected import figures_of
@@ -51,12 +51,14 @@ def with_flags(commands: Sequence[Command], flags: Sequence[str]) -> list[Comman
     return [c._replace(words=[*c.words, *flags]) if c.words[0] == "train_policy" else c for c in commands]
 
 
-def outcome_of(folder: Path, member: Member) -> Outcome | None:
+def outcome_of(member: Member) -> Outcome | None:
     """What a finished seed came to, None where it is not finished. UserError where a training was interrupted, so that
     nobody knows how long it took.
     """
-    if any(read_run(folder, member.name(stage)) is None for stage in ("reward", "policy", "evaluation")):
+    finished = {stage: member.finished(stage) for stage in ("reward", "policy", "evaluation")}
+    if not all(finished.values()):
         return None
+    folder = member.folder
     seconds = read_json_object(folder / SECONDS) if (folder / SECONDS).is_file() else {}
     trainings = [member.name(stage) for stage in ("reward", "policy")]
     if untimed := [name for name in trainings if name not in seconds]:
@@ -64,8 +66,7 @@ def outcome_of(folder: Path, member: Member) -> Outcome | None:
             f"{folder / untimed[0]} was interrupted or trained by another command, and nobody knows how long it took; "
             "give another --folder"
         )
-    config, result = read_run(folder, member.name("evaluation")) or ({}, {})
-    policy, _ = read_run(folder, member.name("policy")) or ({}, {})
+    (_, result), (policy, _) = (finished[stage] or ({}, {}) for stage in ("evaluation", "policy"))
     figures, computed = figures_of(result), policy.get("computed", {})
     return Outcome(
         member.seed,
@@ -76,12 +77,6 @@ def outcome_of(folder: Path, member: Member) -> Outcome | None:
         str(computed.get("processor", "unknown")),
         int(computed.get("threads", 0)),
     )
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Mean and extremes: "12.1 (11.8 to 12.5)"."""
-    mean, least, most = (form.format(value) for value in (statistics.fmean(values), min(values), max(values)))
-    return mean if least == most else f"{mean} ({least} to {most})"
 
 
 def row(outcomes: Sequence[Outcome], date: str, what: str) -> str:
@@ -127,11 +122,11 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def report(folder: Path, members: Sequence[Member], what: str) -> None:
+def report(members: Sequence[Member], what: str) -> None:
     """Print each finished seed and the row. UserError if none is."""
-    outcomes = [found for member in members if (found := outcome_of(folder, member)) is not None]
+    outcomes = [found for member in members if (found := outcome_of(member)) is not None]
     if not outcomes:
-        raise UserError(f"no seed of {folder} is finished")
+        raise UserError(f"no seed of {members[0].folder} is finished")
     for outcome in outcomes:
         reached = "reached" if outcome.reaches else "not reached"
         print(
@@ -148,14 +143,15 @@ def main(words: Sequence[str] | None = None) -> None:
     given: list[Any] = list(sys.argv[1:] if words is None else words)
     cut = given.index("--") if "--" in given else len(given)
     arguments, flags = parser().parse_args(given[:cut]), given[cut + 1 :]
-    members, folder = members_of(arguments.seeds, arguments.precision), Path(arguments.folder)
-    commands = {member: with_flags(commands_of(member, folder, "cpu", THREADS, None), flags) for member in members}
+    folder = Path(arguments.folder)
+    members = members_of(arguments.seeds, arguments.precision, folder)
+    commands = {member: with_flags(commands_of(member, "cpu", THREADS, None), flags) for member in members}
     if arguments.dry_run:
         for command in (command for member in members for command in commands[member]):
             print(" ".join(["python launch.py", *command.words]))
         return
     failed = [] if arguments.only_report else run_all(list(commands.values()), folder, 1)
-    report(folder, members, arguments.what)
+    report(members, arguments.what)
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; the logs lie in {folder / 'logs'}")
 

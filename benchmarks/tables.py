@@ -1,6 +1,7 @@
 """Results as plain tables, on a terminal as in a Markdown page."""
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lm_human_preferences.foundation.errors import UserError
@@ -30,6 +31,12 @@ def tables(result: dict) -> str:
             table([f"update of {result['scaling'][0]['case']['model']}", "batch", "response", "seconds", "CPU"], rows)
         ]
     return "\n\n".join(parts)
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean and extremes: "12.1 (11.8 to 12.5)"; the mean alone where they are written alike."""
+    mean, least, most = (form.format(value + 0.0) for value in (statistics.fmean(values), min(values), max(values)))
+    return mean if least == most else f"{mean} ({least} to {most})"
 
 
 def machine(facts: dict) -> str:

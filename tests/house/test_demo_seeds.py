@@ -19,14 +19,16 @@ from lm_human_preferences.foundation.files import write_json
 from params import EXPERIMENTS
 from small import ROOT
 
-MEMBERS = members_of("1,2", "float32,bfloat16")
+
+def members(folder):
+    return members_of("1,2", "float32,bfloat16", folder)
 
 
 def test_its_commands_are_those_of_make_demo():
     """But for where runs lie, seed, device and precision."""
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     demo = [line.split() for line in re.findall(r"\$\(RUN\) launch.py (.*)", makefile)]
-    for command in commands_of(Member("float32", 3), Path("F"), "cpu", 1, None):
+    for command in commands_of(Member("float32", 3, Path("F")), "cpu", 1, None):
         words = " ".join(command.words)
         for stage, name in demo_seeds.DEMO.items():
             words = words.replace(f"F/{stage}_float32_3", name).replace(f"{stage}_float32_3", name)
@@ -38,7 +40,7 @@ def test_its_commands_are_those_of_make_demo():
 
 
 def test_its_commands_resolve(capsys):
-    for command in commands_of(Member("bfloat16", 3), Path("F"), "cpu", 1, 8.0):
+    for command in commands_of(Member("bfloat16", 3, Path("F")), "cpu", 1, 8.0):
         if command.words[0] in command_line.STAGES:
             command_line.run([*command.words, "--dry_run"], EXPERIMENTS)
             resolved = json.loads(capsys.readouterr().out)
@@ -61,9 +63,10 @@ def test_what_is_finished_is_skipped_and_a_failure_ends_its_demonstration(tmp_pa
     assert stopped.run([command("later", "tasks")]) == "later" and not (tmp_path / "logs/later").exists()
 
 
-def write_runs(folder, members=MEMBERS, kl=lambda member: 7.0 + member.seed):
+def write_runs(members, kl=lambda member: 7.0 + member.seed):
     """Finished runs with figures that the seed decides."""
     for member in members:
+        folder = member.folder
         config = {
             "commit": "c",
             "parameters": {"lr": 0.1, "run": {"seed": member.seed}},
@@ -93,7 +96,7 @@ def run(monkeypatch, *words):
 
 def test_ranges_and_tables(tmp_path, monkeypatch, capsys):
     pytest.importorskip("scipy")
-    write_runs(tmp_path / "runs")
+    write_runs(members(tmp_path / "runs"))
     output = tmp_path / "expected.json"
     run(monkeypatch, "--only_report", "--seeds", "1,2", "--folder", tmp_path / "runs", "--output", output)
     said, stored = capsys.readouterr().out, json.loads(output.read_text())
@@ -107,19 +110,36 @@ def test_ranges_and_tables(tmp_path, monkeypatch, capsys):
     assert accuracy["high"] - accuracy["mean"] == pytest.approx(0.25 * 0.0196), "equal seeds still have rounding"
     assert "| KL to the initial model, nats per response |  | 8.50 (8.00 to 9.00) |  | 8.50 (8.00 to 9.00) |" in said
     assert "preferred by the judge of words, ties split |  | 83.0% (82.0% to 84.0%)" in said
-    assert "accuracy of the reward model, float32: 60.0%, 2 seeds" in said
+    assert "accuracy of the reward model, float32: 60.0%, 2 runs" in said
 
 
-def test_a_range_needs_two_seeds_that_were_told_the_same(tmp_path, monkeypatch):
+def test_another_machines_runs_count_too(tmp_path, monkeypatch, capsys):
+    """Only those that are finished there, and the commands are the first machine's alone."""
     pytest.importorskip("scipy")
-    write_runs(tmp_path, MEMBERS[:3])
+    write_runs(members(tmp_path / "here"))
+    write_runs(members(tmp_path / "there")[:2], kl=lambda member: 9.5)
+    words = ["--seeds", "1,2", "--folder", tmp_path / "here", "--also", tmp_path / "there"]
+    output = tmp_path / "expected.json"
+    run(monkeypatch, "--only_report", *words, "--output", output)
+    kl = json.loads(output.read_text())["runs"]["demo_evaluation"]["figures"]["after/kl"]["float32"]
+    assert sorted(zip(kl["seeds"], kl["values"], strict=True)) == [(1, 8.0), (1, 9.5), (2, 9.0)]
+    capsys.readouterr()
+    run(monkeypatch, "--dry_run", *words)
+    assert "there" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="there is no such folder"):
+        run(monkeypatch, "--only_report", "--also", tmp_path / "nowhere", "--output", output)
+
+
+def test_a_range_needs_two_runs_that_were_told_the_same(tmp_path, monkeypatch):
+    pytest.importorskip("scipy")
+    write_runs(members(tmp_path)[:3])
     words = ["--only_report", "--seeds", "1,2", "--folder", tmp_path, "--output", tmp_path / "expected.json"]
-    with pytest.raises(UserError, match="bfloat16: a range needs two seeds at least, 1 is done"):
+    with pytest.raises(UserError, match="bfloat16: a range needs two runs at least, 1 is done"):
         run(monkeypatch, *words)
-    write_runs(tmp_path, MEMBERS[3:])
-    path = tmp_path / MEMBERS[3].name("reward") / "config.json"
+    write_runs(members(tmp_path)[3:])
+    path = tmp_path / members(tmp_path)[3].name("reward") / "config.json"
     path.write_text(path.read_text().replace('"lr": 0.1', '"lr": 0.2'))
-    with pytest.raises(UserError, match="runs of reward were told different parameters"):
+    with pytest.raises(UserError, match="reward_float32_1 and .*reward_bfloat16_2 were told different parameters"):
         run(monkeypatch, *words)
     assert not (tmp_path / "expected.json").exists()
 
@@ -129,9 +149,9 @@ def test_the_course_at_equal_kl(tmp_path):
     rows = [{"objective/kl": float(step), "objective/score": 2.0 * step} for step in range(10)]
     assert score_at(rows, 4.25) == pytest.approx(8.5) and math.isnan(score_at(rows, 9.0))
     assert math.isnan(score_at(rows[:3], 1.0))
-    write_runs(tmp_path)
-    assert course_table(tmp_path, MEMBERS)[2].startswith("| float32 | +5.50 (+5.00 to +6.00), 2 of 2 |")
-    assert readme_table(tmp_path, MEMBERS, "steered_evaluation") == ["no finished steered_evaluation"]
+    write_runs(members(tmp_path))
+    assert course_table(members(tmp_path))[2].startswith("| float32 | +5.50 (+5.00 to +6.00), 2 of 2 |")
+    assert readme_table(members(tmp_path), "steered_evaluation") == ["no finished steered_evaluation"]
 
 
 @pytest.mark.parametrize(
@@ -153,4 +173,4 @@ def test_the_documented_command_is_one():
     text = (ROOT / "docs/evaluation.md").read_text()
     (line,) = re.findall(r"^    python -m benchmarks\.demo_seeds (.*)$", text, re.MULTILINE)
     arguments = demo_seeds.parser().parse_args(shlex.split(line))
-    assert len(members_of(arguments.seeds, arguments.precisions)) == 10 and arguments.target_kl == 8
+    assert len(members_of(arguments.seeds, arguments.precisions, Path("F"))) == 10 and arguments.target_kl == 8

@@ -21,7 +21,7 @@ def outcome(seed=1, minutes=10.0, preferred=0.9, kl=7.0, commit="abc", processor
 
 def write_seed(folder, seed, preferred=0.86, kl=7.5, timed=True):
     """The finished runs of a seed."""
-    member = Member("float32", seed)
+    member = Member("float32", seed, folder)
     interval = lambda value: {"mean": value, "low": value - 0.01, "high": value + 0.01}  # noqa: E731  # used thrice
     figures = {"scores": {}, "kl": interval(kl), "no_valid_end": interval(0.1), "distinct_2": interval(0.3)}
     wins = [{"judge": "sentences", "policy": "after", "against": "before", "share": interval(preferred)}]
@@ -39,13 +39,13 @@ def write_seed(folder, seed, preferred=0.86, kl=7.5, timed=True):
 
 def test_a_row_has_both_trainings_minutes_and_the_gold_judges_share(tmp_path):
     members = [write_seed(tmp_path, seed) for seed in (1, 2, 3)]
-    found = [outcome_of(tmp_path, member) for member in members]
+    found = [outcome_of(member) for member in members]
     assert [one.minutes for one in found] == [13.0, 14.0, 15.0] and why_not(found) is None
     line = row(found, "2026-01-02", "a larger step")
     assert line == (
         "| 2026-01-02 | 01234567 | 14.0 (13.0 to 15.0) | 86.0% | 7.5 | 3 | P | a larger step |"
     ) and line.count("|") == HEADER[0].count("|")
-    assert outcome_of(tmp_path, Member("float32", 4)) is None
+    assert outcome_of(Member("float32", 4, tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_what_does_not_count(outcomes, said):
 def test_a_training_that_was_interrupted_has_no_time(tmp_path):
     member = write_seed(tmp_path, 1, timed=False)
     with pytest.raises(UserError, match="reward_float32_1 was interrupted"):
-        outcome_of(tmp_path, member)
+        outcome_of(member)
 
 
 def test_the_whole_of_it_on_a_stand_in(tmp_path, monkeypatch, capsys):
