@@ -13,12 +13,15 @@ KINDS = {
     "rollout": "sampling the responses of a batch",
     "scoring": "reference log-probabilities and rewards of a batch",
     "update": "a PPO step: rollout, scoring, four epochs",
+    "rloo": "the same by RLOO, four responses to a query",
     "reward": "an optimizer step of reward training on choices among four",
+    "dpo": "an optimizer step of direct preference optimisation on choices among four",
     "supervised": "an optimizer step of supervised training",
 }
 RIVALS = {"rollout": "transformers", "update": "trl", "reward": "plain"}  # what a user would use instead
 TASKS = {"style": books_task, "summary": cnndm_task}
-CHOICES = {"style": 8, "summary": 2}  # in a reward step
+RESPONSES = 4  # to a query, of RLOO
+CHOICES = {"style": 8, "summary": 2}  # in a step of reward training or DPO
 BATCHES = {"cpu": {"style": 16, "summary": 4}, "cuda": {"style": 512, "summary": 32}}
 
 
@@ -74,6 +77,8 @@ def check_case(case: Case) -> None:
             raise UserError(f"--{flag} {value}: there are {', '.join(known)}")
     if case.batch < 1:
         raise UserError(f"--batch {case.batch}: must be at least 1")
+    if case.kind == "rloo" and case.batch % RESPONSES:
+        raise UserError(f"--batch {case.batch}: rloo needs a multiple of {RESPONSES}, its responses to a query")
     if not 0 <= case.padding < 0.5:
         raise UserError(f"--padding {case.padding}: must lie in 0 to below 0.5")
 
@@ -95,7 +100,7 @@ def cases_of(
     for model in models:
         for task in tasks:
             for kind in kinds:
-                usual = CHOICES if kind == "reward" else BATCHES[device]
+                usual = CHOICES if kind in ("reward", "dpo") else BATCHES[device]
                 case = Case(
                     kind,
                     model,
@@ -103,7 +108,7 @@ def cases_of(
                     batch if batch is not None else usual.get(task, 1),
                     padding=padding,
                     device=device,
-                    captured=captured and kind in ("rollout", "update"),
+                    captured=captured and kind in ("rollout", "update", "rloo"),
                     **settings,
                 )
                 check_case(case)

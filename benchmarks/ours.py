@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.cases import Case
+from benchmarks.cases import RESPONSES, Case
 from benchmarks.clock import PhaseClock
 from lm_human_preferences import train_sft
 from lm_human_preferences.compute.distributed import generator_for
@@ -19,17 +19,26 @@ from lm_human_preferences.data.queries import QueryStream, TokenFile, write_toke
 from lm_human_preferences.data.rows import Rows
 from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.language.encoding import get_encoding
-from lm_human_preferences.language.flops import TRAINING, choice_flops, forward_flops, response_flops
+from lm_human_preferences.language.flops import (
+    TRAINING,
+    choice_flops,
+    choice_logprob_flops,
+    forward_flops,
+    response_flops,
+)
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.logprobs import slices
+from lm_human_preferences.learning.direct_preference import ChoicePolicy
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.ppo import PPOParams, Rollout
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.runs.params import RunParams
+from lm_human_preferences.train_dpo import DPOParams, DPOTrainer
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer, RewardsParams
 from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams
 
 SEED = 1
+RLOO = {"estimator": "rloo", "responses_per_query": RESPONSES, "advantage_scale": "none"}
 
 
 @dataclass
@@ -46,7 +55,7 @@ def make(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     """The case's models and data, ready to work."""
     if case.kind in OF_A_TRAINER:
         return OF_A_TRAINER[case.kind](policy_trainer(case, precision), clock)
-    makers = {"reward": _reward, "supervised": _supervised}
+    makers = {"reward": _reward, "dpo": _dpo, "supervised": _supervised}
     return makers[case.kind](case, precision, clock)
 
 
@@ -90,6 +99,7 @@ def policy_trainer(case: Case, precision: Precision, run: RunParams | None = Non
             noptepochs=epochs,
             lr=1e-6,
             whiten_rewards=case.task == "style",
+            **(RLOO if case.kind == "rloo" else {}),
         ),
     )
     queries = QueryStream(
@@ -177,7 +187,8 @@ def update(trainer: PPOTrainer, clock: PhaseClock) -> Subject:
     clock.watch(trainer.reference, "analyze", "reference")
     clock.watch(trainer.scorer, "measure", "reward")
     # what is left of the minibatches when forward passes and optimizer have taken their own
-    clock.watch(trainer, "train_minibatch", "backward")
+    minibatch = "train_minibatch" if trainer.params.ppo.estimator == "gae" else "train_group_minibatch"
+    clock.watch(trainer, minibatch, "backward")
     clock.watch(trainer.policy, "analyze", "forward")
     clock.watch(trainer.optimizer, "step", "optimizer")
 
@@ -191,7 +202,7 @@ def update(trainer: PPOTrainer, clock: PhaseClock) -> Subject:
     return Subject(work, trainer.params.ppo.batch_size, lambda: last["rollout"].responses.numel(), flops)
 
 
-OF_A_TRAINER = {"rollout": rollout, "scoring": scoring, "update": update}
+OF_A_TRAINER = {"rollout": rollout, "scoring": scoring, "update": update, "rloo": update}
 
 
 # --- reward training, supervised training ---
@@ -234,6 +245,36 @@ def _reward(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
         case.batch,
         lambda: sum(queries) + sum(map(sum, lengths)),
         lambda: TRAINING * sum(choice_flops(config, q, four) for q, four in zip(queries, lengths, strict=True)),
+    )
+
+
+def _dpo(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
+    """A step alone: the reference's log-probabilities are made once, before the first."""
+    task, config = case.task_params(), case.config()
+    labels = choices(case)
+    formatter, temperature = QueryFormatter([], []), task.policy.temperature
+    params = DPOParams(
+        task=task,
+        labels=LabelParams(num_train=1000 * case.batch),
+        batch_size=case.batch,
+        lr=1e-6,
+        run=RunParams(seed=SEED),
+    )
+    policy = ChoicePolicy(random_model(config, "policy", precision.device), formatter, temperature)
+    reference = ChoicePolicy(random_model(config, "policy", precision.device), formatter, temperature)
+    trainer = DPOTrainer(policy, reference, labels, None, params, precision)
+    trainer.ask_reference()
+    clock.watch(trainer.optimizer, "step", "optimizer")
+    everything = torch.arange(case.batch)
+    queries, lengths = (
+        _lengths(labels.queries, config.padding_token),
+        [_lengths(four, config.padding_token) for four in labels.responses],
+    )
+    return Subject(
+        lambda: trainer.step(0, everything),
+        case.batch,
+        lambda: sum(queries) + sum(map(sum, lengths)),
+        lambda: TRAINING * sum(choice_logprob_flops(config, q, four) for q, four in zip(queries, lengths, strict=True)),
     )
 
 

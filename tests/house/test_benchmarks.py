@@ -80,18 +80,17 @@ def test_inner_phases_count_for_themselves(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_work_is_done_and_described(kind, mini):
-    repeat = worker.prepare(Case(kind, **SMALL))
+    rows = 4 if kind == "rloo" else 2
+    repeat = worker.prepare(Case(kind, **SMALL | {"batch": rows}))
     repeat()
     answer = repeat()
-    assert answer["rows"] == 2 and answer["flops"] > 0 and answer["memory"] > 2**20
+    assert answer["rows"] == rows and answer["flops"] > 0 and answer["memory"] > 2**20
     assert answer["seconds"] == pytest.approx(sum(answer["phases"].values()))
     assert answer["cpu_seconds"] > 0
-    drawn, read = 2 * 3, 2 * (64 + 3)
-    assert (
-        answer["tokens"]
-        == {"rollout": drawn, "update": drawn, "scoring": read, "reward": 2 * (64 + 4 * 3), "supervised": read}[kind]
-    )
-    if kind == "update":
+    drawn, read, chosen = rows * 3, rows * (64 + 3), rows * (64 + 4 * 3)
+    tokens = {"rollout": drawn, "update": drawn, "rloo": drawn, "scoring": read, "reward": chosen, "dpo": chosen}
+    assert answer["tokens"] == (tokens | {"supervised": read})[kind]
+    if kind in ("update", "rloo"):
         assert set(answer["phases"]) == {"other", "rollout", "reference", "reward", "forward", "backward", "optimizer"}
         assert all(seconds > 0 for seconds in answer["phases"].values())
 
@@ -262,7 +261,7 @@ def test_the_full_plan_has_both_tasks_padding_and_the_figure():
     )
     assert "774M" in {case.model for case in command.plan(args, "cuda").compared}
     captured = command.plan(command.parser().parse_args(["--captured"]), "cuda")
-    assert {case.kind for case in captured.compared if case.captured} == {"rollout", "update"}
+    assert {case.kind for case in captured.compared if case.captured} == {"rollout", "update", "rloo"}
     alone = command.plan(command.parser().parse_args(["--alone"]), "cpu")
     assert not alone.compared and len(alone.alone) == len(KINDS) and not alone.scaling
 
