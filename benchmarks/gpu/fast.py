@@ -20,9 +20,8 @@ from benchmarks.measure import ROOT
 from benchmarks.ours import Subject
 from lm_human_preferences.compute.peaks import Peaks
 from lm_human_preferences.compute.precision import with_matmul_precision
-from lm_human_preferences.language import logprobs
 from lm_human_preferences.language.captured import decoding_graphs
-from lm_human_preferences.language.gpt2 import Block
+from lm_human_preferences.language.compiled import compile_passes
 from lm_human_preferences.runs.stage_hours import Device, decoding_seconds
 from lm_human_preferences.train_policy import PPOTrainer
 
@@ -174,21 +173,16 @@ def generate(setting: Setting) -> Iterator[Line]:
 
 
 def compiled(setting: Setting) -> Iterator[Line]:
-    """What torch.compile would gain: an update as it is, then with compiled sums over the vocabulary, then with layer
-    norms fused with the products after them, and the MLP's GELU with its gradient. An experiment: no run does this.
+    """An update without and with `--run.compiled on`. By a CPU only traced: its compiler takes longer than this part
+    may.
     """
     case = setting.case("update", "124M", "style", 512)
     trainer = ours.policy_trainer(case, setting.precision(True))
-    if setting.cuda:
-        trainer.policy.captured = decoding_graphs("cuda", "ddp")
     clock = PhaseClock(setting.device)
     subject = ours.update(trainer, clock)
-    yield line("124M style x512: update, nothing compiled", in_words(measure(setting, subject, clock, 3)))
-    replaced = ((logprobs, "_add_up", _compiled_sums), (Block, "_all", _compiled_block))
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     try:
-        for (owner, name, make), what in zip(replaced, ("sums", "sums and blocks"), strict=True):
-            setattr(owner, name, make(setting))
+        for what, on in (("nothing compiled", False), ("compiled", True)):
+            compile_passes(on, backend="inductor" if setting.cuda else "eager")
             if setting.cuda:
                 trainer.policy.captured = decoding_graphs("cuda", "ddp")  # a graph holds the kernels it was made of
             started = time.monotonic()
@@ -196,49 +190,9 @@ def compiled(setting: Setting) -> Iterator[Line]:
             warm = time.monotonic() - started
             found = measure(setting, subject, clock, 3)
             text = f"{in_words(found)}; its first update took {warm:.0f} s"
-            yield line(f"124M style x512: update, {what} compiled", text, None, warm_up=warm, **found)
+            yield line(f"124M style x512: update, {what}", text, None, warm_up=warm, **found)
     finally:
-        for owner, name, function in before:
-            setattr(owner, name, function)
-
-
-def _compile(setting: Setting, function: Callable[..., Any]) -> Callable[..., Any]:
-    """By a CPU only traced: its compiler takes longer than this part may."""
-    return torch.compile(function, backend="inductor" if setting.cuda else "eager", dynamic=True)
-
-
-def _compiled_sums(setting: Setting) -> Callable[..., None]:
-    """In the place of `logprobs._add_up`."""
-
-    def sums(logits: torch.Tensor, labels: torch.Tensor, entropies: bool, kept: torch.Tensor | None) -> Any:
-        largest = logits.amax(1)
-        z = logits - largest[:, None]
-        weights = z.exp()
-        if kept is not None:
-            kept.copy_(weights)
-        entropy = -(z * weights).sum(1) if entropies else None
-        return z.gather(1, labels[:, None])[:, 0], largest, weights.sum(1), entropy
-
-    fused = _compile(setting, sums)
-
-    def add_up(logits: Any, labels: Any, entropies: bool, sums: Any, exponentials: Any) -> None:
-        for memory, found in zip(sums, fused(logits, labels, entropies, exponentials), strict=True):
-            if found is not None:
-                memory.copy_(found)
-
-    return add_up
-
-
-def _compiled_block(setting: Setting) -> Callable[..., torch.Tensor]:
-    """In the place of `Block._all`, without dropout."""
-    project = _compile(setting, lambda block, x: block.attn.c_attn(block.ln_1(x)))
-    feed = _compile(setting, lambda block, x: x + block.mlp(block.ln_2(x)))
-
-    def everything(block: Any, x: torch.Tensor, layer: int, rows: Any) -> torch.Tensor:
-        q, k, v = block.attn._heads(rows.packing.to_rectangle(project(block, x)), 3)
-        return feed(block, x + block.attn._project(rows.attend(q, k, v, layer), rows.packing))
-
-    return everything
+        compile_passes(False)
 
 
 # --- where the time goes ---

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lm_human_preferences.compute.precision import vocabulary_projection
+from lm_human_preferences.language import compiled
 from lm_human_preferences.language.added_tokens import AddedToken
 from lm_human_preferences.language.dropout import RowDropout
 from lm_human_preferences.language.packing import (
@@ -161,7 +162,11 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, layer: int, rows: Rows) -> torch.Tensor:
         """x [N, C] -> [N, C]."""
-        q, k, v = self._heads(rows.packing.to_rectangle(self.c_attn(x)), 3)
+        return self.of_projected(self.c_attn(x), layer, rows)
+
+    def of_projected(self, projected: torch.Tensor, layer: int, rows: Rows) -> torch.Tensor:
+        """Queries, keys and values [N, 3 C] -> [N, C]."""
+        q, k, v = self._heads(rows.packing.to_rectangle(projected), 3)
         return self._project(rows.attend(q, k, v, layer), rows.packing)
 
     def last(self, x: torch.Tensor, layer: int, rows: Rows, kept: torch.Tensor) -> torch.Tensor:
@@ -220,6 +225,9 @@ class Block(nn.Module):
         return work(*arguments)
 
     def _all(self, x: torch.Tensor, layer: int, rows: Rows) -> torch.Tensor:
+        fused = compiled.fused()
+        if fused is not None and rows.dropout is None:
+            return fused.feed(self, x + self.attn.of_projected(fused.project(self, x), layer, rows))
         x = x + rows.drop(self.attn(self.ln_1(x), layer, rows), 2 * layer + 1)
         return x + rows.drop(self.mlp(self.ln_2(x)), 2 * layer + 2)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lm_human_preferences.compute.precision import EXCLUDED, aligned_vocabulary, tempered_logits, with_matmul_precision
+from lm_human_preferences.language import compiled
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.support import unpacked
 
@@ -123,6 +124,12 @@ def _add_up(
 
     logits float32 [n, V], after the temperature, are overwritten.
     """
+    fused = compiled.fused()
+    if fused is not None:
+        for memory, found in zip(sums, fused.sums(logits, labels, entropies, exponentials), strict=True):
+            if found is not None:
+                memory.copy_(found)
+        return
     for rows in slices(0, len(logits), BLOCK_ROWS[logits.device.type]):
         x, block = logits[rows], sums.of(rows)
         block.largest.copy_(x.amax(1))

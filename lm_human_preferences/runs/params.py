@@ -13,6 +13,7 @@ from lm_human_preferences.compute.parallel import SHARDINGS
 from lm_human_preferences.compute.precision import Precision, choose_precision
 from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.language.compiled import compile_passes
 
 
 @dataclass
@@ -40,6 +41,11 @@ class RunParams:
         "on: policy training on a GPU hands all of a rollout's decoding over at once, as a CUDA graph for each length "
         "of query (16 at most), and its cache stays in memory; off; auto: on where no pass has to do with fewer rows "
         "for it",
+    )
+    compiled: bool = param(
+        False,
+        "layer norms, MLPs and sums over the vocabulary through torch.compile: faster on a GPU after some seconds of "
+        "compiling, other bits at each start",
     )
     recompute_activations: str = param(
         "auto",
@@ -69,6 +75,9 @@ def check_run_params(params: RunParams, rollouts: bool = False) -> None:
         raise UserError(f"--run.captured_decoding {params.captured_decoding}: must be auto, on or off")
     if params.captured_decoding == "on" and not rollouts:
         raise UserError("--run.captured_decoding on: only policy training samples at each step; leave it off")
+    if params.compiled and (params.deterministic or params.sharding == "fsdp"):
+        flag = "deterministic on" if params.deterministic else "sharding fsdp"
+        raise UserError(f"--run.compiled on does not go with --run.{flag}; leave one of them off")
     if params.overwrite and params.resume:
         raise UserError("--run.overwrite and --run.resume exclude each other; give one of them")
     for name in ("save_interval", "keep_checkpoints", "threads"):
@@ -95,6 +104,7 @@ def start_computing(params: RunParams) -> Precision:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read when CUDA is first used
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at run time
+    compile_passes(params.compiled, precision.device)
     return precision
 
 

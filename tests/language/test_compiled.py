@@ -1,0 +1,69 @@
+"""What is compiled computes what is not: by PyTorch's tracer and its gradients, without the compiler behind them, which
+takes longer than a test may; `python -m benchmarks.gpu --parts compiled` uses it.
+"""
+
+import pytest
+import torch
+
+from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.language import compiled
+from lm_human_preferences.language.compiled import compile_passes, fused
+from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
+from lm_human_preferences.language.logprobs import token_logprobs
+
+CONFIG = GPT2Config(n_vocab=97, n_ctx=16, n_embd=32, n_head=4, n_layer=3)
+
+
+@pytest.fixture
+def traced():
+    """Compiled passes, which later tests do not have."""
+    compile_passes(True, backend="aot_eager")
+    yield
+    compile_passes(False)
+
+
+def computed(recompute=False):
+    """Log-probabilities, entropies and gradients of rows of several lengths."""
+    model = GPT2(CONFIG).initialise(torch.Generator().manual_seed(1))
+    model.recompute_activations(recompute)
+    tokens = torch.randint(96, (5, 9), generator=torch.Generator().manual_seed(2))
+    tokens[1, 6:], tokens[3, 2:] = CONFIG.padding_token, CONFIG.padding_token
+    states = model(tokens)
+    logprobs, entropies = token_logprobs(model, states[:, :-1], tokens[:, 1:].clamp(max=96), 0.7)
+    gradients = torch.autograd.grad((logprobs * torch.linspace(-1, 1, 8)).sum(), list(model.parameters()))
+    return logprobs, entropies, model.last_states(tokens), *gradients
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_same_numbers(traced, recompute):
+    calls = []
+    wrapped = compiled._fused._replace(project=lambda *a, project=fused().project: (calls.append(0), project(*a))[1])
+    compiled._fused = wrapped
+    found = computed(recompute)
+    assert len(calls) >= CONFIG.n_layer, "blocks use it"
+    compile_passes(False)
+    assert fused() is None
+    for ours, plain in zip(found, computed(recompute), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_other_shapes_and_no_gradient(traced):
+    """More rows, other lengths, one token a row: nothing of the first shape is built in."""
+    model = GPT2(CONFIG).initialise(torch.Generator().manual_seed(1))
+    for shape in ((4, 9), (7, 5), (3, 1), (1, 12)):
+        tokens = torch.randint(96, shape, generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            found = model(tokens)
+            kept, compiled._fused = compiled._fused, None
+            plain = model(tokens)
+            compiled._fused = kept
+        torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_where_it_cannot_compile():
+    def broken(*_):
+        raise RuntimeError("no compiler\nanywhere")
+
+    with pytest.raises(UserError, match=r"cannot compile here \(.*no compiler.*\); leave it off"):
+        compile_passes(True, torch.device("cpu"), backend=broken)
+    assert fused() is None
