@@ -1,5 +1,6 @@
 """The policy: transformer and value head, one trunk for both. Original: policy.py."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from lm_human_preferences.language.encoding import Encoding
 from lm_human_preferences.language.ends import ENDLESS
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.language.heads import ScalarHead
-from lm_human_preferences.language.logprobs import token_logprobs
+from lm_human_preferences.language.logprobs import Steer, token_logprobs
 from lm_human_preferences.language.model_folders import load_heads, load_model, save_model
 from lm_human_preferences.language.sampling import Sample, sample
 
@@ -92,11 +93,21 @@ class Policy(nn.Module):
             temperature=self.temperature,
             top_k=self.top_k if top_k is None else top_k,
             top_p=self.top_p if top_p is None else top_p,
-            value_head=self.value_head,
+            value_head=self.values,
             ends=self.stops,
             captured=self.captured,
             real=None if real is None else self.formatter.real(real),
+            steer=self.steer_at(self.temperature),
         )
+
+    @property
+    def values(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Values of states: hidden [..., C] -> float32 [...]."""
+        return self.value_head
+
+    def steer_at(self, temperature: float) -> Steer | None:
+        """What changes logits that this temperature has divided; None where nothing does, as here."""
+        return None
 
     def analyze(
         self,
@@ -118,7 +129,7 @@ class Policy(nn.Module):
         hidden = states_before(self.transformer, self.formatter, queries, responses, real)
         temperature = self.temperature if temperature is None else temperature
         logprobs, entropy = token_logprobs(self.transformer, hidden, responses, temperature, entropies, support)
-        return Analysis(logprobs, self.value_head(hidden), entropy)
+        return Analysis(logprobs, self.values(hidden), entropy)
 
 
 def states_before(

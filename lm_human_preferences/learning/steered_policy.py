@@ -8,6 +8,7 @@ same for all actions and changes nothing in pi: it is there so that what is adde
 model, bit for bit.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.logprobs import Steer, steered_logprobs, token_logprobs
 from lm_human_preferences.language.model_folders import load_heads, load_model, save_model
-from lm_human_preferences.language.sampling import Sample, sample
 from lm_human_preferences.learning.implicit_q import ValueHeads
 from lm_human_preferences.learning.policy import Analysis, Policy, states_before
 
@@ -36,7 +36,7 @@ class SteeredPolicy(Policy):
         self.heads, self.beta = heads, beta
 
     def steer_at(self, temperature: float) -> Steer | None:
-        """What changes logits that this temperature has divided; None where nothing does."""
+        """Adds beta times the advantages; None where beta is 0."""
         if self.beta == 0:
             return None
 
@@ -46,28 +46,10 @@ class SteeredPolicy(Policy):
 
         return steer
 
-    def respond(
-        self,
-        queries: torch.Tensor,
-        uniforms: torch.Tensor,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        real: torch.Tensor | None = None,
-    ) -> Sample:
-        """As `Policy.respond`; values are V."""
-        return sample(
-            self.transformer,
-            self.formatter(queries),
-            uniforms,
-            temperature=self.temperature,
-            top_k=self.top_k if top_k is None else top_k,
-            top_p=self.top_p if top_p is None else top_p,
-            value_head=self.heads.values,
-            ends=self.stops,
-            captured=self.captured,
-            real=None if real is None else self.formatter.real(real),
-            steer=self.steer_at(self.temperature),
-        )
+    @property
+    def values(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """V of states: hidden [..., C] -> float32 [...]."""
+        return self.heads.values
 
     @torch.no_grad()
     def analyze(
@@ -89,7 +71,7 @@ class SteeredPolicy(Policy):
             logprobs, entropy = steered_logprobs(
                 self.transformer, hidden, responses, temperature, steer, entropies, support
             )
-        return Analysis(logprobs, self.heads.values(hidden), entropy)
+        return Analysis(logprobs, self.values(hidden), entropy)
 
     def save(self, folder: Path, note: dict[str, Any] | None = None, world: World = World()) -> None:
         """Write a model folder with the heads and beta beside it; on several ranks all call it and rank 0 writes. The
