@@ -8,9 +8,7 @@ the same judges -> gold score at matched KL, costs, samples.
 import copy
 import dataclasses
 import math
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +18,14 @@ import numpy as np
 
 from lm_human_preferences import expert_iteration, train_dpo, train_ilql, train_policy
 from lm_human_preferences.commands import sweep
+from lm_human_preferences.commands.members import Work, measuring_alone, train_members
 from lm_human_preferences.commands.sweep import Measuring, SweepParams
 from lm_human_preferences.commands.sweep_figures import LARGEST_N
-from lm_human_preferences.compute import distributed
 from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.expert_iteration import ExpertIterationParams, ExpertTrainer
 from lm_human_preferences.foundation.configuration import param, to_dict
-from lm_human_preferences.foundation.errors import Interrupted, UserError
+from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json_object, write_json
 from lm_human_preferences.judging.bootstrap import Bootstrap, Interval
 from lm_human_preferences.judging.frontier import best_of_n_kl, best_of_n_weights, means
@@ -37,6 +35,7 @@ from lm_human_preferences.reports import compare_report
 from lm_human_preferences.reports.samples import samples_of_sweep, samples_text
 from lm_human_preferences.runs.description import describe_run
 from lm_human_preferences.runs.folder import go_on_after_restart
+from lm_human_preferences.runs.locks import Busy, one_at_a_time, patiently
 from lm_human_preferences.runs.params import computing
 from lm_human_preferences.runs.tracking import read_jsonl
 from lm_human_preferences.train_dpo import DPOParams, DPOTrainer
@@ -222,12 +221,10 @@ def compare(params: CompareParams, task: str, experiment: str) -> Path:
         description = describe_run("compare", task, experiment, to_dict(params)) | {"launch": list(world.launch)}
         sweep.check_folder(folder, description, params, "compare", FREE)
         measuring = Measuring.load(params, precision, world)
-        if world.is_main:
-            sweep.open_folder(folder, description, params)
-        world.barrier()
+        sweep.open_folder(folder, description, params, world)
         params.run = dataclasses.replace(params.run, save_dir=str(folder), overwrite=False, resume=True)
         measuring.params = params = settle(params)
-        train_policy.train_reward_model_first(params, precision, world, task, experiment)
+        patiently(lambda: train_policy.train_reward_model_first(params, precision, world, task, experiment), world)
         members = members_of(params)
         failed = train_all(params, members, task, precision, world)
         trained = [member for member in members if member.name not in failed]
@@ -235,23 +232,40 @@ def compare(params: CompareParams, task: str, experiment: str) -> Path:
             raise UserError(
                 f"none of the {len(members)} policies of {folder} could be trained; the lines above say why"
             )
-        folders = {member.name: folder / member.run / "policy" for member in trained}
-        sides, pool, samples = measuring.measured(folders, betas_of(params, trained))
-        if world.is_main:
-            result = {
-                "task": task,
-                "experiment": experiment,
-                **measuring.facts(),
-                **figures_of(params, trained, sides, pool, folder),
-                "failed": failed,
-            }
-            rows = measuring.lines(sides, samples)
-            compare_report.write_comparison(folder, result, rows)
-            print(compare_report.comparison_table(result))
-            shown = compare_report.one_of_each_method(result, rows[: params.shown])
-            print(samples_text(samples_of_sweep(shown)))
-            print(f"\nfigure {folder / 'compare.svg'}, figures in {folder / 'result.json'}")
+        with measuring_alone(folder, world) as alone:
+            if alone:
+                measure(measuring, folder, trained, failed, task, experiment, world)
         return folder
+
+
+def measure(
+    measuring: Measuring,
+    folder: Path,
+    trained: list[Trained],
+    failed: dict[str, str],
+    task: str,
+    experiment: str,
+    world: World,
+) -> None:
+    """Measure the trained policies; write and print what is found."""
+    params = measuring.params
+    assert isinstance(params, CompareParams)
+    folders = {member.name: folder / member.run / "policy" for member in trained}
+    sides, pool, samples = measuring.measured(folders, betas_of(params, trained))
+    if world.is_main:
+        result = {
+            "task": task,
+            "experiment": experiment,
+            **measuring.facts(),
+            **figures_of(params, trained, sides, pool, folder),
+            "failed": failed,
+        }
+        rows = measuring.lines(sides, samples)
+        compare_report.write_comparison(folder, result, rows)
+        print(compare_report.comparison_table(result))
+        shown = compare_report.one_of_each_method(result, rows[: params.shown])
+        print(samples_text(samples_of_sweep(shown)))
+        print(f"\nfigure {folder / 'compare.svg'}, figures in {folder / 'result.json'}")
 
 
 FREE = (
@@ -270,45 +284,35 @@ FREE = (
 def train_all(
     params: CompareParams, members: list[Trained], task: str, precision: Precision, world: World
 ) -> dict[str, str]:
-    """Train each policy whose run is not finished, from its newest checkpoint if it has begun. Returns why the failed
-    ones failed, by name.
-    """
-    failed, folder = dict[str, str](), Path(params.run.save_dir)
+    """Train each policy whose run is not finished (`train_members`). Returns why the failed ones failed, by name."""
+    folder = Path(params.run.save_dir)
     first = {member.run: member for member in reversed(members)}
-    runs = [member for member in members if first[member.run] is member]
-    for number, member in enumerate(runs, 1):
-        run, title = folder / member.run, f"policy {number} of {len(runs)}, {member.run}"
-        begun, finished = world.from_main(
-            [(run / part).exists() for part in ("config.json", "policy/model.safetensors")]
-        )
-        if world.is_main:
-            print(f"{title}: " + ("finished already, skipped" if finished else "training"), flush=True)
-        if finished:
-            continue
-        mine = parameters_of(params, dataclasses.replace(params.run, resume=begun), member)
-        started = time.perf_counter()
-        try:
-            STAGES[member.method].trainer.prepare(mine, precision, world).run(task, member.run)
-        except Interrupted:
-            raise
-        except Exception as error:  # the others may still succeed
-            if isinstance(error, RuntimeError) and distributed.lost(error):
+
+    def work(member: Trained) -> Work:
+        def train(begun: bool) -> None:
+            started = time.perf_counter()
+            mine = parameters_of(params, dataclasses.replace(params.run, resume=begun), member)
+            try:
+                STAGES[member.method].trainer.prepare(mine, precision, world).run(task, member.run)
+            except Busy:
                 raise
-            if not isinstance(error, UserError):
-                traceback.print_exc()
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            failed |= {other.name: reason for other in members if other.run == member.run}
-            print(f"{title}: FAILED: {reason}", file=sys.stderr, flush=True)
-        finally:
-            if world.is_main:
-                add_cost(folder, member.run, time.perf_counter() - started)
-    return failed
+            except BaseException:
+                add_cost(folder, member.run, time.perf_counter() - started, world)
+                raise
+            add_cost(folder, member.run, time.perf_counter() - started, world)
+
+        return Work(member.run, folder / member.run, train)
+
+    failed = train_members([work(member) for member in members if first[member.run] is member], world)
+    return {member.name: failed[member.run] for member in members if member.run in failed}
 
 
-def add_cost(folder: Path, name: str, seconds: float) -> None:
+def add_cost(folder: Path, name: str, seconds: float, world: World) -> None:
     """Add to the time that a policy's training has taken, which may be of several calls."""
-    costs = read_json_object(folder / COSTS) if (folder / COSTS).exists() else {}
-    write_json(folder / COSTS, costs | {name: costs.get(name, 0.0) + seconds})
+    if world.is_main:
+        with one_at_a_time(folder / f".{COSTS}.lock"):
+            costs = read_json_object(folder / COSTS) if (folder / COSTS).exists() else {}
+            write_json(folder / COSTS, costs | {name: costs.get(name, 0.0) + seconds})
 
 
 # --- the figures ---

@@ -10,9 +10,8 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import shutil
-import sys
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +23,14 @@ import torch
 
 from lm_human_preferences import train_policy
 from lm_human_preferences.commands.evaluate import HeldOut, held_out_queries, load_judges, load_policy
+from lm_human_preferences.commands.members import Work, measuring_alone, train_members
 from lm_human_preferences.commands.sweep_figures import LARGEST_N, Member, Scores, figures_of
-from lm_human_preferences.compute import distributed
 from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import dataset_split
 from lm_human_preferences.data.tasks import penalise, readable, response_ends
 from lm_human_preferences.foundation.configuration import param, to_dict
-from lm_human_preferences.foundation.errors import Interrupted, UserError
+from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_file, make_folder, read_json, write_json
 from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.judging.bootstrap import Bootstrap
@@ -45,6 +44,7 @@ from lm_human_preferences.reports import sweep_report
 from lm_human_preferences.reports.samples import samples_of_sweep, samples_text
 from lm_human_preferences.runs.description import check_same_configuration, describe_run
 from lm_human_preferences.runs.folder import go_on_after_restart, model_folder, same_finished_run
+from lm_human_preferences.runs.locks import is_busy, patiently
 from lm_human_preferences.runs.params import computing
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 from lm_human_preferences.train_reward import RewardTrainer
@@ -133,28 +133,41 @@ def sweep_here(
     description["parameters"]["rewards"]["kl_coef"] = coefficients
     check_folder(folder, description, params)
     measuring = Measuring.load(params, precision, world)
-    if world.is_main:
-        open_folder(folder, description, params)
-    world.barrier()
+    open_folder(folder, description, params, world)
     params.run = dataclasses.replace(params.run, save_dir=str(folder), overwrite=False, resume=True)
     measuring.params = params = settle(params)  # reward training too goes into the sweep's folder
     if params.gold == NEW:
-        folder_of_gold = train_gold(params, precision, world, task)
+        folder_of_gold = patiently(lambda: train_gold(params, precision, world, task), world)
         measuring.judges.append(gold_judge(folder_of_gold, precision))
-    train_policy.train_reward_model_first(params, precision, world, task, experiment)
-    failed = train_policies(params, members, task, precision, world)
+    patiently(lambda: train_policy.train_reward_model_first(params, precision, world, task, experiment), world)
+    failed = train_members(works_of(params, members, task, precision, world), world)
     trained = [member for member in members if member.name not in failed]
     if not trained:
         raise UserError(f"none of the {len(members)} policies of {folder} could be trained; the lines above say why")
+    with measuring_alone(folder, world) as alone:
+        if alone:
+            measure(measuring, folder, trained, failed, task, experiment, world)
+    return folder
+
+
+def measure(
+    measuring: "Measuring",
+    folder: Path,
+    trained: list[Member],
+    failed: dict[str, str],
+    task: str,
+    experiment: str,
+    world: World,
+) -> None:
+    """Measure the trained policies; write and print what is found."""
     result, rows = measuring.of_policies(folder, trained)
     if world.is_main:
         result = {"task": task, "experiment": experiment, **result, "failed": failed}
         write_sweep(folder, result, rows)
         print(sweep_report.sweep_table(result))
-        print(samples_text(samples_of_sweep(rows[: params.shown])))
+        print(samples_text(samples_of_sweep(rows[: measuring.params.shown])))
         print(f"\nfigure {folder / 'sweep.svg'}, figures in {folder / 'result.json'}; ", end="")
         print(f"python launch.py report {experiment} makes a page of them")
-    return folder
 
 
 # --- what is swept ---
@@ -255,12 +268,33 @@ def check_folder(
         )
 
 
-def open_folder(folder: Path, description: dict[str, Any], params: SweepParams) -> None:
-    """The sweep's folder with its configuration; with `run.overwrite` without anything else."""
-    if params.run.overwrite and folder.exists():
-        shutil.rmtree(folder)
-    make_folder(folder)
-    write_json(folder / "config.json", description)
+def open_folder(folder: Path, description: dict[str, Any], params: SweepParams, world: World) -> None:
+    """The sweep's folder with its configuration; with `run.overwrite` without anything else. UserError where that would
+    take a run away from the process that works on it.
+    """
+    problem = None
+    if world.is_main:
+        busy = [run for run in folder.iterdir() if is_busy(run)] if params.run.overwrite and folder.is_dir() else []
+        if busy:
+            problem = f"--run.overwrite: another process is working on {busy[0]}; wait until it has ended"
+        elif (folder / "config.json").exists() and not params.run.overwrite:
+            write_json(folder / "config.json", description)
+        else:
+            if params.run.overwrite and folder.exists():
+                shutil.rmtree(folder)
+            _open_anew(folder, description)
+    if problem := world.from_main(problem):
+        raise UserError(problem)
+
+
+def _open_anew(folder: Path, description: dict[str, Any]) -> None:
+    """Whole or not at all, so that another process never sees a folder without its configuration."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    write_json(make_folder(partial) / "config.json", description)
+    try:
+        partial.rename(folder)
+    except OSError:  # another process has been faster
+        shutil.rmtree(partial)
 
 
 # --- training ---
@@ -293,48 +327,19 @@ def gold_judge(folder: str, precision: Precision) -> Judge:
     return judge
 
 
-def train_policies(
-    params: SweepParams, members: list[Member], task: str, precision: Precision, world: World
-) -> dict[str, str]:
-    """Train each policy whose run is not finished, from its newest checkpoint if it has begun. Returns why the failed
-    ones failed.
-    """
-    failed = {}
+def works_of(params: SweepParams, members: list[Member], task: str, precision: Precision, world: World) -> list[Work]:
+    """How each policy is trained."""
 
-    def say(text: str) -> None:
-        if world.is_main:
-            print(text, flush=True)
-
-    for number, member in enumerate(members, 1):
-        run = Path(params.run.save_dir) / member.name
-        title = f"policy {number} of {len(members)}, {member.name}"
-        if (run / "policy" / "model.safetensors").exists():
-            say(f"{title}: finished already, skipped")
-            continue
-        mine = PolicyTrainingParams(
-            **{
-                item.name: copy.deepcopy(getattr(params, item.name))
-                for item in dataclasses.fields(PolicyTrainingParams)
-            }
-        )
-        mine.rewards.kl_coef, mine.run.seed, mine.run.resume = (
-            member.kl_coef,
-            member.seed,
-            (run / "config.json").exists(),
-        )
-        say(f"{title}: " + ("was cut short, goes on from its newest checkpoint" if mine.run.resume else "training"))
-        try:
+    def work(member: Member) -> Work:
+        def train(begun: bool) -> None:
+            names = (item.name for item in dataclasses.fields(PolicyTrainingParams))
+            mine = PolicyTrainingParams(**{name: copy.deepcopy(getattr(params, name)) for name in names})
+            mine.rewards.kl_coef, mine.run.seed, mine.run.resume = member.kl_coef, member.seed, begun
             PPOTrainer.prepare(mine, precision, world).run(task, member.name)
-        except Interrupted:
-            raise
-        except Exception as error:  # the others may still succeed
-            if isinstance(error, RuntimeError) and distributed.lost(error):
-                raise
-            if not isinstance(error, UserError):
-                traceback.print_exc()
-            failed[member.name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            print(f"{title}: FAILED: {failed[member.name]}", file=sys.stderr, flush=True)
-    return failed
+
+        return Work(member.name, Path(params.run.save_dir) / member.name, train)
+
+    return [work(member) for member in members]
 
 
 # --- measuring ---

@@ -20,6 +20,7 @@ from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json, read_json_object, write_json
 from lm_human_preferences.reports import shares_report
 from lm_human_preferences.runs.description import describe_run
+from lm_human_preferences.runs.locks import patiently, wait_for
 from lm_human_preferences.runs.params import computing
 
 STAGE = "sweep_shares"
@@ -84,15 +85,15 @@ def sweep_shares(params: SweepParams, coefficients: list[float], task: str, expe
         description = describe_run(STAGE, task, experiment, to_dict(params)) | {"launch": list(world.launch)}
         description["parameters"]["rewards"]["kl_coef"] = coefficients
         sweep.check_folder(folder, description, params, STAGE, FREE)
-        if world.is_main:
-            sweep.open_folder(folder, description, params)
-        world.barrier()
-        gold = gold_of(params, folder, task, precision, world)
+        sweep.open_folder(folder, description, params, world)
+        gold = patiently(lambda: gold_of(params, folder, task, precision, world), world)
         for share in shares:
             if world.is_main:
                 print(f"\nshare {share:g}: {labels_of(share, params):,} labels", flush=True)
             mine = of_share(params, share, folder, gold)
             sweep.sweep_here(mine, coefficients, task, name_of(share), precision, world)
+        for share in shares:  # another process may still measure one
+            wait_for(folder / name_of(share), world)
         if world.is_main:
             result = {"task": task, "experiment": experiment, "shares": [found_of(params, s, folder) for s in shares]}
             write_json(folder / "result.json", result)

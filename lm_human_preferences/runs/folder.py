@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.compute.precision import Precision
@@ -37,9 +37,9 @@ from lm_human_preferences.language.model_folders import is_model_folder
 from lm_human_preferences.runs.checkpoints import Checkpoints
 from lm_human_preferences.runs.description import check_same_configuration, describe_run, leaves
 from lm_human_preferences.runs.input_digests import input_digests
+from lm_human_preferences.runs.locks import LOCK, locked
 from lm_human_preferences.runs.params import RunParams, computing
 
-LOCK = ".lock"  # in a run's folder while a process works on it
 _LONGEST_NAME = 200  # bytes; file systems take 255, and `.NAME.replaced.partial` and `NAME_reward` must be names too
 
 
@@ -88,14 +88,14 @@ class Run:
         finds out for all.
 
         Raises UserError if a run of that name exists and neither overwrite nor resume was asked for, if its
-        configuration differs from the one to resume, or if the folder cannot be written.
+        configuration differs from the one to resume, or if the folder cannot be written; Busy if another process works
+        on it.
         """
-        if problem := self.world.from_main(
-            self._problem_in_opening(description, inputs) if self.world.is_main else None
-        ):
-            raise UserError(problem)
+        problem = self.world.from_main(self._problem_in_opening(description, inputs) if self.world.is_main else None)
+        if problem is not None:
+            raise problem
 
-    def _problem_in_opening(self, description: dict[str, Any], inputs: Mapping[str, str | None]) -> str | None:
+    def _problem_in_opening(self, description: dict[str, Any], inputs: Mapping[str, str | None]) -> UserError | None:
         existing = self.folder / "config.json"
         try:
             self._lock_folder()
@@ -112,26 +112,15 @@ class Run:
                 write_json(existing, description)
         except UserError as error:
             self.release()
-            return str(error)
+            return error
         return None
 
     def _lock_folder(self) -> None:
-        """Keep other processes out of the folder, if there is one, until `release` or the end of this process.
-        UserError if another has it. Where a file system has no locks there are none.
+        """Keep other processes out of the folder, if there is one, until `release` or the end of this process. Busy if
+        another has it.
         """
-        if not self.folder.is_dir() or not os.access(self.folder, os.W_OK):
-            return
         self.release()
-        lock = FileLock(self.folder / LOCK)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise UserError(
-                f"another process is working on {self.folder}: wait until it has ended, or give another name"
-            ) from None
-        except (OSError, NotImplementedError):
-            return
-        self._lock = lock
+        self._lock = locked(self.folder)
 
     def release(self) -> None:
         """Let other processes into the folder."""

@@ -126,7 +126,10 @@ def test_reward_training_refuses(world, change, says):
             "a CUDA graph needs a CUDA device, this run computes on cpu; leave it off",
         ),
         (dict(run__captured_decoding="maybe"), "--run.captured_decoding maybe: must be auto, on or off"),
-        (dict(run__compiled=True, run__deterministic=True), "--run.compiled on does not go with --run.deterministic on"),
+        (
+            dict(run__compiled=True, run__deterministic=True),
+            "--run.compiled on does not go with --run.deterministic on",
+        ),
         (dict(run__compiled=True, run__sharding="fsdp"), "--run.compiled on does not go with --run.sharding fsdp"),
     ],
 )
