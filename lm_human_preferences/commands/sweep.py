@@ -293,8 +293,10 @@ def _open_anew(folder: Path, description: dict[str, Any]) -> None:
     write_json(make_folder(partial) / "config.json", description)
     try:
         partial.rename(folder)
-    except OSError:  # another process has been faster
+    except OSError as error:
         shutil.rmtree(partial)
+        if not (folder / "config.json").exists():  # else another process has been faster
+            raise UserError(f"{folder} cannot be made: {error.strerror or error}") from None
 
 
 # --- training ---
