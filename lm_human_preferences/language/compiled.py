@@ -6,7 +6,7 @@ to rounding, in whichever order a kernel adds.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
@@ -66,7 +66,8 @@ def compile_passes(on: bool, device: torch.device | None = None, backend: str = 
         if device is not None:
             _try(device, backend)
         options: dict[str, Any] = {"backend": backend, "dynamic": True}
-        _fused = Fused(*(torch.compile(function, **options) for function in cast(list[Any], [project, feed, sums])))
+        functions: list[Any] = [project, feed, sums]
+        _fused = Fused(*(torch.compile(function, **options) for function in functions))
 
 
 def _try(device: torch.device, backend: str) -> None:
