@@ -64,7 +64,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def name(case: dict) -> str:
     padding = f", {case['padding']:.0%} padding" if case["padding"] else ""
     captured = ", captured" if case.get("captured") else ""
-    rows = "choices" if case["kind"] == "reward" else "rows"
+    rows = "choices" if case["kind"] in ("reward", "dpo") else "rows"
     return f"{case['kind']}, {case['model']}, {case['task']}, {case['batch']} {rows}{padding}{captured}"
 
 
