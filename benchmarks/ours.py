@@ -233,19 +233,7 @@ def _reward(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
         lr=1e-6,
         run=RunParams(seed=SEED),
     )
-    trainer = RewardTrainer(model, policy, None, labels, None, params, precision)
-    clock.watch(trainer.optimizer, "step", "optimizer")
-    everything = torch.arange(case.batch)
-    queries, lengths = (
-        _lengths(labels.queries, config.padding_token),
-        [_lengths(four, config.padding_token) for four in labels.responses],
-    )
-    return Subject(
-        lambda: trainer.step(0, everything),
-        case.batch,
-        lambda: sum(queries) + sum(map(sum, lengths)),
-        lambda: TRAINING * sum(choice_flops(config, q, four) for q, four in zip(queries, lengths, strict=True)),
-    )
+    return _of_choices(RewardTrainer(model, policy, None, labels, None, params, precision), labels, choice_flops, clock)
 
 
 def _dpo(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
@@ -264,17 +252,25 @@ def _dpo(case: Case, precision: Precision, clock: PhaseClock) -> Subject:
     reference = ChoicePolicy(random_model(config, "policy", precision.device), formatter, temperature)
     trainer = DPOTrainer(policy, reference, labels, None, params, precision)
     trainer.ask_reference()
+    return _of_choices(trainer, labels, choice_logprob_flops, clock)
+
+
+def _of_choices(
+    trainer: RewardTrainer | DPOTrainer,
+    labels: LabelBatch,
+    flops: Callable[[GPT2Config, int, list[int]], int],
+    clock: PhaseClock,
+) -> Subject:
+    """A step on all labels; flops: of a forward pass of one of them."""
     clock.watch(trainer.optimizer, "step", "optimizer")
-    everything = torch.arange(case.batch)
-    queries, lengths = (
-        _lengths(labels.queries, config.padding_token),
-        [_lengths(four, config.padding_token) for four in labels.responses],
-    )
+    config, everything = trainer.policy.transformer.config, torch.arange(len(labels))
+    queries = _lengths(labels.queries, config.padding_token)
+    lengths = [_lengths(responses, config.padding_token) for responses in labels.responses]
     return Subject(
         lambda: trainer.step(0, everything),
-        case.batch,
+        len(labels),
         lambda: sum(queries) + sum(map(sum, lengths)),
-        lambda: TRAINING * sum(choice_logprob_flops(config, q, four) for q, four in zip(queries, lengths, strict=True)),
+        lambda: TRAINING * sum(flops(config, query, some) for query, some in zip(queries, lengths, strict=True)),
     )
 
 
