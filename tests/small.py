@@ -160,6 +160,7 @@ def dpo_flags(world: Path) -> list[str]:
         batch_size=8,
         epochs=2,
         lr=0.003,
+        beta=0.1,
         run__save_dir=world / "runs",
         run__device="cpu",
         run__precision="float32",

@@ -68,7 +68,8 @@ def train_members(works: Sequence[Work], world: World) -> dict[str, str]:
                 work.train(state.begun)
             except Interrupted:
                 raise
-            except Busy:  # somebody took it between the look and the lock
+            except Busy:  # between the look and the lock
+                say(number, work, "another process was faster")
                 left.append((number, work))
             except Exception as error:  # the others may still succeed
                 if isinstance(error, RuntimeError) and distributed.lost(error):

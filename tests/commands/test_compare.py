@@ -81,7 +81,7 @@ def test_every_method_is_trained_at_each_strength(world):
         return json.loads((run / name / "config.json").read_text())["parameters"]
 
     assert [parameters(f"ppo_{s}_seed_1")["rewards"]["kl_coef"] for s in ("0.5", "1")] == [0.05, 0.1]
-    assert [parameters(f"dpo_{s}_seed_1")["beta"] for s in ("0.5", "1")] == [0.05, 0.1]
+    assert [parameters(f"dpo_{s}_seed_1")["beta"] for s in ("0.5", "1")] == [0.2, 0.4]
     assert [parameters(f"expert_iteration_{s}_seed_1")["ppo"]["total_episodes"] for s in ("0.5", "1")] == [32, 16]
     assert parameters("rloo_1_seed_1")["ppo"]["estimator"] == "rloo"
     assert parameters("grpo_1_seed_1")["ppo"]["advantage_scale"] == "group"

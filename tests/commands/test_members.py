@@ -136,7 +136,7 @@ def test_two_processes_share_a_sweep(tmp_path):
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     for coefficient in ("0.1", "0.2", "0.3"):
-        assert sum(text.count(f"kl_{coefficient}_seed_1: training") for text in said) == 1, said
+        assert sum(text.count(f"kl_{coefficient}_seed_1: 4 steps of 16 episodes") for text in said) == 1, said
     result = read_json_object(world / "runs/both/result.json")
     assert len(result["policies"]) == 3 and not result["failed"]
     assert not list((world / "runs").glob(".both*"))
