@@ -60,7 +60,7 @@ def is_busy(folder: Path) -> bool:
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Around what only one process may do at once; the others wait. path: a file that is there meanwhile."""
+    """Around what only one process may do at once; the others wait. path: the lock's file, which stays."""
     lock = FileLock(path)
     try:
         lock.acquire()
