@@ -13,7 +13,7 @@ could have given the labels so far, give to C candidate responses to one query.
 Which K of C is a search over sets; it begins with the best pair and adds the best one at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -23,6 +23,7 @@ from lm_human_preferences.learning.head_posterior import HeadPosterior
 from lm_human_preferences.learning.reward_model import RewardModel
 
 ASKS = ("random", "disagreement", "thompson", "information")
+ROWS = 256  # candidates whose states are computed together
 DRAWS = 30  # of a head for one more response, as Dwaracherla et al. 2024; then the last one's best of the rest
 
 
@@ -91,10 +92,19 @@ class HeadsAsk:
         self.model, self.precision, self.seed = model, precision, seed
 
     @torch.no_grad()
-    def __call__(self, number: int, query: torch.Tensor, candidates: torch.Tensor) -> list[int]:
-        """Which of the candidates int64 [n, R] to the query int64 [Q] question `number` shows."""
-        device = self.precision.device
-        with self.precision.autocast():
-            states = self.model.states(query[None].to(device), candidates[None].to(device))[0]
-        scores = self.heads.scores(states.float().cpu())
-        return choose(self.how, scores, self.shown, generator_for(self.seed, "people/ask", number))
+    def __call__(
+        self, numbers: Sequence[int], queries: torch.Tensor, candidates: Sequence[torch.Tensor]
+    ) -> list[list[int]]:
+        """Which of its candidates, int64 [n, R], each of the questions `numbers` shows, about queries int64 [B, Q]."""
+        found, most = [], max(map(len, candidates))
+        # questions of a batch need rows of the same number: candidates that are missing are the first one again
+        filled = torch.stack([torch.cat([some, some[:1].expand(most - len(some), -1)]) for some in candidates])
+        at_once, device = max(1, ROWS // most), self.precision.device
+        for start in range(0, len(numbers), at_once):
+            part = slice(start, start + at_once)
+            with self.precision.autocast():
+                states = self.model.states(queries[part].to(device), filled[part].to(device)).float().cpu()
+            for number, state, some in zip(numbers[part], states, candidates[part], strict=True):
+                scores = self.heads.scores(state[: len(some)])
+                found.append(choose(self.how, scores, self.shown, generator_for(self.seed, "people/ask", number)))
+        return found

@@ -35,7 +35,8 @@ class Chooser(NamedTuple):
 
     candidates: int  # written for each question, at least K
     random_share: float  # of the questions whose responses are not chosen, so that something can be measured on them
-    choose: Callable[[int, torch.Tensor, torch.Tensor], list[int]]  # number, query int64 [Q], responses int64 [n, R]
+    # numbers, queries int64 [B, Q], of each question's candidates int64 [n, R] -> the places of those to show
+    choose: Callable[[Sequence[int], torch.Tensor, Sequence[torch.Tensor]], list[list[int]]]
 
 
 def falls(number: int, share: float, phase: float = 0.0) -> bool:
@@ -153,16 +154,16 @@ def write_questions(
             text = recorded_text(encoding, drawn)
             if text.strip() and text not in [other for other, _ in written[i].values()]:
                 written[i][j] = (text, drawn.tolist())
+    shown = {i: sorted(responses) for i, responses in enumerate(written) if len(responses) >= study.responses}
+    if chooser is not None and (asked_about := [i for i in shown if chosen[i]]):
+        candidates = [torch.tensor([written[i][j][1] for j in shown[i]]) for i in asked_about]
+        places = chooser.choose([numbers[i] for i in asked_about], queries[asked_about], candidates)
+        shown |= {i: [shown[i][place] for place in some] for i, some in zip(asked_about, places, strict=True)}
     questions = []
-    for i, (number, (kind, wanted)) in enumerate(zip(numbers, kinds, strict=True)):
-        if len(written[i]) < study.responses:
-            continue
-        shown = sorted(written[i])
-        if chooser is not None and chosen[i]:
-            candidates = torch.tensor([written[i][j][1] for j in shown])
-            shown = [shown[place] for place in chooser.choose(number, queries[i], candidates)]
+    for i in shown:
+        number, (kind, wanted) = numbers[i], kinds[i]
         responses = []
-        for j in shown:
+        for j in shown[i]:
             author = authors[slots[i][j].author]
             text, tokens = written[i][j]
             responses.append(Response(text, author.name, tokens if lists else None, author.digest, author.step))

@@ -5,7 +5,7 @@ questions they click anywhere, in 10% they take the first card. What each answer
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 import torch
@@ -28,6 +28,7 @@ class Simulated:
     first: float = 0.0  # share of questions where the first card is taken
     people: int = 1
     seed: int = 0
+    scores: dict[int, list[float]] = field(default_factory=dict)  # question -> the judge's scores of its responses
 
     @property
     def names(self) -> list[str]:
@@ -70,9 +71,16 @@ def answer_of(people: Simulated, labeller: str, turn: Turn, scores: list[float],
     return Answer(RANKING, order) if mode == "rank" else Answer(CHOICE, order[:1])
 
 
-def judge_scores(people: Simulated, question: Question) -> list[float]:
-    texts = [response.text for response in question.responses]
-    return people.judge.score([question.query] * len(texts), texts)
+def judge_scores(people: Simulated, store: Store, question: Question) -> list[float]:
+    """The judge's scores of a question's responses; the first time with those of all questions that came after it,
+    since a judge that is a network reads many texts in hardly more time than four.
+    """
+    if question.id not in people.scores:
+        some = [question, *(other for other in store.questions_after(question.id) if other.id not in people.scores)]
+        pairs = [(one.query, response.text) for one in some for response in one.responses]
+        scores = iter(people.judge.score([query for query, _ in pairs], [text for _, text in pairs]))
+        people.scores |= {one.id: [next(scores) for _ in one.responses] for one in some}
+    return people.scores[question.id]
 
 
 def answer_open(store: Store, people: Simulated, count: int | None = None) -> int:
@@ -91,7 +99,7 @@ def answer_open(store: Store, people: Simulated, count: int | None = None) -> in
             if turn is None:
                 idle += 1
                 continue
-            answer = answer_of(people, name, turn, judge_scores(people, turn.question), study.mode)
+            answer = answer_of(people, name, turn, judge_scores(people, store, turn.question), study.mode)
             store.answer(turn.showing.id, answer, digest, f"{name}/simulated/{turn.showing.id}")
         given, idle = given + 1, 0
     return given

@@ -1,13 +1,17 @@
 """Which responses are shown: hand-made cases, what the measures are, and that asking so teaches more per label."""
 
+import functools
 import math
 from itertools import combinations
 
 import pytest
 import torch
 
+from lm_human_preferences.compute.precision import Precision
+from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.learning.head_posterior import fit_heads
-from lm_human_preferences.people.asking import choice_information, choice_variance, choose, choose_by
+from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.people.asking import HeadsAsk, choice_information, choice_variance, choose, choose_by
 
 WAYS = ("disagreement", "thompson", "information")
 
@@ -84,3 +88,22 @@ def test_asking_teaches_more_per_label(how):
     """Over ten seeds; docs/people.md has 60 of them with intervals."""
     gains = [accuracy_of(how, seed) - accuracy_of("random", seed) for seed in range(10)]
     assert sum(gains) / 10 > 0.01, gains
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_questions_are_chosen_together_as_they_are_alone(how, monkeypatch):
+    """With other numbers of candidates each, and in parts."""
+    config = GPT2Config(n_vocab=50, n_ctx=16, n_embd=16, n_head=2, n_layer=2, padding_token=51)
+    model = RewardModel(GPT2(config).initialise(generator())).requires_grad_(False)
+    model.head.initialise(generator(1))
+    draw = functools.partial(torch.randint, 0, 50, generator=generator(2))
+    states, best = model.states(draw((12, 3)), draw((12, 4, 6))), torch.randint(0, 4, (12,), generator=generator())
+    precision = Precision(torch.device("cpu"), bfloat16=False)
+    ask = HeadsAsk(how, 3, fit_heads(states, best, 8, generator()), model, precision, seed=1)
+    queries = draw((5, 3))
+    candidates = [draw((count, 6)) for count in (9, 3, 16, 4, 7)]
+    alone = [ask([n], queries[n : n + 1], candidates[n : n + 1])[0] for n in range(5)]
+    assert ask(range(5), queries, candidates) == alone
+    monkeypatch.setattr("lm_human_preferences.people.asking.ROWS", 40)
+    assert ask(range(5), queries, candidates) == alone
+    assert all(max(some) < len(rows) for some, rows in zip(alone, candidates, strict=True))

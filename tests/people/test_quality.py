@@ -205,6 +205,8 @@ def test_simulated_people_answer_what_is_open(tmp_path):
     judge = FunctionJudge("letters", lambda queries, texts: [float(" response d" in text) for text in texts])
     people = Simulated(judge, people=3)
     assert answer_open(store, people, 5) == 5 and len(store.judgements()) == 5
+    assert len(people.scores) == 20  # the judge reads what waits at once
+    store.add_questions([question(20, wanted=2)])
     answer_open(store, people)
     assert store.count_open() == 0 and answer_open(store, people) == 0
     assert {one.showing.labeller for one in store.judgements()} == {"simulated-1", "simulated-2", "simulated-3"}
