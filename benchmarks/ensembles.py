@@ -116,8 +116,8 @@ def accuracies(seeds: Sequence[int], folder: Path) -> list[float]:
 
 
 def draw(curves: dict[str, list[Curve]], judge: str, path: Path) -> None:
-    """Write the gain by the proxy and by a judge against the root of KL as PNG: a line through each kind's means over
-    seeds, a dot for each policy.
+    """Write the gain by the proxy and by a judge against the root of KL as PNG: a line for each kind and seed, a dot
+    for each policy.
     """
     import matplotlib
     from matplotlib.figure import Figure as Canvas
@@ -126,10 +126,9 @@ def draw(curves: dict[str, list[Curve]], judge: str, path: Path) -> None:
         canvas = Canvas(figsize=(8.4, 3.6), layout="constrained")
         for axis, name in zip(canvas.subplots(1, 2), (PROXY, judge), strict=True):
             for (kind, seeds), colour in zip(curves.items(), COLOURS, strict=False):
-                roots = np.array([np.sqrt(np.maximum(one.kl, 0)) for one in seeds])
-                gains = np.array([one.gains[name] for one in seeds])
-                axis.plot(roots.mean(0), gains.mean(0), color=colour, label=kind)
-                axis.plot(roots.ravel(), gains.ravel(), ".", color=colour, alpha=0.6)
+                for number, one in enumerate(seeds):
+                    label = "_" if number else kind  # once in the legend
+                    axis.plot(np.sqrt(np.maximum(one.kl, 0)), one.gains[name], ".-", color=colour, label=label)
             axis.set_xlabel("√ KL to the reference (√ nats per response)")
             axis.set_ylabel("gain by the reward" if name == PROXY else f"gain by {name}")
         axis.legend()

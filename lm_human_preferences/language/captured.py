@@ -6,6 +6,7 @@ Python computed on the way. So whatever changes from batch to batch must lie in 
 whatever else Python decides by (lengths, the temperature) is part of the graph's key: another value, another graph.
 """
 
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
@@ -70,10 +71,12 @@ class Captured:
 
 
 class CUDAGraphs:
-    """Makes CUDA graphs that share one pool of memory, as they never run side by side."""
+    """Makes CUDA graphs that share one pool of memory, as they never run side by side. A pool ends with the last of its
+    graphs: those that come after it get another.
+    """
 
     def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
+        self._graphs = weakref.WeakSet[torch.cuda.CUDAGraph]()
 
     def __call__(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """The work runs once on a side stream, so that libraries allocate what they need, and is then captured, which
@@ -84,11 +87,19 @@ class CUDAGraphs:
         with torch.cuda.stream(side):
             work()
         torch.cuda.current_stream().wait_stream(side)
+        pool = self._pool()
         graph = torch.cuda.CUDAGraph()
         # thread_local: NCCL's watchdog threads may query the device meanwhile, which else ends the capture
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = work()
+        self._graphs.add(graph)
         return graph.replay, outputs
+
+    def _pool(self) -> Any:
+        """That of the graphs that there are, or a new one."""
+        for graph in self._graphs:
+            return graph.pool()
+        return torch.cuda.graph_pool_handle()
 
 
 def decoding_graphs(device_type: str, sharding: str) -> Captured:

@@ -82,9 +82,11 @@ class Policy(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         real: torch.Tensor | None = None,
+        captured: bool = True,
     ) -> Sample:
         """Sample responses to queries int64 [B, Q] at uniforms float32 [B, R]; see `language.sampling.sample`. top_k,
-        top_p: None for the policy's own. `real` as in `analyze`.
+        top_p: None for the policy's own. `real` as in `analyze`. captured: by a graph, where the policy has some; not
+        where B is another one each time, and a graph would serve once.
         """
         return sample(
             self.transformer,
@@ -95,7 +97,7 @@ class Policy(nn.Module):
             top_p=self.top_p if top_p is None else top_p,
             value_head=self.values,
             ends=self.stops,
-            captured=self.captured,
+            captured=self.captured if captured else None,
             real=None if real is None else self.formatter.real(real),
             steer=self.steer_at(self.temperature),
         )

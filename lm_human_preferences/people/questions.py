@@ -200,7 +200,8 @@ def _respond(
         if rows:
             asked = queries[[missing[row][0] for row in rows]]
             with precision.autocast():
-                sampled = author.policy.respond(asked.to(precision.device), uniforms[rows].to(precision.device))
+                where = precision.device
+                sampled = author.policy.respond(asked.to(where), uniforms[rows].to(where), captured=False)
             drawn[rows] = sampled.tokens.cpu()
     return iter(truncate_responses(drawn, response_ends(task, encoding), encoding.padding_token))
 

@@ -37,7 +37,7 @@ from lm_human_preferences.language.model_folders import is_model_folder
 from lm_human_preferences.runs.checkpoints import Checkpoints
 from lm_human_preferences.runs.description import check_same_configuration, describe_run, leaves
 from lm_human_preferences.runs.input_digests import input_digests
-from lm_human_preferences.runs.locks import LOCK, locked
+from lm_human_preferences.runs.locks import LOCK, Busy, is_busy, locked
 from lm_human_preferences.runs.params import RunParams, computing
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, and `.NAME.replaced.partial` and `NAME_reward` must be names too
@@ -152,6 +152,8 @@ class Run:
         if all(path.name == LOCK for path in self.folder.iterdir()):  # an empty folder that `_lock_folder` has locked
             return
         if not self.params.overwrite:
+            if is_busy(self.folder):  # it may have begun since somebody looked whether it had
+                raise Busy(self.folder)
             raise UserError(
                 f"{self.folder} exists already; give another name, --run.resume to continue it or --run.overwrite to "
                 "replace it"

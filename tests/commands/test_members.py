@@ -16,7 +16,9 @@ from lm_human_preferences.foundation.files import read_json_object
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.runs import locks
+from lm_human_preferences.runs.folder import Run
 from lm_human_preferences.runs.locks import LOCK, Busy, is_busy, locked, one_at_a_time, patiently
+from lm_human_preferences.runs.params import RunParams
 
 from small import CONFIG, ROOT, flags, make_world, policy_flags
 
@@ -73,6 +75,19 @@ def test_one_that_was_taken_just_before_is_waited_for(tmp_path):
         raise Busy(tmp_path / "a")
 
     assert train_members([Work("a", tmp_path / "a", train)], World()) == {} and calls == [False]
+
+
+def test_a_run_that_began_after_the_look_is_busy_not_in_the_way(tmp_path):
+    """Somebody looked, saw no run, and began one that another process had begun meanwhile."""
+    run = Run.__new__(Run)
+    run.folder, run.params = begin(tmp_path / "a"), RunParams()
+    lock = FileLock(run.folder / LOCK)
+    lock.acquire()
+    with pytest.raises(Busy):
+        run.check_free()
+    lock.release()
+    with pytest.raises(UserError, match="exists already; give another name"):
+        run.check_free()
 
 
 def test_what_fails_is_named_and_the_others_go_on(tmp_path, capsys):

@@ -170,6 +170,16 @@ def test_no_more_graphs_than_the_limit():
     assert (recording.graphs, recording.runs) == (2, 3)
 
 
+def test_a_policy_draws_without_a_graph_where_one_would_serve_once():
+    model, _ = model_and_head()
+    policy = Policy(model, QueryFormatter([], []), 0.7)
+    alone = policy.respond(contexts(1), uniforms(2))
+    policy.captured = Captured(recording := Recording())
+    assert torch.equal(policy.respond(contexts(1), uniforms(2), captured=False).tokens, alone.tokens)
+    assert recording.graphs == 0
+    assert torch.equal(policy.respond(contexts(1), uniforms(2)).tokens, alone.tokens) and recording.graphs == 1
+
+
 def test_weights_that_move_are_refused():
     with pytest.raises(UserError, match="with --run.sharding fsdp the weights lie elsewhere at each rollout"):
         decoding_graphs("cuda", "fsdp")
@@ -193,3 +203,7 @@ def test_on_a_gpu(bfloat16):
                 with torch.no_grad():
                     policy.transformer.wte.weight.add_(0.01)
     assert len(graphs._graphs) == 2
+    for rows in (2, 3):  # each size ends the graphs before it, and with them their pool
+        with Precision(torch.device("cuda"), bfloat16).autocast():
+            drawn = policy.respond(contexts(1, rows).cuda(), uniforms(1, rows).cuda())
+        assert drawn.tokens.shape == (rows, 6) and len(graphs._graphs) == 1
