@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-SHORT = 256  # columns up to which a CPU attends in float32 under bfloat16
+from lm_human_preferences.language.attention import attention
 
 
 class Packing:
@@ -110,19 +109,6 @@ def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> tor
     return attention(q, k, v, is_causal=q.shape[2] > 1)
 
 
-def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **which: Any) -> torch.Tensor:
-    """`F.scaled_dot_product_attention`, in the precision in which it is fastest.
-
-    On a CPU that is float32 for bfloat16 rows of up to `SHORT` columns: there PyTorch's backward pass in bfloat16 takes
-    up to three times as long (16 rows of 88 columns, 12 heads, AMX: 43 and 17 ms forward and backward; of 200 columns
-    81 and 64; 8 rows of 300 columns 70 and 82).
-    """
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[2] > SHORT:
-        return F.scaled_dot_product_attention(q, k, v, **which)
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **which).to(q.dtype)
-
-
 class Branches:
     """Attention where several continuations branch off one beginning: they see it and themselves, not each other.
 
@@ -147,7 +133,7 @@ class Branches:
         """All [B, H, n, D]."""
         n = self.beginning
         first = causal(q[:, :, :n], k[:, :, :n], v[:, :, :n], layer)
-        return torch.cat([first, attention(q[:, :, n:], k, v, attn_mask=self.mask)], dim=2)
+        return torch.cat([first, attention(q[:, :, n:], k, v, seen=self.mask)], dim=2)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ ORIGINAL details 1-16.
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.compute.precision import choose_precision
-from lm_human_preferences.language import packing
 from lm_human_preferences.language.gpt2 import GPT2, MLP, GPT2Config
 from lm_human_preferences.language.logprobs import token_logprobs
 from lm_human_preferences.language.packing import lay_out_choices
@@ -262,22 +260,3 @@ def test_supervised_training_leaves_padding_out(goldens, case):
     torch.testing.assert_close(
         clipped, whole * min(1, params.optimizer.clip_norm / float(whole.norm())), rtol=0, atol=1e-5
     )
-
-
-@pytest.mark.parametrize("columns", [5, packing.SHORT, packing.SHORT + 1])
-def test_attention_in_bfloat16_is_that_in_float32_rounded(columns):
-    """On a CPU, forward and backward, with a mask and without; of short rows to the last bit."""
-    generator = torch.Generator().manual_seed(0)
-    given = [torch.randn(2, 2, columns, 8, generator=generator).bfloat16() for _ in range(4)]
-    mask = torch.ones(columns, columns, dtype=torch.bool).tril()
-    for which in (dict(is_causal=True), dict(attn_mask=mask)):
-        found = []
-        for work, dtype in ((packing.attention, torch.bfloat16), (F.scaled_dot_product_attention, torch.float32)):
-            q, k, v = [x.clone().to(dtype).requires_grad_() for x in given[:3]]
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-                y = work(q, k, v, **which)
-            y.backward(given[3].to(dtype))
-            found.append([x.bfloat16() for x in (y.detach(), q.grad, k.grad, v.grad)])
-        for mine, expected in zip(*found, strict=True):
-            tolerance = 0 if columns <= packing.SHORT else 0.02
-            torch.testing.assert_close(mine, expected, atol=tolerance, rtol=tolerance)
