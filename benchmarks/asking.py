@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.runner import Command, run_all
+from benchmarks.runner import Command, add_study_arguments, check_study_arguments, run_all, show, whole_numbers
 from benchmarks.tables import spread
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import atomic_file, read_json_object, write_json
@@ -204,14 +204,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--kl", type=float, default=6.0, help="nats that all policies are steered to")
     p.add_argument("--retrainings", type=int, default=5, help="of the reward model while a policy trains")
     p.add_argument("--samples", type=int, default=1000, help="queries of an evaluation")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--precision", default="auto", help="auto, float32 or bfloat16, as the stages' --run.precision")
-    p.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of a process; 0: PyTorch's choice")
-    p.add_argument("--jobs", type=int, default=1, metavar="N", help="policies at once (several fit a GPU)")
-    p.add_argument("--folder", type=Path, default=Path("saved_models/asking"), help="where all runs lie")
     p.add_argument("--figure", type=Path, default=Path("static/asking.png"))
-    p.add_argument("--only_report", action="store_true", help="run nothing; print and draw what is finished")
-    p.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+    add_study_arguments(p, "policies", "saved_models/asking")
     return p
 
 
@@ -222,30 +217,24 @@ def members_of(ways: str, labels: str, seeds: str) -> list[Member]:
     for way in ways.split(","):
         if way not in WAYS:
             raise UserError(f"--ways {ways}: {way} is none of {', '.join(WAYS)}")
-    try:
-        counts, numbers = ([int(part) for part in text.split(",")] for text in (labels, seeds))
-    except ValueError:
-        raise UserError(
-            f"--labels {labels} and --seeds {seeds} must be whole numbers with commas between them"
-        ) from None
-    if any(count < BATCH or count % BATCH for count in counts):
+    counts, numbers = whole_numbers(labels, "--labels", BATCH), whole_numbers(seeds, "--seeds")
+    if any(count % BATCH for count in counts):
         raise UserError(f"--labels {labels}: must be multiples of {BATCH}, the labels of a step of reward training")
-    ordered = sorted(set(counts), reverse=True)
-    return [Member(way, count, seed) for seed in dict.fromkeys(numbers) for count in ordered for way in ways.split(",")]
+    ordered = sorted(counts, reverse=True)
+    return [Member(way, count, seed) for seed in numbers for count in ordered for way in ways.split(",")]
 
 
 @exit_on_user_error
 def main() -> None:
     a = parser().parse_args()
     members = members_of(a.ways, a.labels, a.seeds)
-    if a.jobs < 1 or a.threads < 0 or a.people < 1 or not 0 <= a.noise <= 1 or not a.kl > 0 or a.samples < 2:
-        raise UserError("--jobs, --people and --samples must be positive, --noise a share, --kl positive")
+    check_study_arguments(a)
+    if a.people < 1 or not 0 <= a.noise <= 1 or not a.kl > 0 or a.samples < 2:
+        raise UserError("--people and --kl must be positive, --samples at least 2, --noise a share")
     setting = Setting(a.folder, a.noise, a.people, a.kl, a.retrainings, a.samples, a.device, a.precision, a.threads)
     chains = [commands_of(member, setting) for member in members]
     if a.dry_run:
-        for command in (command for chain in chains for command in chain):
-            print(" ".join(["python launch.py", *command.words]))
-        return
+        return show(chains)
     failed = [] if a.only_report else run_all(chains, a.folder, a.jobs)
     points = points_of(members, a.folder)
     print("\n" + "\n".join([*table(points), "", *needed_table(points)]))

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.runner import Command, run_all
+from benchmarks.runner import Command, add_study_arguments, check_study_arguments, run_all, show, whole_numbers
 from benchmarks.tables import spread
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json_object, sha256, write_json
@@ -257,48 +257,38 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seeds", default="1,2,3,4,5", metavar="A,B", help="seeds of reward model and policy")
     p.add_argument("--precisions", default="float32,bfloat16", metavar="A,B", help="of float32, bfloat16")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N, as the stages' --run.device")
-    p.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of a process; 0: PyTorch's choice")
-    p.add_argument("--jobs", type=int, default=1, metavar="N", help="demonstrations at once (several fit a GPU)")
-    p.add_argument("--folder", default="saved_models/demo_seeds", help="where all runs lie")
     p.add_argument("--also", type=Path, metavar="FOLDER", help="count another machine's finished runs of these names")
     p.add_argument("--target_kl", type=float, metavar="NATS", help="another policy each, steered to this KL")
     p.add_argument("--output", type=Path, default=expected_file(), metavar="FILE", help="default: static/expected.json")
-    p.add_argument("--only_report", action="store_true", help="run nothing; write and print what is finished")
-    p.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+    add_study_arguments(p, "demonstrations", "saved_models/demo_seeds")
     return p
 
 
 def members_of(seeds: str, precisions: str, folder: Path) -> list[Member]:
     """Seed by seed, so that a run that is cut short has all precisions. Raises UserError for what is neither."""
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds {seeds}: expected whole numbers with commas between them") from None
-    kinds = precisions.split(",")
+    numbers, kinds = whole_numbers(seeds, "--seeds"), precisions.split(",")
     for kind in kinds:
         if kind not in ("float32", "bfloat16"):
             raise UserError(f"--precisions {precisions}: {kind} is neither float32 nor bfloat16")
-    if len(set(numbers)) < len(numbers) or len(set(kinds)) < len(kinds):
-        raise UserError("--seeds and --precisions must not name anything twice")
+    if len(set(kinds)) < len(kinds):
+        raise UserError(f"--precisions {precisions} names one twice")
     return [Member(kind, seed, folder) for seed in numbers for kind in kinds]
 
 
 @exit_on_user_error
 def main() -> None:
     arguments = parser().parse_args()
-    members = members_of(arguments.seeds, arguments.precisions, Path(arguments.folder))
-    if arguments.jobs < 1 or arguments.threads < 0 or (arguments.target_kl is not None and arguments.target_kl <= 0):
-        raise UserError("--jobs must be at least 1, --threads not negative, --target_kl positive")
+    members = members_of(arguments.seeds, arguments.precisions, arguments.folder)
+    check_study_arguments(arguments)
+    if arguments.target_kl is not None and arguments.target_kl <= 0:
+        raise UserError(f"--target_kl {arguments.target_kl}: must be positive")
     if arguments.also is not None and not arguments.also.is_dir():
         raise UserError(f"--also {arguments.also}: there is no such folder")
     commands = {
         member: commands_of(member, arguments.device, arguments.threads, arguments.target_kl) for member in members
     }
     if arguments.dry_run:
-        for command in (command for member in members for command in commands[member]):
-            print(" ".join(["python launch.py", *command.words]))
-        return
+        return show(commands.values())
     failed = [] if arguments.only_report else run_all(list(commands.values()), members[0].folder, arguments.jobs)
     if arguments.also is not None:
         members += [member._replace(folder=arguments.also) for member in members]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.runner import Command, run_all
+from benchmarks.runner import Command, add_study_arguments, check_study_arguments, run_all, show, whole_numbers
 from benchmarks.tables import spread
 from lm_human_preferences.commands.sweep import parse_coefficients
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
@@ -147,35 +147,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--noise", type=float, default=0.25, help="share of the labels that is made wrong")
     p.add_argument("--coefficients", default="0.05,0.1,0.2,0.4", metavar="A,B", help="of the KL penalty")
     p.add_argument("--judge", default="embeddings", help="the judge that is drawn, as the sweeps name it")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--precision", default="auto", help="auto, float32 or bfloat16, as the stages' --run.precision")
-    p.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of a process; 0: PyTorch's choice")
-    p.add_argument("--jobs", type=int, default=1, metavar="N", help="seeds at once (several fit a GPU)")
-    p.add_argument("--folder", type=Path, default=Path("saved_models/ensembles"), help="where all runs lie")
     p.add_argument("--figure", type=Path, default=Path("static/ensembles.png"))
-    p.add_argument("--only_report", action="store_true", help="run nothing; print and draw what is finished")
-    p.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+    add_study_arguments(p, "seeds", "saved_models/ensembles")
     return p
 
 
 @exit_on_user_error
 def main() -> None:
     a = parser().parse_args()
-    try:
-        seeds = [int(seed) for seed in a.seeds.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds {a.seeds}: expected whole numbers with commas between them") from None
+    seeds = whole_numbers(a.seeds, "--seeds", 1)
+    check_study_arguments(a)
     parse_coefficients(a.coefficients)
-    if min(seeds) < 1 or len(set(seeds)) < len(seeds) or a.jobs < 1 or a.threads < 0 or not 0 <= a.noise < 1:
-        raise UserError(
-            "--seeds must be positive and each once, --jobs at least 1, --threads not negative, --noise a share"
-        )
+    if not 0 <= a.noise < 1:
+        raise UserError(f"--noise {a.noise}: must be a share, of 0 or more and below 1")
     setting = Setting(a.folder, a.noise, a.coefficients, a.device, a.precision, a.threads)
     chains = [commands_of(seed, setting) for seed in seeds]
     if a.dry_run:
-        for command in (command for chain in chains for command in chain):
-            print(" ".join(["python launch.py", *command.words]))
-        return
+        return show(chains)
     failed = [] if a.only_report else run_all(chains, a.folder, a.jobs)
     if right := accuracies(seeds, a.folder):
         print(f"\nheld-out accuracy of {len(right)} reward models: {spread(right, '{:.1%}')}")

@@ -14,11 +14,10 @@ import argparse
 import datetime
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.demo_seeds import Member, commands_of, members_of
-from benchmarks.runner import SECONDS, Command, run_all
+from benchmarks.runner import SECONDS, Command, add_folder_arguments, run_all, show
 from benchmarks.tables import spread
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json_object
@@ -115,10 +114,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seeds", default="1,2,3", metavar="A,B", help="seeds of reward model and policy")
     p.add_argument("--precision", default="float32", help="float32 or bfloat16")
-    p.add_argument("--folder", default="saved_models/leaderboard", help="where all runs lie")
     p.add_argument("--what", default="", metavar="TEXT", help="what changed, for the row")
-    p.add_argument("--only_report", action="store_true", help="run nothing; print what is finished")
-    p.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+    add_folder_arguments(p, "saved_models/leaderboard")
     return p
 
 
@@ -143,13 +140,11 @@ def main(words: Sequence[str] | None = None) -> None:
     given: list[Any] = list(sys.argv[1:] if words is None else words)
     cut = given.index("--") if "--" in given else len(given)
     arguments, flags = parser().parse_args(given[:cut]), given[cut + 1 :]
-    folder = Path(arguments.folder)
+    folder = arguments.folder
     members = members_of(arguments.seeds, arguments.precision, folder)
     commands = {member: with_flags(commands_of(member, "cpu", THREADS, None), flags) for member in members}
     if arguments.dry_run:
-        for command in (command for member in members for command in commands[member]):
-            print(" ".join(["python launch.py", *command.words]))
-        return
+        return show(commands.values())
     failed = [] if arguments.only_report else run_all(list(commands.values()), folder, 1)
     report(members, arguments.what)
     if failed:

@@ -1,11 +1,14 @@
-"""Many command lines of launch.py, several at once, each in a process of its own; called again they go on."""
+"""Many command lines of launch.py, several at once, each in a process of its own; called again they go on. And what the
+studies that consist of them are all told.
+"""
 
+import argparse
 import concurrent.futures
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +25,12 @@ class Command(NamedTuple):
     name: str
     words: list[str]
     result: Path
+
+
+def show(chains: Iterable[Sequence[Command]]) -> None:
+    """Print the command lines, one after the other."""
+    for command in (command for chain in chains for command in chain):
+        print(" ".join(["python launch.py", *command.words]))
 
 
 class Runner:
@@ -84,3 +93,40 @@ def run_all(chains: Sequence[Sequence[Command]], folder: Path, jobs: int) -> lis
         except KeyboardInterrupt:
             runner.stop()
             raise UserError("stopped; the same command goes on from here") from None
+
+
+# --- what a study is told ---
+
+
+def add_study_arguments(p: argparse.ArgumentParser, several: str, folder: str) -> None:
+    """Where a study's runs compute and lie, and what is done of it; several: what `--jobs` counts."""
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N, as the stages' --run.device")
+    p.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of a process; 0: PyTorch's choice")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help=f"{several} at once (several fit a GPU)")
+    add_folder_arguments(p, folder)
+
+
+def add_folder_arguments(p: argparse.ArgumentParser, folder: str) -> None:
+    """Where a study's runs lie, and what is done of it."""
+    p.add_argument("--folder", type=Path, default=Path(folder), help="where all runs lie")
+    p.add_argument("--only_report", action="store_true", help="run nothing; tell what is finished")
+    p.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+
+
+def check_study_arguments(a: argparse.Namespace) -> None:
+    """UserError, naming the flags, for numbers that cannot be."""
+    if a.jobs < 1 or a.threads < 0:
+        raise UserError(f"--jobs {a.jobs} must be at least 1, --threads {a.threads} not negative")
+
+
+def whole_numbers(text: str, flag: str, least: int = 0) -> list[int]:
+    """Those of `A,B,...`, as they come. UserError, naming the flag, for anything else, one below `least`, and one that
+    is there twice.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{flag} {text}: expected whole numbers with commas between them") from None
+    if min(numbers) < least or len(set(numbers)) < len(numbers):
+        raise UserError(f"{flag} {text}: expected numbers of {least} or more, none of them twice")
+    return numbers

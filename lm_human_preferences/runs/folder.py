@@ -152,7 +152,7 @@ class Run:
         if all(path.name == LOCK for path in self.folder.iterdir()):  # an empty folder that `_lock_folder` has locked
             return
         if not self.params.overwrite:
-            if is_busy(self.folder):  # it may have begun since somebody looked whether it had
+            if self._lock is None and is_busy(self.folder):  # it may have begun since somebody looked whether it had
                 raise Busy(self.folder)
             raise UserError(
                 f"{self.folder} exists already; give another name, --run.resume to continue it or --run.overwrite to "

@@ -80,7 +80,7 @@ def test_one_that_was_taken_just_before_is_waited_for(tmp_path):
 def test_a_run_that_began_after_the_look_is_busy_not_in_the_way(tmp_path):
     """Somebody looked, saw no run, and began one that another process had begun meanwhile."""
     run = Run.__new__(Run)
-    run.folder, run.params = begin(tmp_path / "a"), RunParams()
+    run.folder, run.params, run._lock = begin(tmp_path / "a"), RunParams(), None
     lock = FileLock(run.folder / LOCK)
     lock.acquire()
     with pytest.raises(Busy):

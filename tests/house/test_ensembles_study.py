@@ -77,7 +77,11 @@ def test_the_report(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "words, says",
-    [(["--seeds", "1,x"], "whole numbers"), (["--seeds", "1,1"], "each once"), (["--coefficients", "0.1,y"], "'y'")],
+    [
+        (["--seeds", "1,x"], "whole numbers"),
+        (["--seeds", "1,1"], "none of them twice"),
+        (["--coefficients", "0.1,y"], "'y'"),
+    ],
 )
 def test_refusals(monkeypatch, words, says):
     with pytest.raises(UserError, match=says):
