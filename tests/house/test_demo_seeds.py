@@ -158,10 +158,10 @@ def test_the_course_at_equal_kl(tmp_path):
     "words, says",
     [
         (["--seeds", "1,x"], "expected whole numbers"),
-        (["--seeds", "1,1"], "must not name anything twice"),
+        (["--seeds", "1,1"], "none of them twice"),
         (["--precisions", "float16"], "float16 is neither"),
-        (["--jobs", "0"], "--jobs must be at least 1"),
-        (["--target_kl", "0"], "--target_kl positive"),
+        (["--jobs", "0"], "--jobs 0 must be at least 1"),
+        (["--target_kl", "0"], "--target_kl 0.0: must be positive"),
     ],
 )
 def test_refusals(monkeypatch, words, says):
