@@ -25,12 +25,13 @@ class Command(NamedTuple):
     name: str
     words: list[str]
     result: Path
+    program: tuple[str, ...] = ("launch.py",)  # what Python runs
 
 
 def show(chains: Iterable[Sequence[Command]]) -> None:
     """Print the command lines, one after the other."""
     for command in (command for chain in chains for command in chain):
-        print(" ".join(["python launch.py", *command.words]))
+        print(" ".join(["python", *command.program, *command.words]))
 
 
 class Runner:
@@ -61,7 +62,7 @@ class Runner:
                 if self.stopped:
                     return False
                 process = subprocess.Popen(
-                    [sys.executable, "launch.py", *words], cwd=project_root(), stdout=log, stderr=subprocess.STDOUT
+                    [sys.executable, *command.program, *words], cwd=project_root(), stdout=log, stderr=subprocess.STDOUT
                 )
                 self.processes.add(process)
             status = process.wait()

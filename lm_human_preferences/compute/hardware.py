@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lm_human_preferences.compute.precision import Precision, cpu_has_fast_bfloat16
+from lm_human_preferences.compute.precision import Precision, cpu_has_tiles
 
 
 def describe_computing(precision: Precision) -> dict[str, str | int | bool]:
@@ -25,7 +25,7 @@ def describe_computing(precision: Precision) -> dict[str, str | int | bool]:
         "device": device.type,
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "amx_bfloat16": cpu_has_fast_bfloat16(),
+        "amx_bfloat16": cpu_has_tiles(),
         "precision": "bfloat16" if precision.bfloat16 else "float32",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -10,6 +10,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,27 @@ from lm_human_preferences.compute import torchrun
 from lm_human_preferences.foundation.errors import UserError
 
 
-def cpu_has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware tiles (AMX). Without them bfloat16 is slower than
-    float32.
-    """
+def cpu_has_tiles() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware tiles (AMX)."""
     check = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(check and check())
+
+
+def cpu_has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones: in tiles, or as an AMD one by
+    AVX-512's instructions for bfloat16 (an EPYC's large products 2.2 times as fast). An Intel one with these alone was
+    half as fast in bfloat16.
+    """
+    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return cpu_has_tiles() or (cpu_vendor() == "AuthenticAMD" and bool(check and check()))
+
+
+def cpu_vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's vendor as the kernel has it; empty where it does not say."""
+    if not cpuinfo.exists():
+        return ""
+    found = re.search(r"^vendor_id\s*: *(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def gpu_has_fast_bfloat16(device: torch.device) -> bool:

@@ -17,6 +17,7 @@ from lm_human_preferences.people.records import CHOICE, RANKING, Answer, Questio
 from lm_human_preferences.people.store import Store
 
 PREFIX = "simulated:"
+TOGETHER = 64  # questions that the judge reads at once
 
 
 @dataclass
@@ -72,11 +73,12 @@ def answer_of(people: Simulated, labeller: str, turn: Turn, scores: list[float],
 
 
 def judge_scores(people: Simulated, store: Store, question: Question) -> list[float]:
-    """The judge's scores of a question's responses; the first time with those of all questions that came after it,
+    """The judge's scores of a question's responses; the first time with those of the questions that come after it,
     since a judge that is a network reads many texts in hardly more time than four.
     """
     if question.id not in people.scores:
-        some = [question, *(other for other in store.questions_after(question.id) if other.id not in people.scores)]
+        after = store.questions_after(question.id, TOGETHER - 1)
+        some = [question, *(other for other in after if other.id not in people.scores)]
         pairs = [(one.query, response.text) for one in some for response in one.responses]
         scores = iter(people.judge.score([query for query, _ in pairs], [text for _, text in pairs]))
         people.scores |= {one.id: [next(scores) for _ in one.responses] for one in some}

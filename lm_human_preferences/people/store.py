@@ -238,11 +238,11 @@ class Store:
 
     def questions(self) -> list[Question]:
         """All of them, in the order in which they were added."""
-        return self.questions_after(0)
+        return self._questions("ORDER BY id")
 
-    def questions_after(self, number: int) -> list[Question]:
-        """Those that were added after question `number`, in that order."""
-        return self._questions("WHERE id > ? ORDER BY id", number)
+    def questions_after(self, number: int, count: int) -> list[Question]:
+        """The first `count` of those that were added after question `number`, in that order."""
+        return self._questions("WHERE id > ? ORDER BY id LIMIT ?", number, count)
 
     def _questions(self, where: str, *values: Any) -> list[Question]:
         columns = "id, kind, query, query_tokens, responses, gold, wanted, key"

@@ -53,7 +53,8 @@ class Range(NamedTuple):
     high: float
 
     def text(self, form: str) -> str:
-        return f"{form.format(self.low + 0.0)} to {form.format(self.high + 0.0)}"
+        ends = [min(max(end, 0.0), 1.0) if "%" in form else end + 0.0 for end in (self.low, self.high)]
+        return f"{form.format(ends[0])} to {form.format(ends[1])}"
 
     def holds(self, value: float) -> bool:
         return self.low <= value <= self.high
