@@ -11,7 +11,7 @@ PYTEST := $(RUN) -m pytest --numprocesses auto --dist worksteal
 .PHONY: demo demo-online demo-sentiment check-demo notebooks run-notebooks check quick test bench docs clean help
 
 help:
-	@echo "make demo   environment, data, reward training and policy training on task movies, report (half an hour or less on 2 cores)"
+	@echo "make demo   environment, data, reward training and policy training on task movies, report (16 to 30 minutes on 2 cores)"
 	@echo "make demo-online   the same with simulated people who are asked while the policy trains"
 	@echo "make demo-sentiment  a sentiment classifier of Hugging Face as the reward: fine-tuned here, then a policy, before and after (20 minutes)"
 	@echo "make check-demo  whether the figures of a finished demo lie where static/expected.json says"
