@@ -1,4 +1,4 @@
-"""What rounding the weights to bfloat16 does to policy training: the study of docs/log.md.
+"""What rounding the weights to bfloat16 does to policy training, and what helps.
 
     python -m benchmarks.rounding [--ways float32,nearest,dithered,stochastic] [--seeds 1,2,3]
 

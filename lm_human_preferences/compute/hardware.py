@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lm_human_preferences.compute.precision import Precision, cpu_has_tiles
+from lm_human_preferences.compute.precision import Precision, cpu_has_tiles, cpu_says
 
 
 def describe_computing(precision: Precision) -> dict[str, str | int | bool]:
@@ -34,9 +34,4 @@ def describe_computing(precision: Precision) -> dict[str, str | int | bool]:
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's model name as the kernel has it; elsewhere what Python knows, which may only be its family."""
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine()
+    return cpu_says("model name", cpuinfo) or platform.processor() or platform.machine()

@@ -31,15 +31,17 @@ def cpu_has_fast_bfloat16() -> bool:
     half as fast in bfloat16.
     """
     check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return cpu_has_tiles() or (cpu_vendor() == "AuthenticAMD" and bool(check and check()))
+    return cpu_has_tiles() or (cpu_says("vendor_id") == "AuthenticAMD" and bool(check and check()))
 
 
-def cpu_vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's vendor as the kernel has it; empty where it does not say."""
-    if not cpuinfo.exists():
-        return ""
-    found = re.search(r"^vendor_id\s*: *(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
-    return found[1].strip() if found else ""
+def cpu_says(name: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What the kernel says of the processor, its `vendor_id` or `model name`, say; empty where it does not say."""
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == name and value.strip():
+                return value.strip()
+    return ""
 
 
 def gpu_has_fast_bfloat16(device: torch.device) -> bool:

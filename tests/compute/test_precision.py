@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lm_human_preferences.compute.hardware import cpu_name, describe_computing
-from lm_human_preferences.compute.precision import choose_precision, cpu_vendor
+from lm_human_preferences.compute.precision import choose_precision, cpu_says
 from lm_human_preferences.foundation.errors import UserError
 
 T4, V100, A100, H100 = (7, 5), (7, 0), (8, 0), (9, 0)
@@ -79,15 +79,17 @@ def test_auto_on_a_cpu(gpus, monkeypatch, amx, avx512, vendor, fast):
     gpus()
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr("lm_human_preferences.compute.precision.cpu_vendor", lambda: vendor)
+    monkeypatch.setattr("lm_human_preferences.compute.precision.cpu_says", lambda name: vendor)
     assert choose_precision().device == torch.device("cpu") and choose_precision().bfloat16 == fast
 
 
 def test_the_vendor_of_a_cpu(tmp_path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n")
-    assert cpu_vendor(tmp_path / "cpuinfo") == "AuthenticAMD" and cpu_vendor(tmp_path / "none") == ""
+    assert (
+        cpu_says("vendor_id", tmp_path / "cpuinfo") == "AuthenticAMD" and cpu_says("vendor_id", tmp_path / "none") == ""
+    )
     (tmp_path / "cpuinfo").write_text("processor\t: 0\n")
-    assert cpu_vendor(tmp_path / "cpuinfo") == ""
+    assert cpu_says("vendor_id", tmp_path / "cpuinfo") == ""
 
 
 @pytest.mark.parametrize(
