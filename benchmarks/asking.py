@@ -52,6 +52,7 @@ class Setting(NamedTuple):
     people: int
     kl: float
     retrainings: int
+    episodes: int | None  # None: as many as the task has
     samples: int
     device: str
     precision: str
@@ -82,6 +83,8 @@ def commands_of(member: Member, setting: Setting) -> list[Command]:
         "run.precision": setting.precision,
         "run.threads": setting.threads,
     }
+    if setting.episodes is not None:
+        online["ppo.total_episodes"] = setting.episodes
     words = [word for name, value in online.items() for word in (f"--{name}", str(value))]
     judges = f"sentences={JUDGE},words=ratings:datasets/movies"
     judged = ["--policies", f"before={START_MODEL},after={folder / policy}", "--samples", str(setting.samples)]
@@ -203,6 +206,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--people", type=int, default=5)
     p.add_argument("--kl", type=float, default=6.0, help="nats that all policies are steered to")
     p.add_argument("--retrainings", type=int, default=5, help="of the reward model while a policy trains")
+    p.add_argument("--episodes", type=int, help="of a policy (default: the task's 32,768)")
     p.add_argument("--samples", type=int, default=1000, help="queries of an evaluation")
     p.add_argument("--precision", default="auto", help="auto, float32 or bfloat16, as the stages' --run.precision")
     p.add_argument("--figure", type=Path, default=Path("static/asking.png"))
@@ -231,7 +235,9 @@ def main() -> None:
     check_study_arguments(a)
     if a.people < 1 or not 0 <= a.noise <= 1 or not a.kl > 0 or a.samples < 2:
         raise UserError("--people and --kl must be positive, --samples at least 2, --noise a share")
-    setting = Setting(a.folder, a.noise, a.people, a.kl, a.retrainings, a.samples, a.device, a.precision, a.threads)
+    setting = Setting(
+        a.folder, a.noise, a.people, a.kl, a.retrainings, a.episodes, a.samples, a.device, a.precision, a.threads
+    )
     chains = [commands_of(member, setting) for member in members]
     if a.dry_run:
         return show(chains)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from lm_human_preferences.compute.precision import vocabulary_projection
 from lm_human_preferences.language import compiled
 from lm_human_preferences.language.added_tokens import AddedToken
+from lm_human_preferences.language.attention import attention_to_cache, cache_dtype
 from lm_human_preferences.language.dropout import RowDropout
 from lm_human_preferences.language.packing import (
     Choices,
@@ -129,9 +130,7 @@ class Cached:
         keys[:, :, past:end], values[:, :, past:end] = k, v
         if not past:
             return causal(q, k, v, layer)
-        return F.scaled_dot_product_attention(
-            q, keys[:, :, :end].to(q.dtype), values[:, :, :end].to(q.dtype), attn_mask=self.mask
-        )
+        return attention_to_cache(q, keys[:, :, :end], values[:, :, :end], self.mask)
 
 
 @dataclass(frozen=True)
@@ -373,16 +372,14 @@ class GPT2(nn.Module):
         """hidden [..., C] -> float32 logits [..., V] over the tied embedding."""
         return vocabulary_projection(hidden, self.wte.weight)
 
-    def new_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` columns (padding of the first chunk takes no column)."""
         device, c = self.wte.weight.device, self.config
         shape = (batch, c.n_head, capacity, c.n_embd // c.n_head)
-        if dtype is None:
-            dtype = (
-                torch.get_autocast_dtype(device.type)
-                if torch.is_autocast_enabled(device.type)
-                else self.wte.weight.dtype
-            )
+        computed_in = (
+            torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.wte.weight.dtype
+        )
+        dtype = cache_dtype(device, computed_in)
         return KVCache(
             [torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.n_layer)],
             [torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.n_layer)],

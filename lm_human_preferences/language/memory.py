@@ -6,6 +6,9 @@ measurements. Shapes: C channels, L layers, V vocabulary, T tokens in a row.
 
 from dataclasses import dataclass
 
+import torch
+
+from lm_human_preferences.language.attention import cache_dtype
 from lm_human_preferences.language.gpt2 import GPT2Config, count_parameters
 from lm_human_preferences.language.logprobs import CHUNK_ROWS, KEPT_BYTES
 
@@ -113,7 +116,8 @@ class Shape:
 
     def cache(self, tokens: int) -> int:
         """Keys and values of a row of so many tokens."""
-        return 2 * self.config.n_layer * self.config.n_embd * tokens * self.block_number
+        number = cache_dtype(torch.device(self.device), torch.bfloat16 if self.bfloat16 else torch.float32).itemsize
+        return 2 * self.config.n_layer * self.config.n_embd * tokens * number
 
     def rollout(self, context: int, response: int, rows: int, whole: int = 0) -> Pass:
         """Sampling: keys and values of all tokens, the context's pass, and tables as wide as the vocabulary.

@@ -14,7 +14,7 @@ from lm_human_preferences.foundation.files import write_json
 
 from params import EXPERIMENTS
 
-SETTING = Setting(Path("F"), 0.3, 5, 6.0, 5, 1000, "cpu", "float32", 1)
+SETTING = Setting(Path("F"), 0.3, 5, 6.0, 5, None, 1000, "cpu", "float32", 1)
 
 
 def test_its_commands_resolve(capsys):
