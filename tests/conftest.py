@@ -2,6 +2,8 @@
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -19,6 +21,18 @@ from lm_human_preferences.language.tensorflow_checkpoints import original_name
 DEVICE = torch.device(os.environ.get("TEST_DEVICE", "cpu"))  # of what is recorded: benchmarks/gpu/right.py names a GPU
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 TINY_CONFIG = GPT2Config(n_vocab=97, n_ctx=64, n_embd=32, n_head=4, n_layer=3, padding_token=99)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests, and processes that they start, leave among the temporary files (locks, torchrun's logs) goes where
+    pytest keeps those of its last three runs.
+    """
+    folder = str(tmp_path_factory.mktemp("tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 class Goldens:
