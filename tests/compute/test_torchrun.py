@@ -1,6 +1,7 @@
 """What the environment says of ranks, in whole, in part and wrongly; who speaks first; how a rank leaves.
 
-tests/stages/test_faults.py has runs that `torchrun` starts and starts again, tests/compute/test_nodes.py two machines.
+tests/stages/test_faults_of_ranks.py has runs that `torchrun` starts and starts again, tests/compute/test_nodes.py two
+machines.
 """
 
 import itertools
@@ -110,7 +111,7 @@ def test_variables_in_part_are_a_line(tmp_path):
     ],
 )
 def test_leaving_needs_no_more_than_the_number_of_ranks(announce, monkeypatch, variables, at_once):
-    """Only ranks leave at once. tests/stages/test_faults.py does it in a process that would else die."""
+    """Only ranks leave at once. tests/stages/test_faults_of_ranks.py does it in a process that would else die."""
     announce(variables)
     left = []
 
