@@ -100,10 +100,11 @@ def commands_of(member: Member, setting: Setting) -> list[Command]:
 
 
 class Point(NamedTuple):
-    """The seeds of one way and number of labels."""
+    """The seeds of one way and number of labels, and what each came to."""
 
     labels: int
-    gold: list[float]  # ratings by the people's own judge, one a seed
+    seeds: list[int]
+    gold: list[float]  # ratings by the people's own judge
     words: list[float]
     kl: list[float]
     preferred: list[float]
@@ -111,30 +112,29 @@ class Point(NamedTuple):
 
 def points_of(members: Sequence[Member], folder: Path) -> dict[str, list[Point]]:
     """Way -> its points by rising numbers of labels, of the finished members."""
-    found: dict[str, dict[int, list[dict[str, Figure]]]] = {}
+    found: dict[str, dict[int, dict[int, dict[str, Figure]]]] = {}
     for member in members:
         path = folder / member.name("evaluation") / "result.json"
         if path.is_file():
             figures = figures_of(read_json_object(path))
-            found.setdefault(member.way, {}).setdefault(member.labels, []).append(figures)
+            found.setdefault(member.way, {}).setdefault(member.labels, {})[member.seed] = figures
     keys = (GOLD, WORDS, "after/kl", "wins/sentences/after/before")
     return {
         way: [
-            Point(labels, *([figures[key].value for figures in by_labels[labels]] for key in keys))
-            for labels in sorted(by_labels)
+            Point(labels, list(seeds), *([figures[key].value for figures in seeds.values()] for key in keys))
+            for labels, seeds in sorted(by_labels.items())
         ]
         for way, by_labels in found.items()
     }
 
 
-def labels_needed(points: Sequence[Point], gold: float) -> float:
-    """Labels at which the mean gold score first reaches `gold`, straight between points on a logarithmic scale; the
-    smallest number where it is reached there already, infinity where it never is.
+def labels_needed(golds: Sequence[tuple[int, float]], gold: float) -> float:
+    """Labels at which the gold score first reaches `gold`, straight between points on a logarithmic scale; the smallest
+    number where it is reached there already, infinity where it never is. golds: numbers of labels, rising, with scores.
     """
-    pairs = [(point.labels, statistics.fmean(point.gold)) for point in points]
-    if pairs and pairs[0][1] >= gold:
-        return float(pairs[0][0])
-    for (n_0, g_0), (n_1, g_1) in zip(pairs, pairs[1:], strict=False):
+    if golds and golds[0][1] >= gold:
+        return float(golds[0][0])
+    for (n_0, g_0), (n_1, g_1) in zip(golds, golds[1:], strict=False):
         if g_0 < gold <= g_1:
             return math.exp(math.log(n_0) + (gold - g_0) / (g_1 - g_0) * math.log(n_1 / n_0))
     return math.inf
@@ -152,19 +152,51 @@ def table(points: dict[str, list[Point]]) -> list[str]:
     return lines
 
 
+def differences(points: dict[str, list[Point]]) -> list[str]:
+    """Gold rating of each way beyond that of offline with as many labels: the mean over the seeds that both have, with
+    its 95% interval by Student's t of the pairs; empty where no two seeds can be compared.
+    """
+    from scipy.stats import t
+
+    lines = []
+    offline = {point.labels: dict(zip(point.seeds, point.gold, strict=True)) for point in points.get(OFFLINE, [])}
+    for way, some in points.items():
+        for point in some if way != OFFLINE else ():
+            other = offline.get(point.labels, {})
+            gains = [gold - other[seed] for seed, gold in zip(point.seeds, point.gold, strict=True) if seed in other]
+            if len(gains) > 1:
+                mean = statistics.fmean(gains)
+                half = t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / math.sqrt(len(gains))
+                lines.append(f"  {way}, {point.labels:,}: {mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})")
+    return ["gold rating beyond offline with as many labels, with 95% intervals over seeds:", *lines] if lines else []
+
+
 def needed_table(points: dict[str, list[Point]]) -> list[str]:
-    """Labels that each way needs for what the most labels gave offline; empty where nothing was asked offline."""
+    """Labels that each way needs for what the most labels gave offline, on the line through its means and on that of
+    each seed; empty where nothing was asked offline.
+    """
     if not points.get(OFFLINE):
         return []
     best = points[OFFLINE][-1]
     gold = statistics.fmean(best.gold)
     lines = [f"labels for the gold rating {gold:+.2f} that {best.labels:,} gave offline:"]
     for way, some in points.items():
-        needed = labels_needed(some, gold)
-        said = f"{needed:,.0f}, {needed / best.labels:.2f} of them" if needed < math.inf else "more than were asked for"
-        at_least = "at most " if needed == some[0].labels else ""
-        lines.append(f"  {way}: {at_least}{said}")
+        needed = labels_needed([(point.labels, statistics.fmean(point.gold)) for point in some], gold)
+        share = f", {needed / best.labels:.2f} of them" if needed < math.inf else ""
+        said = f"{_needed(needed, some)}{share}"
+        whole = [seed for seed in some[0].seeds if all(seed in point.seeds for point in some)]
+        own = [[(point.labels, point.gold[point.seeds.index(seed)]) for point in some] for seed in whole]
+        by_seed = sorted(labels_needed(golds, gold) for golds in own)
+        if len(by_seed) > 1:
+            said += f" (single seeds: {'; '.join(_needed(number, some) for number in by_seed)})"
+        lines.append(f"  {way}: {said}")
     return lines
+
+
+def _needed(labels: float, points: Sequence[Point]) -> str:
+    if labels == math.inf:
+        return f"more than {points[-1].labels:,}"
+    return f"{'at most ' if labels == points[0].labels else ''}{labels:,.0f}"
 
 
 def draw(points: dict[str, list[Point]], path: Path) -> None:
@@ -243,7 +275,7 @@ def main() -> None:
         return show(chains)
     failed = [] if a.only_report else run_all(chains, a.folder, a.jobs)
     points = points_of(members, a.folder)
-    print("\n" + "\n".join([*table(points), "", *needed_table(points)]))
+    print("\n" + "\n".join([*table(points), "", *differences(points), *needed_table(points)]))
     if points:
         draw(points, a.figure)
         write_json(a.folder / "points.json", {way: [one._asdict() for one in some] for way, some in points.items()})

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks import asking
-from benchmarks.asking import Member, Point, Setting, commands_of, labels_needed, members_of, needed_table, points_of
+from benchmarks.asking import (
+    Member,
+    Point,
+    Setting,
+    commands_of,
+    differences,
+    labels_needed,
+    members_of,
+    needed_table,
+    points_of,
+)
 from lm_human_preferences.commands import command_line
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import write_json
@@ -66,11 +76,31 @@ def test_what_is_read_off(tmp_path):
             finished(tmp_path, member, gold)
     points = points_of(members, tmp_path)
     assert set(points) == {"offline", "random"} and [len(point.gold) for point in points["random"]] == [1, 2]
-    assert labels_needed(points["random"], 2.0) == pytest.approx(1024)
-    assert labels_needed(points["random"], 1.4) == 512 and labels_needed(points["random"], 3.0) == math.inf
+    golds = [(512, 1.5), (2048, 2.5)]
+    assert labels_needed(golds, 2.0) == pytest.approx(1024)
+    assert labels_needed(golds, 1.4) == 512 and labels_needed(golds, 3.0) == math.inf
     text = "\n".join(needed_table(points))
-    assert "+2.00 that 2,048 gave offline" in text and "random: 1,024, 0.50 of them" in text
+    assert "+2.00 that 2,048 gave offline" in text and "  random: 1,024, 0.50 of them" in text
+    assert "offline: 2,048, 1.00 of them (single seeds: 2,048; 2,048)" in text
     assert any("| offline | 512 | 2 | +1.00 |" in line for line in asking.table(points))
     asking.draw(points, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert needed_table({"random": [Point(512, [1.0], [1.0], [6.0], [0.5])]}) == []
+    assert needed_table({"random": [Point(512, [1], [1.0], [1.0], [6.0], [0.5])]}) == []
+
+
+def test_differences_are_of_the_same_seeds():
+    """Pairs 0.1, 0.2 and 0.3: mean 0.2, and 4.303 times 0.1 / sqrt(3) on either side."""
+
+    def point(labels, golds):
+        return Point(labels, list(golds), list(golds.values()), [], [], [])
+
+    points = {
+        "offline": [point(512, {1: 1.0, 2: 2.0, 3: 3.0}), point(1024, {1: 1.0})],
+        "random": [point(512, {3: 3.3, 1: 1.1, 2: 2.2, 4: 9.0}), point(1024, {1: 2.0})],
+        "thompson": [point(256, {1: 1.0, 2: 1.0})],
+    }
+    heading, *lines = differences(points)
+    assert "95%" in heading and lines == ["  random, 512: +0.20 (-0.05 to +0.45)"]
+    single = {"offline": [point(512, {1: 1.0, 2: 2.0})], "random": [point(512, {1: 2.0, 2: 2.1})]}
+    assert needed_table(single)[-1] == "  random: at most 512, 1.00 of them (single seeds: at most 512; at most 512)"
+    assert differences({"random": points["random"]}) == []
