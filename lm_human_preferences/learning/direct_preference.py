@@ -96,14 +96,15 @@ def preference_statistics(
 
     `accuracy` counts the labels whose best response has the highest implicit reward; where several are highest, as all
     are before the first update, each counts as its share. `margin`: implicit reward of the best less the mean of the
-    others'. `best_log_ratio`, `other_log_ratio`: mean log pi - log rho in nats.
+    others'. `best_log_ratio`, `other_log_ratio`: mean log pi - log rho in nats. The most probable responses of a
+    distribution are its best; where there are several, any of them is right, and their mean is taken.
     """
-    best = target if target.ndim == 1 else target.argmax(1)
     K = log_ratios.shape[1]
-    chosen = log_ratios.gather(1, best[:, None])[:, 0]
+    best = nn.functional.one_hot(target, K) == 1 if target.ndim == 1 else target == target.amax(1, keepdim=True)
+    chosen = (best * log_ratios).sum(1) / best.sum(1)
     others = (log_ratios.sum(1) - chosen) / (K - 1)
     highest = log_ratios == log_ratios.amax(1, keepdim=True)
-    right = highest.gather(1, best[:, None])[:, 0] / highest.sum(1)
+    right = (highest & best).sum(1) / highest.sum(1)
     return {
         "loss": float(losses.mean()),
         "accuracy": float(right.mean()),

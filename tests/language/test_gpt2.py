@@ -84,6 +84,14 @@ def test_choices_share_their_querys_pass(policy, seed, recompute):
         torch.testing.assert_close(shared, apart, rtol=1e-4, atol=1e-4)
 
 
+def test_all_tokens_read_in_another_order_than_they_lie(policy):
+    """An empty response ends where its query does, before the responses in front of it."""
+    queries, responses = torch.tensor([[3]]), torch.tensor([[[5], [PADDING]]])
+    states = policy.transformer.choice_states(queries, responses)[0]
+    apart = policy.transformer.last_states(torch.tensor([[3, 5], [3, PADDING]]))
+    torch.testing.assert_close(states, apart, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_states_before_each_token_of_the_responses(policy, seed):
     """Those of each response behind its own copy of the query, and their gradients."""

@@ -18,7 +18,7 @@ from lm_human_preferences.learning.direct_preference import (
     preference_losses,
     preference_statistics,
 )
-from lm_human_preferences.learning.label_losses import label_losses, ranking_losses
+from lm_human_preferences.learning.label_losses import choice_accuracy, label_losses, ranking_losses
 
 from conftest import tensor
 from methods import (
@@ -283,6 +283,14 @@ def test_statistics_by_hand():
     assert stats["margin"] == pytest.approx(0.5 * (1.5 + 0 + 1.5) / 3)
     soft = F.one_hot(best, 3).float() * 0.6 + 0.1
     assert preference_statistics(torch.tensor([1.0, 2.0, 3.0]), h, soft, 0.5) == stats
+
+
+def test_of_equally_probable_best_responses_any_is_right():
+    """As in `choice_accuracy`: two people of whom each chose another response are no error of the policy's."""
+    h, split = torch.tensor([[0.0, 1.0, -2.0], [1.0, 0.0, -2.0]]), torch.tensor([[0.5, 0.5, 0.0]] * 2)
+    stats = preference_statistics(torch.zeros(2), h, split, 1.0)
+    assert stats["accuracy"] == choice_accuracy(h, split) == 1
+    assert stats["best_log_ratio"] == 0.5 and stats["margin"] == pytest.approx(0.5 - (-1.5 / 2))
 
 
 def test_context_is_checked():
