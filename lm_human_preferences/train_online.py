@@ -7,6 +7,7 @@ numbered, a label file is written once, and each reward model is a run of its ow
 """
 
 import copy
+import glob
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -277,9 +278,9 @@ class OnlineRewards:
         """
         if self.store is None:
             return 0, 0
-        have = len(self.store.labelled())
+        have = self.store.count_labelled()
         while self.people is not None and have < wanted and answer_open(self.store, self.people, wanted - have):
-            have = len(self.store.labelled())
+            have = self.store.count_labelled()
         lack = wanted - have
         self.store.wait_for(f"The training waits for {lack:,} labels before step {step + 1:,}." if lack > 0 else "")
         return have, 0 if self.people is not None else self.store.count_answerable()
@@ -395,6 +396,16 @@ class OnlineRewards:
             and is_chosen(int((question.key or "").rpartition("/")[2]), question.kind, self.params.random_share)
             for question in label_questions(self.store, count)
         ]
+
+
+def retrained(folder: Path) -> list[Path]:
+    """The finished reward models after the first one of the run in `folder`, by rising numbers of labels."""
+    found = {
+        int(run.name.rpartition("_")[2]): run / "reward_model"
+        for run in folder.parent.glob(f"{glob.escape(folder.name)}_reward_*")
+        if run.name.rpartition("_")[2].isdecimal() and (run / "result.json").is_file()
+    }
+    return [model for _, model in sorted(found.items()) if model.is_dir()]
 
 
 def save_before(step: int, loop: Loop) -> None:

@@ -2,7 +2,7 @@
 
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ from lm_human_preferences.foundation.files import make_folder
 from lm_human_preferences.language.encoding import describe_encoding, get_encoding, same_encoding
 from lm_human_preferences.people.instructions import read_instructions
 from lm_human_preferences.people.questions import Author, read_questions, sample_questions
-from lm_human_preferences.people.records import StudyParams, check_study
-from lm_human_preferences.people.store import Store
+from lm_human_preferences.people.records import Question, StudyParams, check_study
+from lm_human_preferences.people.store import FILE, Store
 from lm_human_preferences.people.study import LOCK, check_study_folder, open_study
 from lm_human_preferences.runs.folder import check_name, model_folder
 from lm_human_preferences.runs.input_digests import input_digests
@@ -36,6 +36,7 @@ from lm_human_preferences.serving.listener import (
     warn_of_others,
 )
 
+PURPOSE = "collect"  # what the keys of questions that policies write begin with
 _NAME = re.compile(r"[\w][\w .@-]{0,63}")
 
 
@@ -71,19 +72,21 @@ def collect(params: CollectParams, task: str, experiment: str) -> None:
     given = read_questions(params.questions, params.study) if params.questions else []
     folder = Path(params.save_dir) / experiment
     check_study_folder(folder, task)
+    known, first = known_of(folder)
+    if not labellers and not known:
+        raise UserError("nobody is to be asked: give names with --labellers anna,ben")
+    write = writer_of(params, first) if params.policies and first < params.count else None
     with listening(params) as listener:
         make_folder(folder)
         with collecting(folder):
             store = open_study(folder, task, params.study, to_dict(params.task))
             store.add_labellers(labellers)
             store.instruct(*instructions)
-            if not store.labellers():
-                raise UserError("nobody is to be asked: give names with --labellers anna,ben")
             added = store.add_questions(given)
             if given:
                 print(f"{params.questions}: {added:,} of {len(given):,} questions are new")
-            if params.policies:
-                write_missing_questions(store, params)
+            for questions in write() if write is not None else ():
+                store.add_questions(questions)
             print(summary(store))
             names = store.labellers()
             store.close()
@@ -125,13 +128,23 @@ def collecting(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_missing_questions(store: Store, params: CollectParams) -> None:
-    """Let the policies write what is missing of `count` questions."""
-    purpose = "collect"
-    keys = [key for (key,) in store.rows("SELECT key FROM questions WHERE key LIKE ?", f"{purpose}/%")]
-    start = max((int(key.rpartition("/")[2]) + 1 for key in keys), default=0)
-    if start >= params.count:
-        return
+def known_of(folder: Path) -> tuple[list[str], int]:
+    """The labellers of the study that lies there, and the number of the next question that policies write; nobody and 0
+    where there is none yet.
+    """
+    if not (folder / FILE).is_file():
+        return [], 0
+    store = Store(folder)
+    keys = [key for (key,) in store.rows("SELECT key FROM questions WHERE key LIKE ?", f"{PURPOSE}/%")]
+    names = store.labellers()
+    store.close()
+    return names, max((int(key.rpartition("/")[2]) + 1 for key in keys), default=0)
+
+
+def writer_of(params: CollectParams, first: int) -> Callable[[], Iterator[list[Question]]]:
+    """What lets the policies write the questions from number `first` to `count`, some at a time. UserError, before they
+    write, for policies and queries that do not fit.
+    """
     precision = choose_precision(params.device, params.precision)
     authors = []
     for name, path in named_paths(params.policies, "--policies").items():
@@ -139,23 +152,22 @@ def write_missing_questions(store: Store, params: CollectParams) -> None:
         folder = Path(model_folder(path, params.save_dir, ("policy", "lm")))
         policy = load_policy(folder, params.task, beta).to(precision.device)
         authors.append(Author(name, policy, input_digests({"model": str(folder)}).get("model")))
-    config, first = authors[0].policy.transformer.config, authors[0].name
+    config, reference = authors[0].policy.transformer.config, authors[0].name
     for name, other in ((author.name, author.policy.transformer.config) for author in authors):
         if not same_encoding(config, other):
             raise UserError(
-                f"--policies: {name} has the encoding {describe_encoding(other)}, {first} has "
+                f"--policies: {name} has the encoding {describe_encoding(other)}, {reference} has "
                 f"{describe_encoding(config)}; only policies of one encoding can answer the same queries"
             )
     encoding = get_encoding(config)
     check_task(params.task, encoding, config.n_ctx)
-    stream = query_stream(params.task, encoding, params.study.seed, purpose, params.split)
-    if start:
-        stream.batch(start)
-    numbers = range(start, params.count)
-    for questions in sample_questions(
-        authors, stream, numbers, params.study, params.task, encoding, precision, params.study.seed, purpose
-    ):
-        store.add_questions(questions)
+    stream = query_stream(params.task, encoding, params.study.seed, PURPOSE, params.split)
+    if first:
+        stream.batch(first)
+    numbers = range(first, params.count)
+    return lambda: sample_questions(
+        authors, stream, numbers, params.study, params.task, encoding, precision, params.study.seed, PURPOSE
+    )
 
 
 def summary(store: Store) -> str:

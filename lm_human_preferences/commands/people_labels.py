@@ -68,7 +68,7 @@ def inspect_study(name: str, params: StudyLabelsParams) -> str:
         f"{store.path}: task {(store.settings() or {}).get('task')}",
         f"questions  {', '.join(f'{count:,} {kind}' for kind, count in kinds) or '0'}; {store.count_open():,} open",
         f"answers    {len(judgements):,} that hold, {replaced:,} replaced, of {len(store.labellers()):,} labellers",
-        f"labels     {len(store.labelled()):,} plain questions with an answer to learn from",
+        f"labels     {store.count_labelled():,} plain questions with an answer to learn from",
     ]
     for one in judgements[-params.examples :] if params.examples > 0 else []:
         question = questions[one.showing.question]

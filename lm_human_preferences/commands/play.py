@@ -34,6 +34,7 @@ from lm_human_preferences.serving.listener import (
     serve,
     warn_of_others,
 )
+from lm_human_preferences.train_online import retrained
 
 if TYPE_CHECKING:
     from lm_human_preferences.serving.play_page import Players
@@ -115,17 +116,23 @@ def load_scorers(experiment: str, params: PlayParams, precision: Precision) -> l
 
 
 def own_reward(experiment: str, save_dir: str) -> str | None:
-    """What a run was trained for, as --judges takes it; None, with a line that says so, where that cannot be had."""
+    """What a run was trained for, as --judges takes it: of a run that asked people the reward model that learnt last.
+    None where there is nothing of the kind, with a line that says so where it is gone.
+    """
     try:
-        stored = read_json_object(find_run(experiment, save_dir) / "config.json").get("parameters")
+        folder = find_run(experiment, save_dir)
+        stored = read_json_object(folder / "config.json").get("parameters")
     except UserError:
         return None
     rewards = stored.get("rewards") if isinstance(stored, dict) else None
-    if not isinstance(rewards, dict):
+    if not isinstance(stored, dict) or not isinstance(rewards, dict):
         return None
     if rewards.get("function"):
         return str(rewards["function"])
-    source = RewardSource(trained_model=rewards.get("trained_model"))
+    trained = rewards.get("trained_model")
+    if stored.get("online") and (later := retrained(folder)):
+        trained = str(later[-1])
+    source = RewardSource(trained_model=trained)
     models = source.models()
     if missing := [name for name in models if not find_path(name).exists()]:
         print(f"no scores: the run's reward model {missing[0]} is gone; --judges names another")

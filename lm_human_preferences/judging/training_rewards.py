@@ -51,6 +51,9 @@ class RewardSource:
         """Raises UserError for what excludes each other or does not exist."""
         if self.trained_model is not None and self.function is not None:
             raise UserError("--rewards.trained_model and --rewards.function exclude each other; give one of them")
+        named = self.trained_model
+        if named is not None and not named.startswith(SENTENCE_JUDGES) and not self.models():
+            raise UserError(f"--rewards.trained_model {named!r} names no reward model; give a folder, or none")
         if self.ensemble not in ENSEMBLES:
             raise UserError(f"--rewards.ensemble {self.ensemble}: must be mean, min or uwo")
         if not 0 <= self.uncertainty < math.inf:

@@ -13,17 +13,16 @@ from lm_human_preferences.people.store import Store
 
 
 def write_first_labels(store: Store, count: int, merge: str, path: Path, after: int = 0) -> None:
-    """The first `count` labels, without the first `after` of them, in the order of their first answers, as the answers
+    """The first `count` labels, without the first `after` of them, in the order in which they came, as the answers
     stood when the last of them came, unless the file is there already. Questions with tokens are written as tokens,
     others as texts.
     """
     if path.exists():
         return
-    first = store.labelled()[:count]
-    assert len(first) == count, f"{len(first)} labels, {count} wanted"
+    first, last = store.first_labelled(count)
     questions = {question.id: question for question in store.questions()}
-    wanted = {number: questions[number] for number, _ in first[after:]}
-    labels = {question.id: label for question, label in labels_of(wanted, store.judgements(until=first[-1][1]), merge)}
+    wanted = {number: questions[number] for number in first[after:]}
+    labels = {question.id: label for question, label in labels_of(wanted, store.judgements(until=last), merge)}
     forms = ((as_tokens if has_tokens(wanted[n]) else as_texts)(wanted[n], labels[n]) for n in wanted)
     save_labels(path, forms)
 
@@ -31,14 +30,14 @@ def write_first_labels(store: Store, count: int, merge: str, path: Path, after: 
 def label_questions(store: Store, count: int) -> list[Question]:
     """The questions of the first `count` labels, as `write_first_labels` orders them."""
     questions = {question.id: question for question in store.questions()}
-    return [questions[number] for number, _ in store.labelled()[:count]]
+    return [questions[number] for number in store.first_labelled(count)[0]]
 
 
 def quality_between(store: Store, after: int, count: int) -> tuple[Quality, int]:
     """The quality of the answers that came after the one of number `after` until there were `count` labels, and the
     number of the last of them.
     """
-    last = store.labelled()[count - 1][1]
+    _, last = store.first_labelled(count)
     judgements = [one for one in store.judgements(until=last) if one.id > after]
     return quality({question.id: question for question in store.questions()}, judgements), last
 

@@ -21,19 +21,32 @@ def answer_distribution(answer: Answer, responses: int) -> np.ndarray:
     """What one answer says, float64 [K]: all on the chosen (or first ranked) response, spread evenly over those that
     are alike, and flatter where the labeller was not sure.
     """
+    return _flattened(_choice(answer, responses), _sureness(answer))
+
+
+def _choice(answer: Answer, responses: int) -> np.ndarray:
+    """The same as if the labeller had been sure."""
     found = np.zeros(responses)
     chosen = answer.value if answer.kind == "alike" else answer.value[:1]
     found[chosen] = 1 / len(chosen)
-    share = SURE[answer.sureness - 1] if answer.sureness is not None else 1.0
-    return found if share == 1.0 else share * found + (1 - share) / responses
+    return found
+
+
+def _sureness(answer: Answer) -> float:
+    return SURE[answer.sureness - 1] if answer.sureness is not None else 1.0
+
+
+def _flattened(distribution: np.ndarray, share: float) -> np.ndarray:
+    """That share of it, and the rest spread evenly."""
+    return distribution if share == 1.0 else share * distribution + (1 - share) / len(distribution)
 
 
 def merged(judgements: Iterable[Judgement], responses: int, how: str) -> dict[int, np.ndarray]:
     """Question -> target float64 [K], from all usable answers to it but repeats, in the order of the first answers.
 
-    majority: the response that most people chose, evenly those that as many did; each: the mean of what everybody
-    says; dawid_skene: the posterior of the true answer, where labellers count by how well they agree with the rest.
-    UserError for another way.
+    majority: the response that most people chose, evenly those that as many did, flatter as its choosers were not sure;
+    each: the mean of what everybody says; dawid_skene: the posterior of the true answer, where labellers count by how
+    well they agree with the rest, however sure they were. UserError for another way.
     """
     if how not in MERGES:
         raise UserError(f"--merge {how}: must be {', '.join(MERGES)}")
@@ -45,11 +58,13 @@ def merged(judgements: Iterable[Judgement], responses: int, how: str) -> dict[in
         return _by_dawid_skene(said, responses)
     targets = {}
     for question, some in said.items():
-        mean = np.mean([answer_distribution(one.answer, responses) for one in some], axis=0)
         if how == "majority":
-            best = np.isclose(mean, mean.max())
-            mean = best / best.sum()
-        targets[question] = mean
+            votes = np.array([_choice(one.answer, responses) for one in some])
+            best = np.isclose(votes.sum(axis=0), votes.sum(axis=0).max())
+            shares = [_sureness(one.answer) for one, vote in zip(some, votes, strict=True) if (vote[best] > 0).any()]
+            targets[question] = _flattened(best / best.sum(), float(np.mean(shares)))
+        else:
+            targets[question] = np.mean([answer_distribution(one.answer, responses) for one in some], axis=0)
     return targets
 
 

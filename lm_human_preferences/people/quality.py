@@ -262,14 +262,16 @@ def _divided(
 
 def win_rate(questions: Mapping[int, Question], judgements: Iterable[Judgement]) -> Share | None:
     """How often people prefer the policy's responses to the reference's on validation questions, ties split; several
-    answers to one question count as their mean. The first half of such a question's responses is the reference's.
+    answers to one question count as their mean. The first of such a question's responses is the reference's.
     """
     wins: dict[int, list[float]] = defaultdict(list)
     for one in judgements:
         if one.kind == VALIDATION and one.answer.usable:
-            half = _responses(questions, one) / 2
-            tied = one.answer.kind == ALIKE
-            wins[one.showing.question].append(0.5 if tied else float(one.answer.value[0] >= half))
+            responses = questions[one.showing.question].responses
+            if one.answer.kind == ALIKE:
+                wins[one.showing.question].append(0.5)
+            else:
+                wins[one.showing.question].append(float(responses[one.answer.value[0]].source != responses[0].source))
     return wilson(sum(map(np.mean, wins.values())), len(wins))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -76,6 +77,11 @@ def read_questions(path: str, study: StudyParams) -> list[Question]:
             or not all(isinstance(text, str) and text.strip() for text in texts)
         ):
             raise UserError(f'{where}: expected {{"query": text, "responses": [text, ...]}}, no response empty')
+        try:
+            "".join([record["query"], *texts]).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise UserError(f"{where}: {half} is half of a character; remove it, or write the whole one") from None
         if len(texts) != study.responses:
             raise UserError(f"{where}: has {len(texts)} responses, --study.responses is {study.responses}")
         if len({text.strip() for text in texts}) < len(texts):
@@ -122,9 +128,10 @@ def write_questions(
     responses stay equal however often they are drawn.
 
     The first author is the reference and the last one the policy: half of the responses of a validation question are
-    each one's. Other questions have the authors in turn, or the policy alone (in_turn False). What is drawn follows
-    from seed and number; `purpose` only names the questions in the study. With a chooser more responses are written
-    than shown; of those, one that equals another is drawn anew only where fewer than K are left.
+    each one's, of an odd number one more is the one's or the other's by chance. Other questions have the authors in
+    turn, or the policy alone (in_turn False). What is drawn follows from seed and number; `purpose` only names the
+    questions in the study. With a chooser more responses are written than shown; of those, one that equals another is
+    drawn anew only where fewer than K are left.
     """
     kinds = [kind_and_demand(number, study, len(authors) > 1) for number in numbers]
     lists = encoding.base is encoding  # labels of token lists are of GPT-2's own; with added tokens they are texts
@@ -176,7 +183,8 @@ def write_questions(
 def authors_of(number: int, kind: str, responses: int, authors: int, in_turn: bool) -> list[int]:
     """The author of each response of question `number`."""
     if kind == VALIDATION:
-        return [0 if j < responses / 2 else authors - 1 for j in range(responses)]
+        references = (responses + random.Random(f"validation/{number}").getrandbits(1)) // 2
+        return [0 if j < references else authors - 1 for j in range(responses)]
     if not in_turn:
         return [authors - 1] * responses
     return [(number + j) % authors for j in range(responses)]

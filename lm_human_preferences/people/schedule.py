@@ -66,6 +66,11 @@ def check_online(params: OnlineParams, kind: LabelType, batch_size: int) -> None
             f"--online.people.responses {params.people.responses} is not the {kind.n_responses} of the labels' type "
             f"{kind.name}; give the same"
         )
+    if params.people.validation_share > 0.5:
+        raise UserError(
+            f"--online.people.validation_share {params.people.validation_share}: must be at most 0.5; validation "
+            "questions are no labels, and the run would wait for labels most of the time"
+        )
     if params.people.mode != "choose":
         raise UserError("--online.people.mode must be choose: the reward model learns choices here")
     if not 1 <= params.initial_labels <= params.labels:
@@ -143,4 +148,4 @@ def questions_wanted(labels: int, params: OnlineParams, both: bool) -> int:
     """
     share = params.people.validation_share if both else 0.0
     plain = min(labels, params.labels) + params.open_questions
-    return math.ceil(plain / max(1e-6, 1 - share)) + 1
+    return math.ceil(plain / (1 - share)) + 1

@@ -355,17 +355,38 @@ class Store:
             for number, kind, value, sureness, digest, answered, replaces, question_kind, note, *showing in found
         ]
 
-    def labelled(self) -> list[tuple[int, int]]:
-        """(question, its first usable answer that holds) of each plain question with one, in these answers' order."""
-        found = self.rows(
-            "SELECT s.question, MIN(a.id) AS first FROM answers a JOIN showings s ON s.id = a.showing "
+    def count_labelled(self) -> int:
+        """Plain questions with a usable answer that holds."""
+        return self.number(
+            "SELECT COUNT(DISTINCT s.question) FROM answers a JOIN showings s ON s.id = a.showing "
             "JOIN questions q ON q.id = s.question "
             "WHERE q.kind = 'plain' AND s.repeat = 0 AND a.kind <> ? "
-            "AND NOT EXISTS (SELECT 1 FROM answers b WHERE b.replaces = a.id) "
-            "GROUP BY s.question ORDER BY first",
+            "AND NOT EXISTS (SELECT 1 FROM answers b WHERE b.replaces = a.id)",
             SKIP,
         )
-        return [(question, first) for question, first in found]
+
+    def first_labelled(self, count: int) -> tuple[list[int], int]:
+        """The first `count` plain questions that had a usable answer at once, in the order in which they came to have
+        one, and the number of the answer with which they were so many. What comes later changes neither, not even the
+        change of an answer. ValueError where they never were so many.
+        """
+        usable: dict[
+            int, set[int]
+        ] = {}  # question -> its usable answers; the order is that in which it came to have one
+        rows = self.rows(
+            "SELECT a.id, s.question, a.kind, a.replaces FROM answers a JOIN showings s ON s.id = a.showing "
+            "JOIN questions q ON q.id = s.question WHERE q.kind = 'plain' AND s.repeat = 0 ORDER BY a.id"
+        )
+        for answer, question, kind, replaces in rows:
+            held = usable.setdefault(question, set())
+            if kind != SKIP:
+                held.add(answer)
+            held.discard(replaces)
+            if not held:
+                del usable[question]
+            if len(usable) == count:
+                return list(usable), answer
+        raise ValueError(f"{self.path} has {len(usable)} labels, {count} wanted")
 
 
 _REFUSED_WRITES = (

@@ -33,6 +33,8 @@ def open_study(folder: Path, task: str, study: StudyParams, task_params: dict[st
     settle: these settings hold from now on; else only where there are none.
     """
     make_folder(folder)
+    if not (folder / "config.json").exists():  # first: a folder with a store and without it is refused
+        write_json(folder / "config.json", {"stage": STAGE, "task": task, "study": asdict(study)})
     store = Store(folder, make=True)
     before = store.settings()
     if before is not None and store.one("SELECT 1 FROM questions LIMIT 1"):
@@ -43,6 +45,4 @@ def open_study(folder: Path, task: str, study: StudyParams, task_params: dict[st
                 raise UserError(f"--study.{name} {now}: {folder} has questions with {then}; give another name")
     if settle or before is None:
         store.settle({"task": task, "study": asdict(study), "task_params": task_params})
-    if not (folder / "config.json").exists():
-        write_json(folder / "config.json", {"stage": STAGE, "task": task, "study": asdict(study)})
     return store

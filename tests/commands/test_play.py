@@ -7,10 +7,12 @@ import shutil
 import signal
 import subprocess
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from lm_human_preferences.commands import play as command
+from lm_human_preferences.commands.play import own_reward
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json, write_json
@@ -105,6 +107,21 @@ def test_a_reward_model_that_is_gone(world, served, tmp_path, capsys):
     run_here("play", "mine", *arguments(world, save_dir=tmp_path))
     assert served[0].players.judges == []
     assert "no scores: the run's reward model saved_models/not_there/reward_model is gone" in capsys.readouterr().out
+
+
+def test_a_run_that_asked_is_scored_by_what_learnt_last(world, served, tmp_path):
+    """The highest count of labels among those that are finished."""
+    shutil.copytree(world / "runs/mine", tmp_path / "mine")
+    config = read_json(tmp_path / "mine/config.json")
+    first = Path(config["parameters"]["rewards"]["trained_model"])
+    for name in ("20", "100", "1000", "more"):
+        shutil.copytree(first, tmp_path / f"mine_reward_{name}/reward_model")
+        if name != "1000":
+            (tmp_path / f"mine_reward_{name}/result.json").write_text("{}")
+    for online, expected in ((None, first), ({"labels": 100}, tmp_path / "mine_reward_100/reward_model")):
+        config["parameters"]["online"] = online
+        write_json(tmp_path / "mine/config.json", config)
+        assert own_reward("mine", str(tmp_path)).endswith(f"={expected}")
 
 
 @pytest.mark.parametrize(

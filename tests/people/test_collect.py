@@ -18,6 +18,7 @@ from lm_human_preferences.data.tasks import QueryFormatter
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json
 from lm_human_preferences.learning.policy import Policy
+from lm_human_preferences.people import study
 from lm_human_preferences.people.questions import Author, falls, sample_questions
 from lm_human_preferences.people.records import VALIDATION, StudyParams
 from lm_human_preferences.people.store import Store
@@ -143,6 +144,7 @@ GOOD = {"query": "Q", "responses": [" a", " b", " c", " d"]}
         (GOOD | {"gold": 4}, "'gold' is 4"),
         (GOOD | {"gold": True}, "'gold' is True"),
         ([], "expected"),
+        (GOOD | {"query": "a \ud83d"}, "ud83d is half of a character"),
     ],
 )
 def test_a_bad_record_is_named(world, tmp_path, record, said):
@@ -172,13 +174,51 @@ def test_a_bad_record_is_named(world, tmp_path, record, said):
         (dict(study__overlap_share=1.5), "between 0 and 1"),
         (dict(expires_hours=0), "must be positive"),
         (dict(public_address="labels.example.org"), "expected https://NAME"),
+        (dict(questions="none", policies="a=nowhere"), "nowhere"),
     ],
 )
 def test_bad_input_is_one_line(world, questions, changed, said):
     given = dict(questions=questions, labellers="anna") | changed
     with pytest.raises(UserError, match=said) as raised:
         run_here("collect", "movies", "bad", *arguments(world, **given))
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(raised.value) and not (world / "runs/bad").exists()
+
+
+def test_what_fails_changes_nothing_of_a_study(world, questions, monkeypatch, tmp_path):
+    monkeypatch.setattr(collect, "serve_study", lambda *arguments: None)
+    run_here("collect", "movies", "kept", *arguments(world, questions=questions, labellers="anna"))
+    new = tmp_path / "new.md"
+    new.write_text("# Read this\n")
+    changed = dict(policies="a=nowhere", instructions=new, labellers="ben", study__overlap_people=9)
+    with pytest.raises(UserError, match="nowhere"):
+        run_here("collect", "movies", "kept", *arguments(world, **changed))
+    store = Store(world / "runs/kept")
+    assert store.labellers() == ["anna"] and store.number("SELECT COUNT(*) FROM instructions") == 1
+    assert store.settings()["study"]["overlap_people"] == 5
+    store.close()
+
+
+def test_a_study_that_a_crash_left_half_made_is_made(world, questions, monkeypatch):
+    """config.json is there before the store is."""
+    monkeypatch.setattr(collect, "serve_study", lambda *arguments: None)
+    words = ["collect", "movies", "half", *arguments(world, questions=questions, labellers="anna")]
+    made = []
+
+    class Crash(BaseException):
+        pass
+
+    def crash(folder, **more):
+        made.extend(path.name for path in folder.iterdir())
+        raise Crash
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(study, "Store", crash)
+        run_here(*words)
+    assert "config.json" in made
+    run_here(*words)
+    store = Store(world / "runs" / words[2])
+    assert store.labellers() == ["anna"]
+    store.close()
 
 
 def test_a_port_that_is_taken(world, questions):

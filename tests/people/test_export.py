@@ -108,7 +108,8 @@ def test_rankings_and_sureness_are_exported(tmp_path, capsys):
     assert len(read_jsonl(tmp_path / "study/export/pairs.jsonl")) == 6 + 3 + 3
     run(capsys, "export", str(tmp_path / "study"), "--merge", "majority")
     labels = read_jsonl(tmp_path / "study/export/labels.jsonl")
-    assert [label["best"] for label in labels] == [3, 2, 0]
+    assert [label.get("best") for label in labels] == [3, 2, None]
+    assert labels[2]["target"] == pytest.approx([0.75, 1 / 12, 1 / 12, 1 / 12])
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path):

@@ -81,6 +81,7 @@ def test_questions_are_asked_ahead():
         (dict(random_share=0.0), "--online.random_share 0.0"),
         (dict(people=StudyParams(responses=3)), "is not the 4 of the labels' type best_of_4"),
         (dict(people=StudyParams(mode="rank")), "must be choose"),
+        (dict(people=StudyParams(validation_share=0.6)), "--online.people.validation_share 0.6: must be at most 0.5"),
     ],
 )
 def test_schedules_that_cannot_work(changed, said):
@@ -158,7 +159,7 @@ def test_a_run_asks_waits_and_learns_again(undisturbed):
     assert steps == sorted(steps) and steps[-1] > 3
     validation = [question for question in questions if question.kind == "validation"]
     assert validation and [r.source for r in validation[0].responses] == ["reference"] * 2 + ["policy"] * 2
-    assert len(store.labelled()) >= 31
+    assert store.count_labelled() >= 31
     first = json.loads((world / "runs/whole_people/training/whole/labels_16.json").read_text())
     second = json.loads((world / "runs/whole_people/training/whole/labels_20.json").read_text())
     assert len(second) == 20 and [label["query"] for label in second[:16]] == [label["query"] for label in first]
@@ -197,8 +198,8 @@ def test_a_reward_model_that_goes_on(undisturbed):
     assert config["initial_reward"].endswith("on_reward_24/reward_model") and config["lr"] == 0.005
     assert config["labels"]["num_train"] == 4 and len(metrics(world / "runs/on_reward_28")) == 2
     new = json.loads((world / "runs/on_people/training/on/labels_24_28.json").read_text())
-    every = Store(world / "runs/on_people").labelled()
-    assert len(new) == 4 and len(every) >= 28
+    every = Store(world / "runs/on_people").count_labelled()
+    assert len(new) == 4 and every >= 28
     before, after = (load_file(world / f"runs/on_reward_{n}/reward_model/model.safetensors") for n in (24, 28))
     moved = max(float((after[name] - before[name]).abs().max()) for name in before)
     assert 0 < moved < 2 * 0.005 * 2  # one step of Adam, not a training from the language model

@@ -8,7 +8,8 @@ import pytest
 
 from lm_human_preferences.judging.judges import FunctionJudge
 from lm_human_preferences.people.merging import answer_distribution, dawid_skene, merged
-from lm_human_preferences.people.quality import alpha, at_least, describe, quality, wilson
+from lm_human_preferences.people.quality import alpha, at_least, describe, quality, wilson, win_rate
+from lm_human_preferences.people.questions import authors_of
 from lm_human_preferences.people.queue import next_turn, study_of
 from lm_human_preferences.people.records import GOLD, VALIDATION, Answer, Judgement, Question, Response, Showing
 from lm_human_preferences.people.simulated import Simulated, answer_of, answer_open, parse_simulated
@@ -19,9 +20,11 @@ DIGEST = "digest"
 RECORDED = ROOT / "tests/data/people"
 
 
-def judgement(number, labeller, question, value, kind="choice", repeat=False, question_kind="plain", note=None):
+def judgement(number, labeller, question, value, kind="choice", repeat=False, question_kind="plain", **more):
+    """more: `note` and `sureness`."""
     showing = Showing(number, question, labeller, [0, 1, 2, 3], repeat, 10.0 * number)
-    return Judgement(number, Answer(kind, value), showing, question_kind, DIGEST, 10.0 * number + 4, None, note)
+    answer = Answer(kind, value, more.get("sureness"))
+    return Judgement(number, answer, showing, question_kind, DIGEST, 10.0 * number + 4, None, more.get("note"))
 
 
 # --- recorded numbers ---
@@ -89,6 +92,30 @@ def test_who_is_not_sure_says_less():
     np.testing.assert_allclose(answer_distribution(Answer("ranking", [2, 0, 1], 2), 3), [1 / 9, 1 / 9, 7 / 9])
 
 
+def test_a_majority_that_was_not_sure():
+    """The most people win however sure the others were; the label is as flat as they say, as of one alone."""
+    said = [judgement(n, name, 7, [place], sureness=sure) for n, name, place, sure in ((1, "a", 2, 1), (2, "b", 2, 2))]
+    said += [judgement(3, "c", 7, [0], sureness=3), judgement(4, "a", 8, [1], sureness=1)]
+    found = merged(said, 4, "majority")
+    np.testing.assert_allclose(found[7], np.array([0, 0, 0.5, 0]) + 0.5 / 4)
+    np.testing.assert_allclose(found[8], answer_distribution(Answer("choice", [1], 1), 4))
+    assert merged([judgement(1, "a", 7, [2], sureness=3)], 4, "majority")[7].tolist() == [0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("responses", [2, 3, 4, 5])
+def test_whoever_chooses_at_random_prefers_neither_side(responses):
+    """Of an odd number of responses one more is the reference's or the policy's, each as often."""
+    shares = []
+    for number in range(4000):
+        authors = authors_of(number, VALIDATION, responses, 2, in_turn=False)
+        assert authors == sorted(authors) and {0, 1} == set(authors)
+        written = [Response(str(j), ("reference", "policy")[author]) for j, author in enumerate(authors)]
+        asked = {1: Question("q", written, VALIDATION, id=1)}
+        every = [judgement(1, "a", 1, [j], question_kind=VALIDATION) for j in range(responses)]
+        shares.append(np.mean([win_rate(asked, [one]).value for one in every]))
+    assert abs(np.mean(shares) - 0.5) < 4 * 0.5 / responses / 4000**0.5 + 1e-12
+
+
 # --- labellers ---
 
 
@@ -98,7 +125,8 @@ def test_figures_by_hand():
         for number in (1, 2, 3)
     }
     questions[2] = Question("g", questions[2].responses, GOLD, 3, id=2)
-    questions[3] = Question("v", questions[3].responses, VALIDATION, id=3)
+    written = [Response(one.text, who) for one, who in zip(questions[3].responses, ["r", "r", "p", "p"], strict=True)]
+    questions[3] = Question("v", written, VALIDATION, id=3)
     said = [
         judgement(1, "a", 1, [1]),
         judgement(2, "b", 1, [1]),

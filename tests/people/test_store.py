@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import uuid
 from collections import Counter
 
 import pytest
@@ -180,14 +181,43 @@ def test_cannot_tell_leaves_the_question_to_others(tmp_path):
     answer(store, turn_of(store, "anna"), kind=SKIP, places=[])
     assert turn_of(store, "anna") is None and store.count_answerable() == 1
     answer(store, turn_of(store, "ben"), kind=SKIP, places=[])
-    assert store.labelled() == [] and store.count_answerable() == 0 and store.count_open() == 1
+    assert store.count_labelled() == 0 and store.count_answerable() == 0 and store.count_open() == 1
+
+
+def test_the_first_labels_stay_what_they_were(tmp_path):
+    """However answers are changed, and taken back, after there were so many."""
+    store = make_study(tmp_path, [question(number) for number in range(6)], ["anna"])
+    turns = [turn_of(store, "anna") for _ in range(1)]
+    for _ in range(4):
+        answer(store, turns[-1])
+        turns.append(turn_of(store, "anna"))
+    first = store.first_labelled(4)
+    assert first == ([1, 2, 3, 4], 4)
+
+    def change(number, **more):
+        body = dict(showing=turns[number - 1].showing.id, kind="choice", places=[1], nonce=f"c{uuid.uuid4()}")
+        with store.transaction():
+            held = store.judgements()
+            last = next(one.id for one in held if one.showing.question == number)
+            keep_answer(store, "anna", study_of(store), body | {"replaces": last} | more)
+
+    answer(store, turns[4])
+    change(4)
+    change(2, kind=SKIP, places=[])
+    assert store.first_labelled(4) == first and store.first_labelled(5)[0] == [1, 2, 3, 4, 5]
+    assert store.count_labelled() == 4
+    change(2)
+    answer(store, turn_of(store, "anna"))
+    assert store.first_labelled(6) == ([1, 3, 4, 5, 2, 6], 9) and store.count_labelled() == 6
+    with pytest.raises(ValueError, match="6 labels, 7 wanted"):
+        store.first_labelled(7)
 
 
 def test_a_question_for_more_people_than_there_are_is_answered_all_the_same(tmp_path):
     store = make_study(tmp_path, [question(0, wanted=5)])
     for name in ("anna", "ben"):
         answer(store, turn_of(store, name))
-    assert store.count_open() == 1 and store.count_answerable() == 0 and len(store.labelled()) == 1
+    assert store.count_open() == 1 and store.count_answerable() == 0 and store.count_labelled() == 1
 
 
 @pytest.mark.parametrize(
@@ -269,4 +299,4 @@ def test_validation_questions_are_counted_apart(tmp_path):
     store = make_study(tmp_path, [question(0, VALIDATION), question(1)])
     for _ in range(2):
         answer(store, turn_of(store, "anna"))
-    assert store.labelled() == [(2, 2)] and json.loads(store.rows("SELECT value FROM answers")[0][0])
+    assert store.first_labelled(1) == ([2], 2) and json.loads(store.rows("SELECT value FROM answers")[0][0])

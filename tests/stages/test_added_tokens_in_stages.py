@@ -2,12 +2,11 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import transformers
 
-from lm_human_preferences.commands.collect import CollectParams, write_missing_questions
+from lm_human_preferences.commands.collect import CollectParams, writer_of
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.data.queries import query_stream
@@ -166,9 +165,8 @@ def test_questions_for_people(world):
 def test_policies_that_people_cannot_compare(world):
     task = TaskParams(query_dataset=str(world / "plain_data"), query_length=20, response_length=8)
     params = CollectParams(task=task, policies=f"a={world}/dlite,b={world}/plain", count=2, device="cpu")
-    empty = SimpleNamespace(rows=lambda *_: [])
     with pytest.raises(UserError, match=r"--policies: b has the encoding gpt2, 50257 tokens, a has gpt2, 50260 tokens"):
-        write_missing_questions(empty, params)
+        writer_of(params, 0)
 
 
 def test_labels_have_the_models_tokens(world):

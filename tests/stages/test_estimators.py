@@ -283,6 +283,7 @@ def test_an_ensemble_is_trained_in_one_run_and_trained_against(world):
     [
         (dict(rewards__ensemble="max"), "--rewards.ensemble max: must be mean, min or uwo"),
         (dict(rewards__uncertainty=-1), "--rewards.uncertainty -1.0: must not be negative"),
+        (dict(rewards__trained_model=" , "), "--rewards.trained_model ' , ' names no reward model"),
         (dict(rewards__trained_model="a,hf:b"), "an ensemble has reward models of ours alone"),
         (dict(value__model="separate"), "--value.model separate: --ppo.estimator rloo has no values"),
         (dict(value__model="own"), "--value.model own: must be shared, separate or reward"),
