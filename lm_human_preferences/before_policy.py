@@ -1,15 +1,38 @@
-"""What comes first where there is no reward model yet: people's first answers, then reward training."""
+"""What comes before policy training: a look at what it needs besides rewards and, where there is no reward model yet,
+people's first answers and reward training.
+"""
 
 from pathlib import Path
+
+import torch
 
 from lm_human_preferences import train_reward
 from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.compute.precision import Precision
 from lm_human_preferences.data.queries import check_split
+from lm_human_preferences.data.tasks import check_drawing_repeats
 from lm_human_preferences.foundation.configuration import to_dict
+from lm_human_preferences.language.captured import decoding_graphs
+from lm_human_preferences.language.gpt2 import GPT2
+from lm_human_preferences.language.model_folders import load_config
 from lm_human_preferences.policy_params import PolicyTrainingParams
 from lm_human_preferences.runs.folder import Run, go_on_after_restart, reward_model_folders, same_finished_run
+from lm_human_preferences.runs.training import train_part
 from lm_human_preferences.train_online import OnlineRewards
+
+
+def check_besides_rewards(params: PolicyTrainingParams, precision: Precision, world: World) -> None:
+    """UserError for what policy training would not begin with, whatever its rewards: it is found before people are
+    asked and a reward model is trained. params: settled.
+    """
+    world.share(*params.minibatch())
+    check_drawing_repeats(params.task, precision.device.type)
+    with torch.device("meta"):  # without weights
+        train_part(GPT2(load_config(Path(params.task.policy.initial_model))), params.model)
+    if params.run.captured_decoding == "on":
+        decoding_graphs(precision.device.type, params.run.sharding)
+    if params.evaluation.samples:
+        check_split(params.task.query_dataset, params.evaluation.split, "--evaluation.split")
 
 
 def begin_online(
@@ -19,6 +42,8 @@ def begin_online(
     new, folder = params.rewards.train_new_model, Path(params.run.save_dir) / experiment
     if params.online is None or new is None:
         return None
+    for name in ("batch_size", "rollout_batch_size"):
+        world.share(getattr(new, name), f"--rewards.train_new_model.{name}")
     go_on_after_restart(params.run, folder, world)
     Run(folder, params.run, world).check_free()
     online = OnlineRewards(params.online, new, params.ppo, precision, world, task, experiment)

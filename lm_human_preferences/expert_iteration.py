@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 
 from lm_human_preferences import train_policy
+from lm_human_preferences.before_policy import check_besides_rewards
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.compute.optim import linear_decay
 from lm_human_preferences.foundation.configuration import param, to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.learning.best_responses import KEEP, kept_responses, likelihood_losses
 from lm_human_preferences.learning.ppo import Rollout, compute_rewards
-from lm_human_preferences.runs.folder import go_on_after_restart, same_finished_run
+from lm_human_preferences.runs.folder import Run, go_on_after_restart, same_finished_run
 from lm_human_preferences.runs.params import computing
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 
@@ -37,6 +38,10 @@ class ExpertIterationParams(PolicyTrainingParams):
     control: bool = param(
         False, "train the same with one response kept at random as well, in the run EXPERIMENT_control"
     )
+
+    def minibatch(self) -> tuple[int, str]:
+        kept = self.ppo.batch_size // self.ppo.responses_per_query
+        return kept // self.ppo.nminibatches, "--ppo.batch_size / --ppo.responses_per_query / --ppo.nminibatches"
 
 
 def settle(params: ExpertIterationParams) -> ExpertIterationParams:
@@ -77,13 +82,18 @@ def train(params: ExpertIterationParams, task: str, experiment: str) -> Path:
     params = settle(params)
     check(params)
     with computing(params.run) as (precision, world):
-        train_policy.train_reward_model_first(params, precision, world, task, experiment)
+        check_besides_rewards(params, precision, world)
         runs = {experiment: params}
         if params.control:
             runs[f"{experiment}_control"] = dataclasses.replace(copy.deepcopy(params), keep="random", control=False)
         for name, mine in runs.items():
             folder = Path(mine.run.save_dir) / name
             go_on_after_restart(mine.run, folder, world)
+            Run(folder, mine.run, world).check_free()
+        train_policy.train_reward_model_first(params, precision, world, task, experiment)
+        for name, mine in runs.items():
+            folder = Path(mine.run.save_dir) / name
+            mine.rewards = copy.deepcopy(params.rewards)
             begun, finished = world.from_main([(folder / part).is_file() for part in ("config.json", RESULT)])
             if params.control and mine.run.resume and finished:
                 same_finished_run(folder, "expert_iteration", task, to_dict(mine), world)

@@ -63,6 +63,10 @@ class PolicyTrainingParams:
     run: RunParams = param(RunParams, "")
     tracking: TrackingParams = param(TrackingParams, "")
 
+    def minibatch(self) -> tuple[int, str]:
+        """Episodes in a minibatch, over all ranks, and the flags that make them so many."""
+        return self.ppo.batch_size // self.ppo.nminibatches, "--ppo.batch_size / --ppo.nminibatches"
+
 
 def settle(params: PolicyTrainingParams) -> PolicyTrainingParams:
     """What a run will use, as a copy: a run that is named stands for its model folder, and the reward training that
@@ -143,4 +147,9 @@ def check_value(params: PolicyTrainingParams) -> None:
     if value.model == "reward" and (elsewhere or len(source.models()) > 1):
         raise UserError(
             "--value.model reward needs one reward model of ours to start from; take --value.model separate"
+        )
+    if value.model == "reward" and source.train_new_model is not None and source.train_new_model.members > 1:
+        raise UserError(
+            f"--rewards.train_new_model.members {source.train_new_model.members}: --value.model reward needs one "
+            "reward model to start from; give 1, or take --value.model separate"
         )

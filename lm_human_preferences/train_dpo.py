@@ -6,7 +6,6 @@ once -> passes over the labels, in which responses that share a query share its 
 on held-out labels -> the run's `policy/` folder.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from lm_human_preferences.learning.direct_preference import (
     preference_losses,
     preference_statistics,
 )
+from lm_human_preferences.learning.label_losses import chance_accuracy
 from lm_human_preferences.learning.reward_model import label_parts
 from lm_human_preferences.runs.folder import Run, open_run, started
 from lm_human_preferences.runs.from_labels import (
@@ -35,6 +35,7 @@ from lm_human_preferences.runs.from_labels import (
     check_at_least_1,
     check_positive,
     check_stage,
+    choice_error,
     inputs_of,
     label_padding,
     read_labels,
@@ -141,6 +142,8 @@ class DPOTrainer:
         """The stage from its first step, or where it stopped, to its result; returns the `policy/` folder."""
         p = self.params
         with open_run("train_dpo", task, experiment, p, inputs_of(p), self.world) as run:
+            if (finished := run.finished("policy")) is not None:
+                return finished
             first = self.resume(run) if p.run.resume else 0
             self.training.try_micro_batches(self.memory_probes())
             run.record_computed(self.training.computed())
@@ -225,8 +228,9 @@ class DPOTrainer:
         labels, count = self.valid_labels, len(self.valid_labels)
         log_ratios = self.logprobs_of(self.policy, labels) - self.valid_reference
         stats = preference_statistics(self.losses(log_ratios, labels), log_ratios, labels.target, self.params.beta)
-        error = math.sqrt(stats["accuracy"] * (1 - stats["accuracy"]) / count)
-        return stats | {"standard_error": error, "choices": count, "chance": 1 / labels.responses.shape[1]}
+        error = choice_error(stats["accuracy"], count)
+        chance = chance_accuracy(labels.target, labels.responses.shape[1])
+        return stats | {"standard_error": error, "choices": count, "chance": chance}
 
     def finish(self, run: Run, task: str, result: dict[str, float]) -> Path:
         """Write the policy and drop the checkpoints; returns the `policy/` folder."""

@@ -148,6 +148,8 @@ class ILQLTrainer:
         """The stage from its first step, or where it stopped, to its result; returns the `policy/` folder."""
         p = self.params
         with open_run("train_ilql", task, experiment, p, inputs_of(p), self.world) as run:
+            if (finished := run.finished("policy")) is not None:
+                return finished
             first = self.resume(run) if p.run.resume else 0
             self.training.try_micro_batches(self.memory_probes())
             run.record_computed(self.training.computed())

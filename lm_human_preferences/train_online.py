@@ -29,7 +29,7 @@ from lm_human_preferences.judging.training_rewards import check_reward_model
 from lm_human_preferences.language.encoding import Encoding, get_encoding
 from lm_human_preferences.language.model_folders import load_model
 from lm_human_preferences.learning.head_posterior import HeadPosterior, fit_heads
-from lm_human_preferences.learning.label_losses import choice_accuracy
+from lm_human_preferences.learning.label_losses import chance_accuracy, choice_accuracy
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.ppo import PPOParams
 from lm_human_preferences.learning.reward_model import RewardModel, rewards_of, states_of
@@ -380,10 +380,12 @@ class OnlineRewards:
         metrics["online/new_labels"] = float(len(measured))
         if len(measured):
             rewards = rewards_of(model, measured, self.precision, rows, self.world)
-            accuracy, chance = choice_accuracy(rewards, measured.target), 1 / kind.n_responses
+            accuracy = choice_accuracy(rewards, measured.target)
+            chance = chance_accuracy(measured.target, kind.n_responses)
             metrics["online/accuracy_new"] = accuracy
-            error = (chance * (1 - chance) / len(measured)) ** 0.5
-            metrics["online/accuracy_over_chance"] = (accuracy - chance) / error
+            if chance < 1:  # else all responses of all labels are alike
+                error = (chance * (1 - chance) / len(measured)) ** 0.5
+                metrics["online/accuracy_over_chance"] = (accuracy - chance) / error
         return metrics
 
     def were_chosen(self, count: int) -> list[bool]:

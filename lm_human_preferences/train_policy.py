@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lm_human_preferences.before_policy import begin_online, train_reward_model_first
+from lm_human_preferences.before_policy import begin_online, check_besides_rewards, train_reward_model_first
 from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.compute.optim import TensorFlowAdam, linear_decay
 from lm_human_preferences.compute.parallel import gathered, place_frozen
@@ -105,6 +105,7 @@ def train(params: PolicyTrainingParams, task: str, experiment: str) -> Path:
     params = settle(params)
     check(params)
     with computing(params.run) as (precision, world):
+        check_besides_rewards(params, precision, world)
         online = begin_online(params, precision, world, task, experiment)
         train_reward_model_first(params, precision, world, task, experiment)
         go_on_after_restart(params.run, Path(params.run.save_dir) / experiment, world)
@@ -137,7 +138,7 @@ class PPOTrainer:
         self.encoding, self.world, self.seed = encoding, world, params.run.seed
         ppo, kl, config, sharding = params.ppo, params.rewards, policy.transformer.config, params.run.sharding
         self.total_steps = math.ceil(ppo.total_episodes / ppo.batch_size)
-        world.share(ppo.batch_size // ppo.nminibatches, "--ppo.batch_size / --ppo.nminibatches")
+        world.share(*params.minibatch())
         if not self.has_values or ppo.estimator != "gae" or values is not None:  # DDP would wait for its gradient
             policy.value_head.requires_grad_(False)
         members = reward_models(rewards)
@@ -208,6 +209,8 @@ class PPOTrainer:
         """The stage from its first step, or where it stopped, to its result; returns the `policy/` folder."""
         p = self.params
         with open_run(self.stage, task, experiment, p, self.inputs(), self.world) as run:
+            if (finished := run.finished("policy", evaluated=bool(p.evaluation.samples))) is not None:
+                return finished
             first = self.resume(run) if p.run.resume else 0
             self.training.try_micro_batches(self.memory_probes())
             self.normalise_rewards(first)
@@ -400,7 +403,7 @@ class PPOTrainer:
 
     def parts(self, size: int) -> list[slice]:
         """This rank's micro-batches of a minibatch of that size, as slices of its rows."""
-        mine = self.world.share(size, "--ppo.batch_size / --ppo.nminibatches")
+        mine = self.world.share(size, self.params.minibatch()[1])
         return slices(mine.start, mine.stop, self.training.micro_batches.training)
 
     def analyse(self, rollout: Rollout, index: torch.Tensor, real: torch.Tensor) -> Analysis:

@@ -24,13 +24,15 @@ from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json, write_json
 from lm_human_preferences.judging.training_rewards import check_reward_model
 from lm_human_preferences.language.encoding import get_encoding
-from lm_human_preferences.learning.label_losses import label_losses, label_statistics
+from lm_human_preferences.language.model_folders import load_config
+from lm_human_preferences.learning.label_losses import chance_accuracy, label_losses, label_statistics
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel, label_parts, label_rewards, rewards_of
 from lm_human_preferences.runs.folder import Run, model_folder, open_run, same_finished_run, started
 from lm_human_preferences.runs.from_labels import (
     check_at_least_1,
     check_stage,
+    choice_error,
     inputs_of,
     label_padding,
     noise_seed,
@@ -109,8 +111,12 @@ def train(params: RewardTrainingParams, task: str, experiment: str) -> Path:
 
 def train_members(params: RewardTrainingParams, precision: Precision, world: World, task: str, experiment: str) -> Path:
     """Train an ensemble, member by member: each is a run of its own, `member_1/` and so on, in the run's folder, which
-    is returned. When it is resumed, members that are finished are not trained again.
+    is returned. When it is resumed, members that are finished are not trained again. UserError, before the folder is
+    made, for labels and batches that no member can work with.
     """
+    world.share(params.batch_size, "--batch_size")
+    world.share(params.rollout_batch_size, "--rollout_batch_size")
+    read_labels(params, check(params), load_config(Path(params.task.policy.initial_model)))
     inputs = {"task.policy.initial_model": params.task.policy.initial_model, "labels.source": params.labels.source}
     with open_run("train_reward", task, experiment, params, inputs, world) as run:
         results = []
@@ -191,6 +197,8 @@ class RewardTrainer:
         if p.initial_reward is not None:
             inputs["initial_reward"] = p.initial_reward
         with open_run("train_reward", task, experiment, p, inputs, self.world) as run:
+            if (finished := run.finished("reward_model")) is not None:
+                return finished
             first = self.resume(run) if p.run.resume else 0
             self.training.try_micro_batches(self.memory_probes())
             run.record_computed(self.training.computed())
@@ -210,7 +218,7 @@ class RewardTrainer:
                 self.train_on_labels(loop, metrics)
                 metrics = self.normalize("after", 0.0, 1.0) if p.normalize_after else {}
                 result = self.evaluate()
-                held_out = {f"validation/{name}": value for name, value in result.items() if name != "choices"}
+                held_out = {f"validation/{name}": value for name, value in result.items()}
                 tracker.log(self.steps, metrics | held_out)
             return write_result(
                 run,
@@ -322,9 +330,9 @@ class RewardTrainer:
         accuracy = stats["accuracy"]
         return {
             "accuracy": accuracy,
-            "standard_error": math.sqrt(accuracy * (1 - accuracy) / count),
+            "standard_error": choice_error(accuracy, count),
             "choices": count,
-            "chance": 1 / self.kind.n_responses,
+            "chance": chance_accuracy(labels.target, self.kind.n_responses),
             "loss": stats["loss"],
         }
 
@@ -373,5 +381,10 @@ def describe_result(result: dict[str, float], kind: LabelType) -> str:
         return (
             f"held-out accuracy {result['accuracy']:.1%} +- {result['standard_error']:.1%} (standard error) on "
             f"{result['choices']:,} choices among {kind.n_responses}; chance is {result['chance']:.1%}"
+        )
+    if not math.isfinite(result["corr"]):
+        return (
+            f"warning: the correlation with the {result['labels']:,} held-out labels has no value: the labels, or "
+            "their rewards, are all equal"
         )
     return f"held-out correlation of rewards and labels {result['corr']:.2f}, on {result['labels']:,} labels"

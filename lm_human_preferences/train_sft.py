@@ -36,7 +36,7 @@ from lm_human_preferences.foundation.configuration import param
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import write_json
 from lm_human_preferences.language.dropout import RowDropout, row_seeds
-from lm_human_preferences.language.encoding import get_encoding
+from lm_human_preferences.language.encoding import ENCODINGS, get_encoding
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config, count_parameters
 from lm_human_preferences.language.model_folders import load_model, save_model
 from lm_human_preferences.language.sampled_vocabulary import SampledVocabulary
@@ -177,10 +177,19 @@ def check(params: SFTParams) -> None:
     for name in ("dropout", "beta2"):
         if not 0 <= getattr(o, name) < 1:
             raise UserError(f"--optimizer.{name} {getattr(o, name)}: must lie in [0, 1)")
-    if params.model.initial is None and params.model.n_embd % params.model.n_head:
-        raise UserError(
-            f"--model.n_embd {params.model.n_embd} is not a multiple of --model.n_head {params.model.n_head}"
-        )
+    if params.model.initial is None:
+        check_from_scratch(params.model)
+
+
+def check_from_scratch(m: ModelParams) -> None:
+    """Raises UserError, naming the flag, for a model that cannot be made."""
+    if m.encoding not in ENCODINGS:
+        raise UserError(f"--model.encoding {m.encoding}: must be {' or '.join(ENCODINGS)}")
+    for name in ("n_ctx", "n_embd", "n_head", "n_layer"):
+        if getattr(m, name) < 1:
+            raise UserError(f"--model.{name} {getattr(m, name)}: must be at least 1")
+    if m.n_embd % m.n_head:
+        raise UserError(f"--model.n_embd {m.n_embd} is not a multiple of --model.n_head {m.n_head}")
 
 
 def train(params: SFTParams, task: str, experiment: str) -> Path:
@@ -236,6 +245,8 @@ class SFTTrainer:
         p, train = self.params, self.rows["train"]
         inputs = {"model.initial": p.model.initial, "data.dataset": p.data.dataset}
         with open_run("train_sft", task, experiment, p, inputs, self.world) as run:
+            if (finished := run.finished("lm")) is not None:
+                return finished
             first, result = self.resume(run) if p.run.resume else 0, run.folder / "lm"
             self.training.try_micro_batches(self.memory_probes())
             run.record_computed(self.training.computed())
@@ -244,7 +255,8 @@ class SFTTrainer:
                 f"{experiment}: {counts['blocks']:,} parameters and {counts['embeddings']:,} in embeddings, "
                 f"{len(train):,} rows of {train.block} tokens, {self.total:,} steps, {self.training.in_words()}"
             )
-            remedy, watched = f"--optimizer.lr than {p.optimizer.lr}", ("train/loss", "valid/loss")
+            remedy = f"--optimizer.lr than {p.optimizer.lr}"
+            watched = ("train/loss", "valid/loss", "valid/perplexity")
             with (
                 open_watched(run, p, "train_sft", experiment, first) as tracker,
                 Loop(run, tracker, self.training, self.total, experiment, first, self.state, remedy, watched) as loop,
@@ -259,7 +271,7 @@ class SFTTrainer:
                         self.keep_if_best(step, metrics, result)
                         if p.validation.patience and self.waited >= p.validation.patience:
                             loop.end()
-            perplexity = math.exp(self.best)
+            perplexity = perplexity_of(self.best)
             if self.world.is_main:
                 write_json(run.folder / "result.json", {"valid_loss": self.best, "valid_perplexity": perplexity})
             run.say(f"best validation perplexity {perplexity:.2f}; model in {result}")
@@ -296,7 +308,7 @@ class SFTTrainer:
         """Loss and perplexity on the valid split."""
         rows, micro_batch = self.params.validation.rows, self.training.micro_batches.scoring
         valid = validate(self.loss, self.rows["valid"], rows, self.precision, micro_batch, self.world)
-        return {"valid/loss": valid, "valid/perplexity": float(np.exp(valid))}
+        return {"valid/loss": valid, "valid/perplexity": perplexity_of(valid)}
 
     def keep_if_best(self, step: int, metrics: dict[str, float], folder: Path) -> None:
         """The best weights so far become the result."""
@@ -354,6 +366,12 @@ def initial_model(m: ModelParams, seed: int) -> GPT2:
     if m.initial is not None:
         return load_model(Path(m.initial))
     return GPT2(config_from_scratch(m)).initialise(generator_for(seed, "sft/weights"))
+
+
+def perplexity_of(loss: float) -> float:
+    """exp of a loss in nats per token; infinite where no float is as large."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
 
 
 def learning_rate(o: SFTOptimizerParams, step: int, total: int) -> float:

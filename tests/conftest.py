@@ -35,6 +35,22 @@ def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def sick_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the tests of the doctor."""
+    from sick import make_sick_world
+
+    return make_sick_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def stopped_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the tests of faults."""
+    from faults import make_stopped_world
+
+    return make_stopped_world(tmp_path_factory.mktemp("faults"))
+
+
 class Goldens:
     """`goldens("ppo")["whiten/loss"]`: the recorded arrays by file."""
 

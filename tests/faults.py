@@ -33,7 +33,7 @@ def words_of(folder: Path, stage: str, **changes) -> list[str]:
     return words + flags(run__save_interval=1, run__keep_checkpoints=3, **changes)
 
 
-def stopped_world(parent: Path) -> Path:
+def make_stopped_world(parent: Path) -> Path:
     """The small world with a finished run of each stage, and one that was stopped after its third step with three
     checkpoints.
     """

@@ -50,7 +50,7 @@ DPO = dict(labels__num_train=800, batch_size=16, epochs=1, lr=0.003, run__save_i
 ILQL = dict(labels__num_train=800, batch_size=16, epochs=3, lr=0.01, ilql__alpha=0.05, run__save_interval=0)
 
 
-def sick_world(parent: Path) -> Path:
+def make_sick_world(parent: Path) -> Path:
     """The small world with 900 labels, labels broken in several ways, few documents, and a healthy reward model in
     runs/reward.
     """

@@ -36,11 +36,14 @@ class SampledVocabulary:
 
     def losses(self, model: GPT2, hidden: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
         """Estimated negative log-likelihoods float32 [N] of `labels` int64 [N], best on the host, given hidden states
-        [N, C]; the tokens that take part are drawn for each step.
+        [N, C]; the tokens that take part are drawn for each step. Where none is drawn, as may be where `size` is
+        small, the normaliser is the label's own weight: losses and gradients are 0.
         """
         generator = generator_for(self.seed, "sft/vocabulary", step)
         drawn = torch.rand(len(self.probability), generator=generator, dtype=torch.float64) < self.probability
         candidates = drawn.nonzero()[:, 0]
+        if not len(candidates):
+            return hidden[:, :0].float().sum(1)
         self.position[candidates] = torch.arange(len(candidates))
         places = self.position[labels.cpu()]
         self.position[candidates] = -1

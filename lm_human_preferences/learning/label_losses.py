@@ -69,6 +69,15 @@ def choice_accuracy(rewards: torch.Tensor, target: torch.Tensor) -> float:
     return float((chosen == (target if target.ndim == 1 else target[:, 0])).float().mean())
 
 
+def chance_accuracy(target: torch.Tensor, responses: int) -> float:
+    """The `choice_accuracy` to expect of rewards [B, N] that know nothing: 1 / N, and more where several responses are
+    a label's best. target: as there; responses: N.
+    """
+    if target.is_floating_point():
+        return float((target == target.amax(1, keepdim=True)).sum(1).double().mean() / responses)
+    return 1 / responses
+
+
 def pearson_r(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Pearson's correlation of two vectors [B], a scalar; not a number where one of them is constant."""
     x, y = x - x.mean(), y - y.mean()

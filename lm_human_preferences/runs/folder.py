@@ -161,6 +161,18 @@ class Run:
         if not (self.folder / "config.json").exists():
             raise UserError(f"{self.folder} is not empty and holds no run; delete it yourself or give another name")
 
+    def finished(self, model: str, evaluated: bool = True) -> Path | None:
+        """The folder `model` of a run that was to be resumed and has ended already, which is said; None of another.
+        evaluated: whether it has a result.json at its end.
+        """
+        folder = self.folder / model
+        ended = folder.is_dir() and not self.checkpoints.all()
+        ended = ended and (not evaluated or (self.folder / "result.json").is_file())
+        if not self.params.resume or not self.world.from_main(ended):
+            return None
+        self.say(f"{self.folder.name} has finished already: {folder}")
+        return folder
+
     def say(self, text: str) -> None:
         """A line for people, from one rank."""
         if self.world.is_main:

@@ -107,6 +107,14 @@ def batch_of_epochs(params: Any, purpose: str, step: int) -> torch.Tensor:
     return torch.randperm(count, generator=generator_for(params.run.seed, purpose, epoch))[start : start + size]
 
 
+def choice_error(accuracy: float, count: int) -> float:
+    """Standard error of a share of `count` choices, as if two more were right and two more wrong (Agresti and Coull
+    1998): also where all are right, or none, a few choices say little.
+    """
+    share = (accuracy * count + 2) / (count + 4)
+    return math.sqrt(share * (1 - share) / (count + 4))
+
+
 def write_result(
     run: Run,
     name: str,
@@ -120,8 +128,9 @@ def write_result(
     """Write what a run came to and drop its checkpoints; returns the model folder. All ranks call it.
 
     name: of the folder in the run's; save: writes it, with a note (`note` and the result) that stays beside the
-    weights; told: what the run says at its end, before the folder.
+    weights; result: numbers that are not finite are left out; told: what the run says at its end, before the folder.
     """
+    result = {key: value for key, value in result.items() if math.isfinite(value)}
     folder = run.folder / name
     check_finite(dict(model.named_parameters()), name.replace("_", " "), world)
     save(folder, {**note, **result})

@@ -8,8 +8,8 @@ from lm_human_preferences.watching.history import WINDOW, History
 
 CHANCE_LABELS = 64  # labels in the window before accuracy in training means anything
 CHANCE = MoreThan(
-    "what held-out accuracy (correlation) leads chance by, in standard errors; in training the severe limit is a "
-    "warning",
+    "what held-out accuracy (correlation) leads chance by, in standard errors of chance; in training the severe limit "
+    "is a warning",
     warning=3.0,
     severe=1.0,
     why="one of 700 models that learned nothing leads by 3, one of six by 1",
@@ -33,11 +33,14 @@ def chance(h: History) -> Judgement | None:
         f"read some labels of {h.flag('labels.source')} as text; try {h.flag('lr')} times 3 and divided by 3, more "
         f"{h.flag('labels.num_train')}"
     )
-    accuracy, error, base = (h.number(f"validation/{name}") for name in ("accuracy", "standard_error", "chance"))
+    accuracy, base, choices = (h.number(f"validation/{name}") for name in ("accuracy", "chance", "choices"))
+    error = h.number("validation/standard_error")  # of the accuracy: runs of earlier versions have no choices
+    if base is not None and choices:
+        error = math.sqrt(base * (1 - base) / choices)
     if accuracy is not None and error is not None and base is not None:
         return Judgement(
             CHANCE.level(accuracy - base, error),
-            f"held-out accuracy {accuracy:.1%}, standard error {error:.1%}; chance is {base:.1%}",
+            f"held-out accuracy {accuracy:.1%}; chance is {base:.1%}, standard error {error:.1%}",
             change,
         )
     correlation, count = h.number("validation/corr"), h.number("validation/labels")

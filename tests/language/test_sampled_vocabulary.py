@@ -56,6 +56,20 @@ def test_loss_and_gradients(model, size, block, monkeypatch):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_step_in_which_no_token_takes_part_changes_nothing(model):
+    """The label's own weight is the whole normaliser, so that it is certain."""
+    sampled, hidden = SampledVocabulary(TOKENS, CONFIG.n_vocab, 1, seed=1), _hidden(50).requires_grad_()
+    drawn = [
+        torch.rand(CONFIG.n_vocab, generator=generator_for(1, "sft/vocabulary", step), dtype=torch.float64)
+        < sampled.probability
+        for step in range(50)
+    ]
+    nobody = next(step for step, one in enumerate(drawn) if not one.any())
+    losses = sampled.losses(model, hidden, torch.from_numpy(TOKENS[:50]), nobody)
+    losses.sum().backward()
+    assert losses.shape == (50,) and not losses.any() and not hidden.grad.any()
+
+
 def test_where_every_token_takes_part_the_loss_is_exact(model):
     labels, sampled = torch.from_numpy(TOKENS[:50]), SampledVocabulary(TOKENS, CONFIG.n_vocab, 8, seed=1)
     sampled.probability.fill_(1)

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from lm_human_preferences.data.labels import label_type
-from lm_human_preferences.learning.label_losses import choice_accuracy, label_losses, label_statistics, ranking_losses
+from lm_human_preferences.learning.label_losses import (
+    chance_accuracy,
+    choice_accuracy,
+    label_losses,
+    label_statistics,
+    ranking_losses,
+)
 
 from small import ROOT
 
@@ -73,3 +79,13 @@ def test_accuracy_on_distributions_counts_each_of_the_most_probable():
     target = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0]])
     assert choice_accuracy(rewards, target) == pytest.approx(2 / 3)
     assert choice_accuracy(rewards, torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)
+
+
+def test_what_rewards_that_know_nothing_come_to():
+    """30% of the choices between two are ties, of which either is right."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.nn.functional.one_hot(torch.randint(2, (20_000,), generator=generator), 2).float()
+    target[:6000] = 0.5
+    blind = choice_accuracy(torch.randn(20_000, 2, generator=generator), target)
+    assert chance_accuracy(target, 2) == pytest.approx(0.65) and abs(blind - 0.65) < 4 * (0.25 / 20_000) ** 0.5
+    assert chance_accuracy(torch.tensor([3, 0]), 4) == chance_accuracy(torch.tensor([[3, 0, 1, 2]]), 4) == 0.25

@@ -219,6 +219,14 @@ def test_what_cannot_work_in_expert_iteration_is_refused(world, changes, says):
     assert not (world / "runs/refused").exists()
 
 
+def test_a_control_that_exists_is_said_before_the_run_is_trained(world):
+    (world / "runs/again_control").mkdir()
+    (world / "runs/again_control/kept.txt").touch()
+    with pytest.raises(UserError, match="again_control exists already"):
+        run_here("expert_iteration", "movies", "again", *words_of(world, "expert", control="on"))
+    assert not (world / "runs/again").exists()
+
+
 def test_reward_training_goes_on_from_a_reward_model(world):
     """With its head and scale: at the least rate nothing but the scale's normalisation changes; members would all be
     alike, and are refused.
@@ -261,6 +269,11 @@ def test_an_ensemble_is_trained_in_one_run_and_trained_against(world):
     assert (pair / "member_1/metrics.jsonl").stat().st_mtime_ns == written
     again = load_file(pair / "member_2/reward_model/model.safetensors")
     assert all(torch.equal(again[name], value) for name, value in models[1].items())
+
+    for more in (dict(labels__num_train=400), dict(labels__source=world / "ratings.json")):
+        with pytest.raises(UserError):
+            run_here("train_reward", "movies", "refused", *reward_flags(world), *flags(members=2, **more))
+        assert not (world / "runs/refused").exists()
 
     words = policy_flags(world, "pair") + flags(rewards__ensemble="uwo", rewards__uncertainty=1)
     run_here("train_policy", "movies", "careful", *words)

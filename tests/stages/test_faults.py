@@ -30,6 +30,11 @@ from faults import STAGES, assert_same_end, copy_of_stopped, saved, train, words
 from small import LAUNCH, ROOT, launch, metrics, reward_flags
 
 
+@pytest.fixture(scope="module")
+def world(stopped_world):
+    return stopped_world
+
+
 def flipped(share: float) -> Callable[[Path], None]:
     """Flips one bit at that share of a file's length."""
 

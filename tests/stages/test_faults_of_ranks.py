@@ -25,6 +25,11 @@ from small import ROOT, metrics
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
+@pytest.fixture(scope="module")
+def world(stopped_world):
+    return stopped_world
+
+
 def run_ranks(
     name: str,
     words: list[str],

@@ -11,14 +11,22 @@ import pytest
 import torch
 from filelock import FileLock
 
+from lm_human_preferences.before_policy import begin_online, check_besides_rewards
+from lm_human_preferences.compute.distributed import World
+from lm_human_preferences.compute.precision import choose_precision
+from lm_human_preferences.expert_iteration import ExpertIterationParams
 from lm_human_preferences.foundation.errors import Interrupted, UserError
 from lm_human_preferences.judging.judges import load_judge
 from lm_human_preferences.language.gpt2 import GPT2
-from lm_human_preferences.learning.ppo import AdaptiveKLController, AdaptiveKLParams
+from lm_human_preferences.learning.ppo import AdaptiveKLController, AdaptiveKLParams, PPOParams
 from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.people.schedule import OnlineParams
+from lm_human_preferences.policy_params import PolicyTrainingParams, RewardsParams
+from lm_human_preferences.runs.from_labels import choice_error
 from lm_human_preferences.runs.stopping import StopRequest
 from lm_human_preferences.runs.tracking import read_jsonl
 from lm_human_preferences.train_policy import PPOTrainer
+from lm_human_preferences.train_reward import RewardTrainingParams
 
 from conftest import Goldens
 from recorded import ppo_trainer
@@ -257,11 +265,94 @@ def test_numbers_that_cannot_work(world, changes, says):
         ("train_ilql", dict(epochs=0), "--epochs 0: must be at least 1"),
         ("train_ilql", dict(task__response_length=60), "context is 64"),
         ("train_sft", dict(validation__patience=-1), "--validation.patience -1: must not be negative"),
+        ("train_sft", dict(model__n_head=0), "--model.n_head 0: must be at least 1"),
+        ("train_sft", dict(model__n_layer=0), "--model.n_layer 0: must be at least 1"),
+        ("train_sft", dict(model__n_embd=-4), "--model.n_embd -4: must be at least 1"),
+        ("train_sft", dict(model__n_ctx=0), "--model.n_ctx 0: must be at least 1"),
+        ("train_sft", dict(model__encoding="foo"), "--model.encoding foo: must be gpt2 or letters"),
     ],
 )
 def test_numbers_that_cannot_work_in_other_places(world, stage, changes, says):
     assert says in refused(stage, "movies", "numbers", *words_of(world, stage, **changes))
     assert not (world / "runs/numbers").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(model__train_top=99), "--model.train_top 99: the model has 2 blocks"),
+        (dict(run__captured_decoding="on"), "--run.captured_decoding on: a CUDA graph needs a CUDA device"),
+        (
+            dict(value__model="reward", rewards__train_new_model__members=2),
+            "--rewards.train_new_model.members 2: --val",
+        ),
+    ],
+)
+def test_what_policy_training_needs_is_known_before_a_reward_model_is_trained(world, changes, says):
+    new = {
+        f"rewards__train_new_model__{name}": value
+        for name, value in dict(labels__source=world / "labels.json", labels__num_train=32, batch_size=8).items()
+    }
+    said = refused("train_policy", "movies", "early", *policy_flags(world), *flags(**new | changes))
+    assert says in said and not (world / "runs/early").exists() and not (world / "runs/early_reward").exists()
+
+
+def test_minibatches_that_ranks_cannot_share():
+    """Before models are read. Those of expert iteration hold what is kept of an episode's responses."""
+    precision, two = choose_precision("cpu", "float32"), World(size=2)
+    params = PolicyTrainingParams(ppo=PPOParams(batch_size=6, nminibatches=2))
+    with pytest.raises(UserError, match="--ppo.batch_size / --ppo.nminibatches 3 does not divide by the 2 ranks"):
+        check_besides_rewards(params, precision, two)
+    iterating = ExpertIterationParams(ppo=PPOParams(batch_size=4, responses_per_query=4, nminibatches=1))
+    with pytest.raises(UserError, match="--ppo.responses_per_query / --ppo.nminibatches 1 does not divide by the 2 r"):
+        check_besides_rewards(iterating, precision, two)
+
+
+def test_questions_are_not_asked_where_ranks_cannot_learn_from_the_answers(tmp_path):
+    new = RewardTrainingParams(batch_size=5)
+    params = PolicyTrainingParams(rewards=RewardsParams(train_new_model=new), online=OnlineParams())
+    params.run.save_dir = str(tmp_path)
+    with pytest.raises(UserError, match="--rewards.train_new_model.batch_size 5 does not divide by the 2 ranks"):
+        begin_online(params, choose_precision("cpu", "float32"), World(size=2), "movies", "asked")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_perplexity_that_no_float_holds_ends_the_run_in_a_line(world, monkeypatch):
+    monkeypatch.setattr("lm_human_preferences.train_sft.validate", lambda *arguments: 720.0)
+    said = refused("train_sft", "movies", "overflow", *words_of(world, "train_sft"))
+    assert "valid/perplexity is inf" in said and "--optimizer.lr" in said
+    assert not (world / "runs/overflow/result.json").exists()
+
+
+def test_a_correlation_without_a_value_is_in_no_file(world, capsys):
+    """One held-out rating has none."""
+    changes = dict(labels__type="scalar_rating", labels__source=world / "ratings.json", labels__num_valid=1)
+    run_here("train_reward", "movies", "one_rating", *words_of(world, "train_reward", **changes))
+    assert "the correlation with the 1 held-out labels has no value" in capsys.readouterr().out
+    result = json.loads((world / "runs/one_rating/result.json").read_text())
+    assert result["labels"] == 1 and "corr" not in result
+    assert "NaN" not in (world / "runs/one_rating/reward_model/config.json").read_text()
+
+
+@pytest.mark.parametrize("accuracy, count", [(0.0, 1), (1.0, 1), (1.0, 50)])
+def test_the_error_of_an_accuracy_is_not_0_where_all_or_none_are_right(accuracy, count):
+    assert choice_error(accuracy, count) > 0.2 / count
+    assert choice_error(0.5, 1600) == pytest.approx(0.5 / 40, rel=2e-3)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_finished_run_is_not_resumed_from_its_beginning(world, capsys, stage):
+    """It stays as it is, and its folder is the answer."""
+    run = copy_of_stopped(world, stage, f"finished_{stage}")
+    words = [stage, "movies", run.name, *words_of(world, stage, run__resume="on")]
+    run_here(*words)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    run_here(*words)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert f"{run.name} has finished already: {run}" in capsys.readouterr().out
+    with pytest.raises(UserError, match="seed"):
+        run_here(*words, "--run.seed", "77")
 
 
 def test_a_run_without_a_reward_model_is_no_reward(world):

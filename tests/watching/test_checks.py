@@ -16,11 +16,20 @@ from lm_human_preferences.foundation.configuration import to_dict
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.runs.tracking import read_jsonl
 from lm_human_preferences.train_policy import PolicyTrainingParams
+from lm_human_preferences.train_reward import RewardTrainingParams
+from lm_human_preferences.watching.check import FINE, SEVERE, WARNING
 from lm_human_preferences.watching.checks import CHECKS
+from lm_human_preferences.watching.checks_reward import chance
 from lm_human_preferences.watching.doctor import Examination, Watch, describe, diagnose
 from lm_human_preferences.watching.history import History
 
 from sick import ONLINE, PARAMS, found, in_world, recorded, run
+
+
+@pytest.fixture(scope="module")
+def world(sick_world):
+    return sick_world
+
 
 # --- healthy runs ---
 
@@ -293,6 +302,22 @@ def test_rewards_that_nobody_normalised_have_no_scale_to_be_off(rewards):
     assert "score_scale" in found(diagnose(History("train_policy", config), rows, [], result))
     config = config | {"rewards": config["rewards"] | rewards}
     assert "score_scale" not in found(diagnose(History("train_policy", config), rows, [], result))
+
+
+@pytest.mark.parametrize(
+    "numbers, level",
+    [
+        ({"accuracy": 1.0, "standard_error": 0.0, "choices": 1}, WARNING),  # chance's own error is 0.43
+        ({"accuracy": 0.0, "standard_error": 0.0, "choices": 1}, SEVERE),
+        ({"accuracy": 1.0, "standard_error": 0.1, "choices": 8}, FINE),
+        ({"accuracy": 0.5, "standard_error": 0.05, "choices": None}, FINE),  # of an earlier version
+        ({"accuracy": 0.35, "standard_error": 0.05, "choices": None}, WARNING),
+    ],
+)
+def test_accuracy_is_held_against_what_chance_may_come_to(numbers, level):
+    h = History("train_reward", to_dict(RewardTrainingParams()))
+    h.add({"step": 9, "validation/chance": 0.25} | {f"validation/{name}": value for name, value in numbers.items()})
+    assert chance(h).level == level
 
 
 @pytest.mark.parametrize("rule, exploding", [({}, True), ({"top_k": 50}, False), ({"top_p": 0.9}, False)])

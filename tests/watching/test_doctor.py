@@ -22,6 +22,12 @@ from lm_human_preferences.watching.history import STAGES, History
 from sick import PARAMS, in_world, recorded, run
 from small import ROOT, flags, launch, metrics, run_here
 
+
+@pytest.fixture(scope="module")
+def world(sick_world):
+    return sick_world
+
+
 # --- while a run goes on ---
 
 
