@@ -273,7 +273,7 @@ def main() -> None:
     chains = [commands_of(member, setting) for member in members]
     if a.dry_run:
         return show(chains)
-    failed = [] if a.only_report else run_all(chains, a.folder, a.jobs)
+    failed = run_all(chains, a.folder, a.jobs, a.only_report)
     points = points_of(members, a.folder)
     print("\n" + "\n".join([*table(points), "", *differences(points), *needed_table(points)]))
     if points:

@@ -4,8 +4,8 @@
 
 For each seed and precision a reward model, a policy and an evaluation, as `make demo` makes them, in a process each;
 with --target_kl a second policy whose KL coefficient is steered to that KL, so that seeds and precisions compare at
-equal KL. With --also FOLDER the finished runs of another machine count too, so that ranges are over seeds and
-processors. Called again it goes on where it stopped. It needs what `make demo` prepares: datasets/movies.py and
+equal KL. With --also FOLDER the finished runs of another machine count too; several runs of one seed count as their
+mean. Called again it goes on where it stopped. It needs what `make demo` prepares: datasets/movies.py and
 datasets/movies_judge.py.
 """
 
@@ -113,11 +113,22 @@ def figures_by_member(members: Iterable[Member], stage: str) -> dict[str, dict[s
     return found
 
 
+def seed_means(figures: dict[Member, Figure]) -> list[float]:
+    """The mean of each seed's runs: one draw, on however many processors it was made."""
+    by_seed: dict[int, list[float]] = {}
+    for member, figure in figures.items():
+        by_seed.setdefault(member.seed, []).append(figure.value)
+    return [statistics.fmean(values) for values in by_seed.values()]
+
+
 def summary(figures: dict[Member, Figure], factor: float) -> dict[str, Any]:
-    """What expected.json says of one figure in one precision, of two members at least."""
+    """What expected.json says of one figure in one precision, of members of two seeds at least.
+
+    factor: as `prediction_range` takes it, with a degree of freedom fewer than there are seeds.
+    """
     values = {member: figure.value for member, figure in sorted(figures.items())}
     floor = ROUNDING * statistics.fmean(figure.half_width for figure in figures.values())
-    mean, low, high = prediction_range(list(values.values()), factor, floor)
+    mean, low, high = prediction_range(seed_means(figures), factor, floor)
     return {
         "mean": mean,
         "low": low,
@@ -138,9 +149,10 @@ def expected_runs(members: Sequence[Member]) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         for key, by_precision in figures_by_member(members, stage).items():
             for precision, found in by_precision.items():
-                if len(found) < 2:
-                    raise UserError(f"{stage} in {precision}: a range needs two runs at least, {len(found)} is done")
-                factor = float(t.ppf((1 + LEVEL) / 2, len(found) - 1))
+                seeds = len({member.seed for member in found})
+                if seeds < 2:
+                    raise UserError(f"{stage} in {precision}: a range needs two seeds at least, {seeds} is done")
+                factor = float(t.ppf((1 + LEVEL) / 2, seeds - 1))
                 figures.setdefault(key, {})[precision] = summary(found, factor)
         told = {m: stated_parameters(run[0]) for m in members if (run := m.finished(stage))}
         if not told:
@@ -177,12 +189,15 @@ def write_expected(path: Path, members: Sequence[Member]) -> None:
 
 
 def in_words(figures: dict[Member, Figure]) -> str:
-    """Mean of the members and their extremes: "85.2% (80.3% to 87.4%)"."""
-    return spread([figure.value for figure in figures.values()], next(iter(figures.values())).form)
+    """Mean of the seeds, and the extremes of all runs: "85.2% (80.3% to 87.4%)"."""
+    values, form = [figure.value for figure in figures.values()], next(iter(figures.values())).form
+    return spread(values, form, statistics.fmean(seed_means(figures)))
 
 
 def readme_table(members: Sequence[Member], stage: str = "evaluation") -> list[str]:
-    """README's table: a column before and one after for each precision, means over seeds with their extremes."""
+    """README's table: a column before and one after for each precision, means over seeds with the extremes of all
+    runs.
+    """
     figures = figures_by_member(members, stage)
     precisions = sorted({precision for by in figures.values() for precision in by}, reverse=True)
     if not precisions:
@@ -216,7 +231,7 @@ def score_at(rows: Sequence[dict[str, Any]], kl: float) -> float:
 
 
 def course_table(members: Sequence[Member]) -> list[str]:
-    """The reward model's score at equal KL along each run's way, means over seeds with extremes; the number of seeds
+    """The reward model's score at equal KL along each run's way, means over runs with extremes; the number of runs
     that came so far.
     """
     lines = ["| score at KL | " + " | ".join(f"{kl:g} nats" for kl in KL_COURSE) + " |"]
@@ -289,7 +304,7 @@ def main() -> None:
     }
     if arguments.dry_run:
         return show(commands.values())
-    failed = [] if arguments.only_report else run_all(list(commands.values()), members[0].folder, arguments.jobs)
+    failed = run_all(list(commands.values()), arguments.folder, arguments.jobs, arguments.only_report)
     if arguments.also is not None:
         members += [member._replace(folder=arguments.also) for member in members]
     report(members, arguments.target_kl)

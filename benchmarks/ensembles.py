@@ -165,7 +165,7 @@ def main() -> None:
     chains = [commands_of(seed, setting) for seed in seeds]
     if a.dry_run:
         return show(chains)
-    failed = [] if a.only_report else run_all(chains, a.folder, a.jobs)
+    failed = run_all(chains, a.folder, a.jobs, a.only_report)
     if right := accuracies(seeds, a.folder):
         print(f"\nheld-out accuracy of {len(right)} reward models: {spread(right, '{:.1%}')}")
     curves = curves_of(seeds, a.folder)

@@ -6,8 +6,8 @@ For each seed a reward model and a policy as `make demo` trains them, the policy
 on two threads, and 1,000 held-out responses before the judge of sentences, who had no part in training
 (docs/evaluation.md). The minutes are those of the two trainings, from the start of their processes to the end;
 preparing data and judging do not count. It prints a row for docs/leaderboard.md, and whether that counts: three seeds
-at least, each with the share and the KL that are asked for. Called again it goes on where it stopped. It needs what
-`make demo` prepares: datasets/movies.py and datasets/movies_judge.py.
+at least in one precision, each with the share and the KL that are asked for. Called again it goes on where it stopped.
+It needs what `make demo` prepares: datasets/movies.py and datasets/movies_judge.py.
 """
 
 import argparse
@@ -39,6 +39,7 @@ class Outcome(NamedTuple):
     commit: str
     processor: str
     threads: int
+    precision: str
 
     @property
     def reaches(self) -> bool:
@@ -75,6 +76,7 @@ def outcome_of(member: Member) -> Outcome | None:
         str(policy.get("commit") or "unknown")[:8],
         str(computed.get("processor", "unknown")),
         int(computed.get("threads", 0)),
+        member.precision,
     )
 
 
@@ -86,7 +88,7 @@ def row(outcomes: Sequence[Outcome], date: str, what: str) -> str:
         spread([outcome.minutes for outcome in outcomes], "{:.1f}"),
         spread([outcome.preferred for outcome in outcomes], "{:.1%}"),
         spread([outcome.kl for outcome in outcomes], "{:.1f}"),
-        str(len(outcomes)),
+        str(len({outcome.seed for outcome in outcomes})),
         ", ".join(sorted({outcome.processor for outcome in outcomes})),
         what,
     ]
@@ -95,8 +97,10 @@ def row(outcomes: Sequence[Outcome], date: str, what: str) -> str:
 
 def why_not(outcomes: Sequence[Outcome]) -> str | None:
     """Why a row of these does not count, None if it does."""
-    if len(outcomes) < SEEDS:
-        return f"{len(outcomes)} of the {SEEDS} seeds that it takes"
+    if (seeds := len({outcome.seed for outcome in outcomes})) < SEEDS:
+        return f"{seeds} of the {SEEDS} seeds that it takes"
+    if len({outcome.precision for outcome in outcomes}) > 1:
+        return "not all were trained in one precision"
     if short := [str(outcome.seed) for outcome in outcomes if not outcome.reaches]:
         return f"seed {', '.join(short)} has not {PREFERRED:.0%} preferred at {NATS:g} nats or less"
     if any(outcome.threads != THREADS for outcome in outcomes):
@@ -113,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--seeds", default="1,2,3", metavar="A,B", help="seeds of reward model and policy")
-    p.add_argument("--precision", default="float32", help="float32 or bfloat16")
+    p.add_argument("--precision", default="float32", help="float32 or bfloat16, for all seeds")
     p.add_argument("--what", default="", metavar="TEXT", help="what changed, for the row")
     add_folder_arguments(p, "saved_models/leaderboard")
     return p
@@ -141,11 +145,13 @@ def main(words: Sequence[str] | None = None) -> None:
     cut = given.index("--") if "--" in given else len(given)
     arguments, flags = parser().parse_args(given[:cut]), given[cut + 1 :]
     folder = arguments.folder
+    if arguments.precision not in ("float32", "bfloat16"):
+        raise UserError(f"--precision {arguments.precision}: must be float32 or bfloat16; a row has one precision")
     members = members_of(arguments.seeds, arguments.precision, folder)
     commands = {member: with_flags(commands_of(member, "cpu", THREADS, None), flags) for member in members}
     if arguments.dry_run:
         return show(commands.values())
-    failed = [] if arguments.only_report else run_all(list(commands.values()), folder, 1)
+    failed = run_all(list(commands.values()), folder, 1, arguments.only_report)
     report(members, arguments.what)
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; the logs lie in {folder / 'logs'}")

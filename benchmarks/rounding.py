@@ -18,7 +18,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.runner import Command, add_study_arguments, check_study_arguments, run_all, show, whole_numbers
+from benchmarks.runner import (
+    Command,
+    add_study_arguments,
+    check_study_arguments,
+    check_told,
+    run_all,
+    show,
+    whole_numbers,
+)
 from benchmarks.tables import spread
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json_object
@@ -204,6 +212,7 @@ def main() -> None:
     rewards, chains = [[reward_command(seed, a)] for seed in seeds], [commands_of(member, a) for member in members]
     if a.dry_run:
         return show([*rewards, *chains])
+    check_told([*rewards, *chains], a.folder)
     failed = list[str]()
     if not a.only_report:
         if "dithered" in ways and not (a.folder / "dithered" / WEIGHTS).is_file():

@@ -1,5 +1,5 @@
-"""Many command lines of launch.py, several at once, each in a process of its own; called again they go on. And what the
-studies that consist of them are all told.
+"""Many command lines of launch.py, several at once, each in a process of its own; called again they go on, if they are
+told the same. And what the studies that consist of them are all told.
 """
 
 import argparse
@@ -10,13 +10,15 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import make_folder, read_json_object, write_json
 from lm_human_preferences.foundation.root import project_root
 
 SECONDS = "seconds.json"  # in the folder: how long each command took that ran from its beginning to its end
+WORDS = "words.json"  # in the folder: what each command was told, as `told` has it
+_ALIKE = ("--run.threads", "--run.device", "--run.save_dir", "--run.resume", "--device", "--save_dir")  # same results
 
 
 class Command(NamedTuple):
@@ -34,12 +36,57 @@ def show(chains: Iterable[Sequence[Command]]) -> None:
         print(" ".join(["python", *command.program, *command.words]))
 
 
+def told(command: Command, folder: Path) -> dict[str, str]:
+    """Flag -> value of a command line, "" -> the words before the flags; without the flags that results do not depend
+    on, and paths in the study's folder without it.
+    """
+    flags: dict[str, list[str]] = {"": []}
+    flag = ""
+    for word in (word.replace(f"{folder}/", "") for word in command.words):
+        if word.startswith("--"):
+            flag, _, value = word.partition("=")
+            flags[flag] = [value] if value else []
+        else:
+            flags[flag].append(word)
+    return {flag: " ".join(values) for flag, values in flags.items() if flag not in _ALIKE}
+
+
+def check_told(chains: Iterable[Sequence[Command]], folder: Path) -> None:
+    """UserError, naming the first difference, if a command that is finished, or would go on, was told other things.
+    Those of a folder that does not say are taken as they are.
+    """
+    known = _known(folder / WORDS)
+    for command in (command for chain in chains for command in chain):
+        before, now = known.get(command.name), told(command, folder)
+        if before is None or not (command.result.is_file() or _goes_on(command, folder)):
+            continue
+        flag = next((flag for flag in [*now, *before] if now.get(flag) != before.get(flag)), None)
+        if flag is not None:
+            was, is_asked = (f"{flag} {of[flag]}".strip() if flag in of else f"no {flag}" for of in (before, now))
+            raise UserError(
+                f"{folder / command.name} was made with {was} and is asked for with {is_asked}; take another --folder"
+            )
+
+
+def _known(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.is_file() else {}
+
+
+def _begun(command: Command, folder: Path) -> bool:
+    return any((folder / f"{command.name}{first}/config.json").exists() for first in ("", "_reward"))
+
+
+def _goes_on(command: Command, folder: Path) -> bool:
+    """Whether it is resumed if it is not finished."""
+    return command.words[0] != "evaluate" and _begun(command, folder)
+
+
 class Runner:
     """Runs chains of commands, each command in a process of its own."""
 
     def __init__(self, folder: Path):
         self.folder, self.processes, self.lock = folder, set[subprocess.Popen[bytes]](), threading.Lock()
-        self.seconds = read_json_object(folder / SECONDS) if (folder / SECONDS).is_file() else {}
+        self.seconds, self.words = _known(folder / SECONDS), _known(folder / WORDS)
         self.stopped = False
 
     def run(self, commands: Sequence[Command]) -> str | None:
@@ -54,13 +101,16 @@ class Runner:
         return None
 
     def _succeeds(self, command: Command) -> bool:
-        begun = any((self.folder / f"{command.name}{first}/config.json").exists() for first in ("", "_reward"))
-        words = [*command.words, *(["--run.resume"] if begun and command.words[0] != "evaluate" else [])]
+        begun, goes_on = _begun(command, self.folder), _goes_on(command, self.folder)
+        words = [*command.words, *(["--run.resume"] if goes_on else [])]
         start = time.monotonic()
         with open(make_folder(self.folder / "logs") / f"{command.name}.txt", "ab") as log:
             with self.lock:
                 if self.stopped:
                     return False
+                if not goes_on:
+                    self.words[command.name] = told(command, self.folder)
+                    write_json(self.folder / WORDS, self.words)
                 process = subprocess.Popen(
                     [sys.executable, *command.program, *words], cwd=project_root(), stdout=log, stderr=subprocess.STDOUT
                 )
@@ -85,8 +135,13 @@ class Runner:
                 process.terminate()
 
 
-def run_all(chains: Sequence[Sequence[Command]], folder: Path, jobs: int) -> list[str]:
-    """All chains, `jobs` of them at once; the names of those commands that failed."""
+def run_all(chains: Sequence[Sequence[Command]], folder: Path, jobs: int, only_report: bool = False) -> list[str]:
+    """All chains, `jobs` of them at once, or none; the names of those commands that failed. UserError, before anything
+    is started, as of `check_told`.
+    """
+    check_told(chains, folder)
+    if only_report:
+        return []
     runner = Runner(folder)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:
@@ -110,7 +165,7 @@ def add_study_arguments(p: argparse.ArgumentParser, several: str, folder: str) -
 def add_folder_arguments(p: argparse.ArgumentParser, folder: str) -> None:
     """Where a study's runs lie, and what is done of it."""
     p.add_argument("--folder", type=Path, default=Path(folder), help="where all runs lie")
-    p.add_argument("--only_report", action="store_true", help="run nothing; tell what is finished")
+    p.add_argument("--only_report", action="store_true", help="run nothing; tell what is finished of it")
     p.add_argument("--dry_run", action="store_true", help="print the commands and stop")
 
 

@@ -33,9 +33,12 @@ def tables(result: dict) -> str:
     return "\n\n".join(parts)
 
 
-def spread(values: Sequence[float], form: str) -> str:
-    """Mean and extremes: "12.1 (11.8 to 12.5)"; the mean alone where they are written alike."""
-    mean, least, most = (form.format(value + 0.0) for value in (statistics.fmean(values), min(values), max(values)))
+def spread(values: Sequence[float], form: str, centre: float | None = None) -> str:
+    """Mean and extremes: "12.1 (11.8 to 12.5)"; the mean alone where they are written alike. centre: instead of the
+    mean of the values.
+    """
+    numbers = statistics.fmean(values) if centre is None else centre, min(values), max(values)
+    mean, least, most = (form.format(number + 0.0) for number in numbers)
     return mean if least == most else f"{mean} ({least} to {most})"
 
 

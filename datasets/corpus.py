@@ -9,8 +9,8 @@ whose name starts with `valid` become the split `valid`; where there are none, e
 --test_percent of the documents; with neither there is no such split.
 
 A document of a source (its field `source`) with weight 2 is written twice to the split train; with weight 0.5 half of
-them are, chosen by a hash of their text. --drop_words leaves out, in all splits, each paragraph that holds a word of a
-list; datasets/unwanted_words.txt is the list for old fiction.
+its documents there are, chosen by another hash of their text. --drop_words leaves out, in all splits, each paragraph
+that holds a word of a list; datasets/unwanted_words.txt is the list for old fiction.
 
 Each document is closed by <|endoftext|>. Queries are the documents' beginnings, without that mark.
 """
@@ -83,8 +83,10 @@ def parse_weights(words: str) -> dict[str, float]:
 
 
 def copies(text: str, weight: float) -> int:
-    """How often a document is written: the weight's whole part, and once more for its fraction of all documents."""
-    return int(weight) + (hash_percent(text) < 100 * (weight % 1))
+    """How often a document is written: the weight's whole part, and once more for its fraction of all documents, by
+    another hash than that which divides the splits.
+    """
+    return int(weight) + (hash_percent(f"copies {text}") < 100 * (weight % 1))
 
 
 class UnwantedWords:
@@ -121,9 +123,12 @@ class Mix:
     unwanted: UnwantedWords | None = None
 
     def check(self, seen: set[str]) -> None:
-        """UserError if a source has a weight that no document has."""
-        for name in sorted(set(self.weights) - seen):
-            raise UserError(f"--weights {name}: no document is of this source; {', '.join(sorted(seen)) or 'none'} are")
+        """UserError for a source that is chosen or weighed and that no document has."""
+        for flag, named in (("--sources", self.sources), ("--weights", self.weights)):
+            for name in sorted(set(named) - seen):
+                raise UserError(
+                    f"{flag} {name}: no document is of this source; {', '.join(sorted(seen)) or 'none'} are"
+                )
 
 
 def documents_of(path: Path, bar: tqdm) -> Iterator[tuple[str | None, str]]:
@@ -222,6 +227,8 @@ def main() -> None:
         raise UserError(f"--input {arguments.input} is no folder")
     percentages = arguments.valid_percent, arguments.test_percent
     check_percentages(*percentages)
+    if arguments.processes < 0:
+        raise UserError(f"--processes {arguments.processes}: expected a number from 0 up")
     mix = Mix(
         arguments.sources,
         parse_weights(arguments.weights) if arguments.weights else {},

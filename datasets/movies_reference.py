@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from lm_human_preferences.data.queries import datasets_folder
-from lm_human_preferences.foundation.errors import exit_on_user_error
-from lm_human_preferences.foundation.files import read_json, write_json
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
+from lm_human_preferences.foundation.files import read_json_object, write_json
 from lm_human_preferences.judging.rated_choices import choice_accuracy, load_choices, point, rater_credit
 from lm_human_preferences.judging.ratings import (
     ALPHAS,
@@ -71,6 +71,17 @@ NAMES = {
 }
 
 
+def finished_reward_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and result.json. UserError where there are none, or no accuracy on held-out choices."""
+    config, result = read_json_object(folder / "config.json"), read_json_object(folder / "result.json")
+    if not all(isinstance(result.get(name), float) for name in ("accuracy", "standard_error")):
+        raise UserError(
+            f"--compare {folder}: its result.json has no accuracy; expected a finished train_reward run on choices, "
+            "such as saved_models/demo_reward"
+        )
+    return config, result
+
+
 @exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,14 +96,15 @@ def main() -> None:
         help="print a reward run's accuracy beside these and keep them in its result.json",
     )
     arguments = parser.parse_args()
+    config, result = finished_reward_run(arguments.compare) if arguments.compare else ({}, {})
     points = reference_points(arguments.data)
     if arguments.compare:
-        result = read_json(arguments.compare / "result.json")
         write_json(
             arguments.compare / "result.json", result | {"reference_points": {name: points[name] for name in NAMES}}
         )
-        expected = ranges_beside(read_json(arguments.compare / "config.json"))
-        beside = f"; expected {expected.ranges['accuracy'].text('{:.1%}')} over seeds" if expected else ""
+        expected = ranges_beside(config)
+        range_ = expected.ranges.get("accuracy") if expected else None
+        beside = f"; expected {range_.text('{:.1%}')} over seeds" if range_ else ""
         print(f"  {'reward model':<28}{100 * result['accuracy']:5.1f}% +- {100 * result['standard_error']:.1f}{beside}")
     judge = HeldOutJudge.fit(arguments.data).cross_validation()
     print(f"choice of the best among four, {points['choices']:,} choices of held-out sentences")

@@ -31,7 +31,14 @@ from lm_human_preferences.data.queries import dataset_split
 from lm_human_preferences.data.tasks import penalise, readable, response_ends
 from lm_human_preferences.foundation.configuration import param, to_dict
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.files import atomic_file, make_folder, read_json, write_json
+from lm_human_preferences.foundation.files import (
+    atomic_file,
+    disk_errors,
+    make_folder,
+    read_json,
+    remove_folder,
+    write_json,
+)
 from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.judging.evaluation import sample_and_score, uniforms_of
@@ -44,7 +51,7 @@ from lm_human_preferences.reports import sweep_report
 from lm_human_preferences.reports.samples import samples_of_sweep, samples_text
 from lm_human_preferences.runs.description import check_same_configuration, describe_run
 from lm_human_preferences.runs.folder import go_on_after_restart, model_folder, same_finished_run
-from lm_human_preferences.runs.locks import is_busy, patiently
+from lm_human_preferences.runs.locks import LOCK, is_busy, patiently
 from lm_human_preferences.runs.params import computing
 from lm_human_preferences.train_policy import PolicyTrainingParams, PPOTrainer
 from lm_human_preferences.train_reward import RewardTrainer
@@ -55,6 +62,8 @@ GOLD_SEED = 1000  # what its seed has beyond the proxies'
 FREE = (
     "run.",
     "tracking.",
+    "rewards.train_new_model.run.",
+    "rewards.train_new_model.tracking.",
     "judges",
     "samples",
     "split",
@@ -272,23 +281,30 @@ def open_folder(folder: Path, description: dict[str, Any], params: SweepParams, 
     """The sweep's folder with its configuration; with `run.overwrite` without anything else. UserError where that would
     take a run away from the process that works on it.
     """
-    problem = None
-    if world.is_main:
-        busy = [run for run in folder.iterdir() if is_busy(run)] if params.run.overwrite and folder.is_dir() else []
-        if busy:
-            problem = f"--run.overwrite: another process is working on {busy[0]}; wait until it has ended"
-        elif (folder / "config.json").exists() and not params.run.overwrite:
-            write_json(folder / "config.json", description)
-        else:
+
+    def problem() -> str | None:
+        try:
+            if (folder / "config.json").exists() and not params.run.overwrite:
+                write_json(folder / "config.json", description)
+                return None
             if params.run.overwrite and folder.exists():
-                shutil.rmtree(folder)
+                busy = next((lock.parent for lock in sorted(folder.rglob(LOCK)) if is_busy(lock.parent)), None)
+                if busy is not None:
+                    return f"--run.overwrite: another process is working on {busy}; wait until it has ended"
+                with disk_errors(folder):
+                    remove_folder(folder)
             _open_anew(folder, description)
-    if problem := world.from_main(problem):
-        raise UserError(problem)
+        except UserError as error:
+            return str(error)
+        return None
+
+    if found := world.from_main(problem() if world.is_main else None):
+        raise UserError(found)
 
 
 def _open_anew(folder: Path, description: dict[str, Any]) -> None:
     """Whole or not at all, so that another process never sees a folder without its configuration."""
+    folder = Path(os.path.realpath(folder))  # a folder that is a link stays one
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     write_json(make_folder(partial) / "config.json", description)
     try:

@@ -20,6 +20,7 @@ from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json, read_json_object, write_json
 from lm_human_preferences.reports import shares_report
 from lm_human_preferences.runs.description import describe_run
+from lm_human_preferences.runs.folder import go_on_after_restart
 from lm_human_preferences.runs.locks import patiently, wait_for
 from lm_human_preferences.runs.params import computing
 
@@ -82,6 +83,7 @@ def sweep_shares(params: SweepParams, coefficients: list[float], task: str, expe
     check(params)
     shares, folder = parse_shares(params.shares or ""), Path(params.run.save_dir) / experiment
     with computing(params.run) as (precision, world):
+        go_on_after_restart(params.run, folder, world)
         description = describe_run(STAGE, task, experiment, to_dict(params)) | {"launch": list(world.launch)}
         description["parameters"]["rewards"]["kl_coef"] = coefficients
         sweep.check_folder(folder, description, params, STAGE, FREE)

@@ -19,7 +19,9 @@ Work = Callable[[Store], Any]
 
 
 class Desk:
-    """`submit` work on the store from any thread; its result is there when what it wrote is on disk."""
+    """`submit` work on the store from any thread; its result is there when what it wrote is on disk. What is
+    cancelled before its turn is not done.
+    """
 
     def __init__(self, folder: Path):
         self.store = Store(folder)
@@ -52,6 +54,7 @@ class Desk:
                 return
 
     def _do(self, batch: list[tuple[Work, "Future[Any]"]]) -> None:
+        batch = [(work, future) for work, future in batch if future.set_running_or_notify_cancel()]
         results: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
             with self.store.transaction():

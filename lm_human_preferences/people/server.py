@@ -6,6 +6,7 @@ a labeller. A request that is refused stores nothing and gets one line. What an 
 
 import asyncio
 import functools
+import re
 import sqlite3
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -66,7 +67,7 @@ def labelling(office: Office) -> Starlette:
     routes = [
         route(office, "/label/{token}", label_page),
         route(office, "/label/{token}/next", show_next),
-        route(office, "/label/{token}/earlier/{back:int}", show_earlier),
+        route(office, "/label/{token}/earlier/{back}", show_earlier),
         route(office, "/label/{token}/answer", take_answer, "POST"),
         route(office, "/label/{token}/flag", take_flag, "POST"),
         route(office, "/label/{token}/instructions", show_instructions),
@@ -99,7 +100,8 @@ async def show_instructions(office: Office, request: Request) -> Response:
 
 async def show_earlier(office: Office, request: Request) -> Response:
     name = await office.labeller(request)
-    back = request.path_params["back"]
+    number = request.path_params["back"]
+    back = int(number) if re.fullmatch("[0-9]{1,9}", number) else 0
     return JSONResponse(
         await office.at_desk(lambda store: progress(store, name) | turn_shown(earlier_turn(store, name, back)))
     )

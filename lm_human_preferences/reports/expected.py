@@ -7,8 +7,10 @@
                      "figures": {FIGURE: {"float32": {"mean", "low", "high", "least", "most", "values", "seeds"},
                                           "bfloat16": ...}}}}}
 
-NAME is a run's folder in saved_models, FIGURE a name that `figures_of` gives. `low` and `high` are where one more run
-would fall (`prediction_range`), `least` and `most` the extremes of those that were made.
+NAME is a run's folder in saved_models, FIGURE a name that `figures_of` gives. `low` and `high` are where a run of one
+more seed would fall (`prediction_range` over the seeds, each the mean of its runs), `least` and `most` the extremes of
+the runs that were made; `values` and `seeds` are those of each run, and a seed that ran on several processors is there
+several times.
 """
 
 import statistics
@@ -28,7 +30,18 @@ START_MODEL = "saved_models/tiny"  # of the demonstration
 LEVEL = 0.99  # probability that one more run's figure lies in its range
 
 # parameters that change nothing but rounding and printing, or are the seed of training
-_UNSTATED = ("run.", "tracking.", "device", "precision", "micro_batch", "timeout", "shown", "overwrite", "people_sheet")
+_UNSTATED = (
+    "run.",
+    "tracking.",
+    "device",
+    "precision",
+    "micro_batch",
+    "timeout",
+    "shown",
+    "evaluation.shown",
+    "overwrite",
+    "people_sheet",
+)
 _STATED_TEXTS = ("split", "evaluation.split")  # other texts are paths
 
 # figure of a policy in an evaluation -> how to write it; of a run of policy training; of reward training
@@ -126,7 +139,7 @@ class Expected(NamedTuple):
 
     precision: str
     ranges: dict[str, Range]
-    seeds: int
+    seeds: int  # different ones
 
 
 def expected_of(config: dict[str, Any]) -> Expected:
@@ -143,14 +156,14 @@ def expected_of(config: dict[str, Any]) -> Expected:
         raise UserError(f"{path} was made with another {START_MODEL}: {MAKER} makes it anew")
     told = leaves(config["parameters"])
     for parameter, value in stored["runs"][name]["parameters"].items():
-        if parameter in told and told[parameter] != value:
+        if parameter in told and told[parameter] != value and not parameter.startswith(_UNSTATED):
             raise UserError(f"{name} was told --{parameter} {told[parameter]}; the expected figures are of {value}")
     precision = str((config.get("computed") or {}).get("precision"))
     figures = {key: by[precision] for key, by in stored["runs"][name]["figures"].items() if precision in by}
     if not figures:
         raise UserError(f"{path} has no figures of {name} in {precision}")
     ranges = {key: Range(figure["mean"], figure["low"], figure["high"]) for key, figure in figures.items()}
-    return Expected(precision, ranges, max(len(figure["seeds"]) for figure in figures.values()))
+    return Expected(precision, ranges, max(len(set(figure["seeds"])) for figure in figures.values()))
 
 
 def ranges_beside(config: dict[str, Any]) -> Expected | None:

@@ -280,6 +280,7 @@ _NOT_DRAWN = {
     "train/error",
     "validation/error",
 }  # that only count, and the loss under its other name
+_LOSSES = {"scalar": "squared error", "ranking": "nats per ranking"}  # where a label is no choice
 _MANY = 30  # points from which on a noisy series gets a smooth line over it
 
 
@@ -302,12 +303,28 @@ def drawings_of(run: LoggedRun) -> list[Drawing]:
 def charts_of(run: LoggedRun) -> list[Chart]:
     """The stage's charts without what the run has no numbers for, then one for each other group of metrics."""
     charts = [shown for chart in CHARTS.get(run.stage, []) if (shown := _with_numbers(run, chart)).panels]
-    if run.stage == "train_reward" and not str(run.parameter("labels.type") or "best_of").startswith("best_of"):
+    if run.stage == "train_reward" and (label := _LOSSES.get(_kind_of_labels(run)[0])):
         charts = [
-            chart._replace(panels=[chart.panels[0]._replace(label="squared error")]) if chart.name == "loss" else chart
+            chart._replace(panels=[chart.panels[0]._replace(label=label)]) if chart.name == "loss" else chart
             for chart in charts
         ]
     return charts + _other_charts(run)
+
+
+def _kind_of_labels(run: LoggedRun) -> tuple[str, int]:
+    """What a reward run's labels are, best, ranking or scalar, and of how many responses; 0 where it does not say."""
+    kind, _, number = str(run.parameter("labels.type") or "best_of_").partition("_of_")
+    return kind.partition("_")[0], int(number) if number.isdigit() else 0
+
+
+def _blind_loss(run: LoggedRun, chance: float) -> tuple[float, str]:
+    """Loss of equal rewards for all responses, in nats, and its name: ln N of a choice among N, ln N! of an order of
+    them all. chance: the accuracy of such rewards.
+    """
+    kind, n = _kind_of_labels(run)
+    if kind == "ranking":
+        return math.lgamma(n + 1), "chance, where all are ranked"
+    return math.log(n) if n else -math.log(chance), "chance"
 
 
 def _with_numbers(run: LoggedRun, chart: Chart) -> Chart:
@@ -428,7 +445,7 @@ def _reference_lines(run: LoggedRun, metric: str) -> list[tuple[float, str]]:
     if run.stage == "train_dpo" and isinstance(chance, (int, float)):
         lines |= {"train/accuracy": [(chance, "chance")], "train/best_log_ratio": [(0.0, "reference")]}
     if run.stage == "train_reward" and isinstance(chance, (int, float)) and 0 < chance < 1:
-        lines |= {"train/accuracy": [(chance, "chance")], "train/loss": [(-math.log(chance), "chance")]}
+        lines |= {"train/accuracy": [(chance, "chance")], "train/loss": [_blind_loss(run, chance)]}
     return lines.get(metric, [])
 
 

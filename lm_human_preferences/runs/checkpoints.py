@@ -51,8 +51,8 @@ class Checkpoints:
         )
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Write `<step>` whole or not at all and drop the oldest beyond `keep`. All ranks call it together with the
-        same names.
+        """Write `<step>` whole or not at all and drop the oldest beyond `keep`, and those of later steps, which were
+        damaged when the run went on before them. All ranks call it together with the same names.
 
         Raises UserError when a tensor holds a NaN, when it cannot be written, or if sharded ranks do not write to the
         same disk; earlier checkpoints stay.
@@ -83,8 +83,10 @@ class Checkpoints:
                         json.dumps({"sha256": _digest(description), **description}, indent=2), encoding="utf-8"
                     )
                     publish_folder(temporary, path)
-                for old in self.all()[: -self.keep]:
-                    remove_folder(old)
+                kept = [folder for folder in self.all() if int(folder.name) <= step][-self.keep :]
+                for folder in self.all():
+                    if folder not in kept:
+                        remove_folder(folder)
             if sharded:
                 self.world.barrier()
         except BaseException:
@@ -172,9 +174,8 @@ def check_finite(tensors: dict[str, torch.Tensor], what: str, world: World) -> N
     )
     if world.any(bad is not None):
         raise UserError(
-            f"{bad or 'a weight on another rank'} holds a NaN or an infinity, so no {what} is written; if that comes "
-            "again, start anew "
-            "anew with a lower learning rate"
+            f"{bad or 'a weight on another rank'} holds a NaN or an infinity, so no {what} is written; if it happens "
+            "again, start anew with a lower learning rate"
         )
 
 

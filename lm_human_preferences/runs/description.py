@@ -10,7 +10,7 @@ from typing import Any
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.root import find_path, project_root
 
-FREE = ("run.", "tracking.", "online.wait")  # parameters that change nothing in the result
+FREE = ("run.", "tracking.", "online.wait")  # groups and parameters that change nothing in the result
 _PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "lm-human-preferences")
 
 
@@ -19,7 +19,7 @@ def check_same_configuration(
 ) -> list[str]:
     """UserError that begins with `command` if what a run was started with is not what it would go on with.
 
-    The parameters whose names begin with one of `free` may differ, the seed never. What the two commands read
+    The parameters that are `free` may differ (`is_free`), the seed never. What the two commands read
     (`inputs`, digests by flag) must be the same where both say so. Returns, as lines for people, the parameters that
     only one of the two versions of this program has: those do not count.
     """
@@ -32,7 +32,7 @@ def check_same_configuration(
     before, after = leaves(stored["parameters"]), leaves(now["parameters"])
     notes = []
     for name in sorted(before.keys() | after.keys()):
-        if _same(before.get(name), after.get(name)) or (name != "run.seed" and name.startswith(free)):
+        if _same(before.get(name), after.get(name)) or is_free(name, free):
             continue
         if name not in before and not _switched(name, before):
             notes.append(f"the run was begun before {name} existed; it goes on with {after[name]}")
@@ -51,6 +51,12 @@ def check_same_configuration(
                 "back, or begin a new run under another name"
             )
     return notes
+
+
+def is_free(name: str, free: tuple[str, ...]) -> bool:
+    """Whether a parameter is one of `free`, or in a group whose name there ends in a dot; the run's seed never is."""
+    in_group = any(group.endswith(".") and name.startswith(group) for group in free)
+    return name != "run.seed" and (name in free or in_group)
 
 
 def _switched(name: str, leaves_of_other: dict[str, Any]) -> bool:

@@ -79,9 +79,10 @@ def patiently(work: Callable[[], T], world: World) -> T:
         try:
             return work()
         except Busy as busy:
-            if world.is_main:
-                print(f"another process is working on {busy.folder}; waiting for it", flush=True)
-            wait_for(busy.folder, world)
+            folder = busy.folder
+        if world.is_main:  # outside the handler, in which SIGTERM would not end the waiting
+            print(f"another process is working on {folder}; waiting for it", flush=True)
+        wait_for(folder, world)
 
 
 def wait_for(folder: Path, world: World) -> None:

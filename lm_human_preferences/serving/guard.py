@@ -1,4 +1,5 @@
-"""What every request has to pass, whatever it wants: our own host's name, no other site's page, a small body.
+"""What every request has to pass, whatever it wants: an address or our own host's name, no other site's
+page, a small body.
 
 Nobody is known by a cookie, so no other site can act for somebody: who holds a link is known by the token in its path
 (links.py). No page may load or run anything but this server's own files.
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lm_human_preferences.serving.listener import host_of
+from lm_human_preferences.serving.listener import host_of, is_address
 from lm_human_preferences.serving.refused import Refused
 
 LARGEST_BODY = 64 * 1024  # bytes
@@ -27,14 +28,16 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 NOT_VALID = "this link is not valid, or no longer; ask whoever gave it to you for a new one"
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+LOCAL_HOSTS = ("localhost",)  # besides addresses
 
 
 class Guard:
     """Refuses other hosts, foreign origins and large bodies before anything else, and puts the headers on answers."""
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str], explain: Callable[[Request, Exception], Response]):
-        """hosts: names under which the server is reached, without ports; explain: what a refused request gets."""
+        """hosts: names under which the server is reached, in lower case, without ports; explain: what a refused request
+        gets.
+        """
         self.app, self.hosts, self.explain = app, hosts, explain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,12 +63,18 @@ class Guard:
         await self.app(scope, read_again(body, receive), with_headers)
 
     def check(self, request: Request) -> None:
-        """Refused for a host that is not ours (400), and for what another site's page sends (403)."""
+        """Refused for a host's name that is not ours and an origin that is none (400), and for what another site's page
+        sends (403).
+        """
         host = host_of(request.headers.get("host", ""))
-        if host not in self.hosts:
+        if host not in self.hosts and not is_address(host):
             raise Refused(400, "this server is not reached under that name; give it with --public_address")
         origin = request.headers.get("origin")
-        if origin is not None and host_of(urlsplit(origin).netloc) != host:
+        try:
+            source = None if origin is None else host_of(urlsplit(origin).netloc)
+        except ValueError:
+            raise Refused(400, "the origin must be the address of a site, such as http://localhost:8642") from None
+        if source is not None and source != host:
             raise Refused(403, "requests from other sites are refused")
         if request.method == "POST" and request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             raise Refused(403, "requests from other sites are refused")
@@ -104,11 +113,16 @@ def read_again(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]
 
 
 async def json_body(request: Request) -> dict[str, Any]:
-    """The JSON object of a request. Refused where it is none (400) or says that it is something else (415)."""
+    """The JSON object of a request. Refused where it is none or holds half a character (400), or says that it is
+    something else (415).
+    """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "the content type must be application/json")
     try:
         body = json.loads(await request.body())
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Refused(400, "the text holds half a character (a lone surrogate); leave it out") from None
     except (ValueError, RecursionError):
         raise Refused(400, "the body is not JSON") from None
     if not isinstance(body, dict):

@@ -16,6 +16,7 @@ from lm_human_preferences.foundation.errors import UserError
 SECRET = "secret"  # a file in a study's folder
 DASHBOARD = "/dashboard"  # whom the dashboard's token names; no labeller's name has a slash
 _BYTES = 32
+_DIGITS = 16  # of a token's expiry, hexadecimal, at most
 
 
 def secret_of(folder: Path) -> bytes:
@@ -45,7 +46,7 @@ def holder_of(secret: bytes, names: list[str], token: str, now: float | None = N
     """
     number, _, _ = token.partition("-")
     try:
-        expires = int(number, 16)
+        expires = int(number, 16) if len(number) <= _DIGITS else 1
     except ValueError:
         expires = 1
     given, found = token.encode("utf-8", "replace"), None

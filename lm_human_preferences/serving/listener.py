@@ -1,5 +1,6 @@
 """The socket that a page is served on, the addresses under which it is reached, and the web server."""
 
+import ipaddress
 import re
 import socket
 import time
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ALL = ("0.0.0.0", "::")
+_MOST_HOURS = 24 * 365 * 100  # that a link may hold: a hundred years
 
 
 @dataclass
@@ -34,8 +36,11 @@ def check_serving(params: ServingParams) -> None:
     """UserError for numbers and addresses that cannot work."""
     if not 0 <= params.port < 65536:
         raise UserError(f"--port {params.port}: must lie between 0 and 65535")
-    if params.expires_hours is not None and not params.expires_hours > 0:
-        raise UserError(f"--expires_hours {params.expires_hours}: must be positive")
+    if params.expires_hours is not None and not 0 < params.expires_hours <= _MOST_HOURS:
+        raise UserError(
+            f"--expires_hours {params.expires_hours}: must be positive and at most {_MOST_HOURS} (a hundred years); "
+            "leave it out for links that hold for ever"
+        )
     if params.public_address is not None and not re.fullmatch(r"https?://[\w.:-]+", params.public_address.rstrip("/")):
         raise UserError(f"--public_address {params.public_address}: expected https://NAME, with nothing after the name")
 
@@ -51,7 +56,7 @@ def listening(params: ServingParams) -> Iterator[socket.socket]:
         try:
             listener.bind((host, port))
             listener.listen(128)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError) as error:  # TypeError: no host can have such a name
             why = getattr(error, "strerror", None) or error
             raise UserError(
                 f"cannot listen on {host}:{port}: {why}; give another --port (0 takes a free one) or --host"
@@ -65,12 +70,16 @@ def address_of(params: ServingParams, listener: socket.socket) -> str:
 
 
 def hosts_of(params: ServingParams) -> tuple[str, ...]:
-    """The names under which the page is reached, without ports, besides this machine's own loopback."""
-    hosts = [_shown(params.host)]
+    """The names under which the page is reached, in lower case and without ports, besides the loopback's. By an
+    address it always is (`is_address`).
+    """
+    hosts = [_shown(params.host).lower()]
     if params.public_address:
         hosts.append(host_of(params.public_address.rstrip("/").partition("://")[2]))
     if params.host in _ALL:
-        hosts += [socket.gethostname().lower(), *machine_addresses()]
+        name = socket.gethostname().lower()
+        short = name.partition(".")[0]
+        hosts += [name, short, f"{short}.local"]  # the last is what phones and other machines find without a DNS server
     return tuple(hosts)
 
 
@@ -81,7 +90,7 @@ def expiry_of(params: ServingParams) -> int:
 
 def warn_of_others(params: ServingParams) -> None:
     """Print what it means that others can reach the page, where they can."""
-    if params.host not in _LOOPBACK:
+    if params.host.lower() not in _LOOPBACK:
         print(
             f"Listening on {params.host}: whoever reaches this machine can try links, and without TLS whoever is on "
             "the way can read them. docs/people.md says how to put a reverse proxy in front."
@@ -117,12 +126,16 @@ def host_of(authority: str) -> str:
     return (name if colon and port.isdigit() else authority).lower()
 
 
-def machine_addresses() -> list[str]:
-    """This machine's own IPv4 addresses, under which others reach it."""
+def is_address(host: str) -> bool:
+    """Whether a request's host is an address, `192.168.1.5` or `[fe80::1]`, and not a name. Only a name can be made to
+    lead here by somebody else (DNS rebinding).
+    """
+    bracketed = host.startswith("[") and host.endswith("]")
     try:
-        return sorted({str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)})
-    except OSError:
-        return []
+        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        return False
+    return bracketed == (address.version == 6) and "%" not in host
 
 
 def _shown(host: str) -> str:

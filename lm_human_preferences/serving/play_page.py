@@ -7,7 +7,6 @@ the models are called from one thread, one token of one request at a time.
 
 import asyncio
 import json
-import math
 import traceback
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -146,7 +145,7 @@ def wish_of(body: dict[str, Any], longest: int) -> Wish:
         raise Refused(400, "text must be a text")
     if isinstance(wish.temperature, bool) or not isinstance(wish.temperature, int | float):
         raise Refused(400, "temperature must be a number")
-    if not (math.isfinite(wish.temperature) and low <= wish.temperature <= high):
+    if not low <= wish.temperature <= high:
         raise Refused(400, f"temperature must lie between {low:g} and {high:g}")
     for name, most in (("seed", LARGEST_SEED), ("length", longest), ("number", 2**53)):
         value, least = getattr(wish, name), 0 if name == "seed" else 1

@@ -10,6 +10,7 @@ from lm_human_preferences.watching.check import Check, Limit
 from lm_human_preferences.watching.checks_dpo import DPO_CHECKS
 from lm_human_preferences.watching.checks_every_stage import EVERY_STAGE_CHECKS
 from lm_human_preferences.watching.checks_ilql import ILQL_CHECKS
+from lm_human_preferences.watching.checks_online import ONLINE_CHECKS
 from lm_human_preferences.watching.checks_policy import POLICY_CHECKS
 from lm_human_preferences.watching.checks_reward import REWARD_CHECKS
 from lm_human_preferences.watching.checks_sft import SFT_CHECKS
@@ -38,8 +39,9 @@ stands above its check:
 
     python -m lm_human_preferences.watching.doctor_page > docs/doctor.md
 """
-_SECTIONS = (
+SECTIONS = (
     ("Policy training", POLICY_CHECKS),
+    ("Asking people", ONLINE_CHECKS),
     ("Reward training", REWARD_CHECKS),
     ("Supervised training", SFT_CHECKS),
     ("Direct preference optimisation", DPO_CHECKS),
@@ -51,7 +53,7 @@ _SECTIONS = (
 def doctor_page() -> str:
     """The text of docs/doctor.md, which ends with a line break."""
     sections = [
-        f"## {title}\n\n" + "\n\n".join(_describe_check(check) for check in checks) for title, checks in _SECTIONS
+        f"## {title}\n\n" + "\n\n".join(_describe_check(check) for check in checks) for title, checks in SECTIONS
     ]
     return "\n".join([_HEAD, *(section + "\n" for section in sections)])
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from lm_human_preferences.commands import command_line
+from lm_human_preferences.commands.sweep import SweepParams, open_folder
 from lm_human_preferences.commands.sweep_figures import Member, Scores, figures_of
-from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.compute.distributed import World, generator_for
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.judging.frontier import best_of_n_kl, best_of_n_weights, betas_for, means, optimal_policy
@@ -23,6 +24,7 @@ from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.reports.report import write_report
 from lm_human_preferences.reports.sweep_report import sweep_table, verdict_lines, write_sweep_figure
+from lm_human_preferences.runs.locks import locked
 from lm_human_preferences.train_policy import PPOTrainer
 
 from params import EXPERIMENTS
@@ -231,6 +233,62 @@ def test_replaced_only_when_asked(world, capsys, undrawn):
     run(*words_for(world, "replaced", ppo__total_episodes=16))
     run(*words_for(world, "replaced", ppo__total_episodes=32, run__overwrite="on"))
     assert "skipped" not in capsys.readouterr().out and len(metrics(world / "runs/replaced/kl_0_seed_1")) == 2
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A sweep's folder with a run two levels deep, and what opens it anew."""
+    folder, params = tmp_path / "swept", SweepParams()
+    (folder / "share_0.5/kl_0_seed_1").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    params.run.overwrite = True
+    return folder, lambda: open_folder(folder, {"stage": "sweep"}, params, World())
+
+
+@pytest.mark.parametrize("place", [".", "share_0.5", "share_0.5/kl_0_seed_1"])
+def test_nothing_is_deleted_while_a_process_works_on_a_part(opened, place):
+    folder, open_anew = opened
+    lock = locked(folder / place)
+    with pytest.raises(UserError, match=f"another process is working on {folder / place};"):
+        open_anew()
+    assert (folder / "share_0.5/kl_0_seed_1").is_dir()
+    lock.release()
+    open_anew()
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_a_sweep_that_is_half_deleted_can_be_begun_anew(opened, monkeypatch):
+    folder, open_anew = opened
+
+    def cut_short(path, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda path, **more: cut_short(path) if Path(path).exists() else None)
+        with pytest.raises(KeyboardInterrupt):
+            open_anew()
+    assert not folder.exists()
+    open_anew()
+    assert [path.name for path in folder.parent.iterdir() if folder.name in path.name] == [folder.name]
+
+
+def test_a_sweep_in_a_folder_that_is_a_link(opened):
+    folder, open_anew = opened
+    end = folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(end)
+    open_anew()
+    assert folder.is_symlink() and [path.name for path in end.iterdir()] == ["config.json"]
+
+
+def test_another_call_may_compute_otherwise(world, undrawn):
+    """The reward training of a sweep has a copy of how the sweep computes, `--run.overwrite` included."""
+    words = words_for(world, "otherwise", rewards__kl_coef="0.1", ppo__total_episodes=16)
+    at = words.index("--rewards.trained_model")
+    nested = dict(labels__source=world / "labels.json", labels__valid_source="none", labels__num_train=32, batch_size=8)
+    nested |= dict(rollout_batch_size=16, normalize_samples=16)
+    words = [*words[:at], *words[at + 2 :], *flags(**{f"rewards__train_new_model__{k}": v for k, v in nested.items()})]
+    run(*words, "--run.overwrite", "on")
+    run(*words, "--run.threads", "1")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 what is done is skipped; figures, page and refusals.
 """
 
+import contextlib
 import html
 import json
 import re
 
 import pytest
 
+from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.reports.report import write_report
 
@@ -80,6 +82,19 @@ def test_what_is_done_is_skipped(world, capsys):
     assert all(path.stat().st_mtime_ns == then for path, then in before.items()) and len(before) == 7
     with pytest.raises(UserError, match="ppo.lr"):
         run_here("sweep", "movies", "both", *words_of(world, ppo__lr=0.5))
+
+
+def test_what_torchrun_starts_again_goes_on(world, monkeypatch, capsys):
+    """Also a sweep that was to replace another one: what it has trained stays."""
+    config = world / "runs/both/config.json"
+    stored = json.loads(config.read_text())
+    models = {path: path.stat().st_mtime_ns for path in (world / "runs/both").rglob("model.safetensors")}
+    launched = contextlib.nullcontext(World(launch=("this launch",)))
+    monkeypatch.setattr("lm_human_preferences.compute.distributed.world", lambda *arguments: launched)
+    config.write_text(json.dumps(stored | {"launch": ["this launch"]}))
+    run_here("sweep", "movies", "both", *words_of(world, run__overwrite="on"))
+    assert "restarted by torchrun" in capsys.readouterr().out
+    assert all(path.stat().st_mtime_ns == then for path, then in models.items())
 
 
 def test_pages(world):

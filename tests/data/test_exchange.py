@@ -227,6 +227,28 @@ CHOSEN = {"query": "The film is", "responses": [" dull.", " a delight."]}
 
 
 @pytest.mark.parametrize(
+    "ranks, answer",
+    [
+        ((10, 2, 3), {"ranking": [1, 2, 0]}),
+        (("10", "2", "3"), {"ranking": [1, 2, 0]}),
+        ((1, 1, 1), None),
+        ((1, 1, 2), None),
+        ((1, 1), None),
+    ],
+)
+def test_argillas_ranks(tmp_path, ranks, answer):
+    """Where some are alike none of ours says it, and that is counted."""
+    fields = {"prompt": "The film is", "response1": "dull.", "response2": "a delight.", "response3": "long."}
+    value = [{"value": f"response{number}", "rank": rank} for number, rank in enumerate(ranks, 1)]
+    record = {"fields": fields, "responses": {"order": [{"value": value, "status": "submitted"}]}}
+    file = LabelFile(write(tmp_path / "a.json", [record]), ReadingParams())
+    asked = {"query": "The film is", "responses": [" dull.", " a delight.", " long."]}
+    assert [label for _, label in file] == ([] if answer is None else [asked | answer])
+    left = ["1 records are left out: a ranking has ties"]
+    assert [note for note in file.reading.notes() if "left out" in note] == (left if answer is None else [])
+
+
+@pytest.mark.parametrize(
     "record, labels",
     [
         (ARGILLA, [CHOSEN | {"best": 1, "worker": "anna"}, CHOSEN | {"best": 0, "worker": "ben"}]),

@@ -40,6 +40,12 @@ def test_ours_with_halves_of_surrogate_pairs_becomes_texts(tmp_path):
     assert read(tmp_path / "b.jsonl") == [{"query": "\ufffd", "responses": [" a\ufffd", " b"], "best": 1}]
 
 
+def ranked(*ranks):
+    """A line of Argilla's form whose answer gives the responses these ranks."""
+    value = [{"value": f"response{number}", "rank": rank} for number, rank in enumerate(ranks, 1)]
+    return json.dumps(ARGILLA | {"responses": {"p": [{"value": value}]}})
+
+
 @pytest.mark.parametrize(
     "name, content, says",
     [
@@ -77,6 +83,8 @@ def test_ours_with_halves_of_surrogate_pairs_becomes_texts(tmp_path):
             json.dumps(ARGILLA | {"responses": {"p": [{"value": "x"}]}}),
             "is 'x'; expected response1, response2",
         ),
+        ("a.jsonl", ranked(None, 1), "the answer to 'p': 'rank' is None; expected a number"),
+        ("a.jsonl", ranked("first", "second"), "the answer to 'p': 'rank' is 'first'; expected a number"),
         ("a.jsonl", json.dumps(ARGILLA | {"responses": {"p": [3]}}), "the answers to 'p' are [3]; expected"),
         ("a.jsonl", json.dumps(ARGILLA | {"fields": {"prompt": "p"}}), "which field is the response?"),
         (
@@ -102,6 +110,13 @@ def test_what_does_not_fit_is_one_line(tmp_path, name, content, says):
     with pytest.raises(UserError):
         convert(str(path), str(tmp_path / "out.jsonl"), LabelToolParams())
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_query_that_is_told_and_missing_is_one_line_for_messages_too(tmp_path):
+    for chosen, rejected in (("a", "b"), ([USER, YES], [USER, NO])):
+        path = write(tmp_path / "a.jsonl", [{"chosen": chosen, "rejected": rejected}])
+        with pytest.raises(UserError, match="line 1: the field 'Frage' is missing; it has chosen, rejected"):
+            inspect(str(path), LabelToolParams(columns="query=Frage"))
 
 
 @pytest.mark.parametrize(

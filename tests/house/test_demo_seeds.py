@@ -4,17 +4,19 @@ import json
 import math
 import re
 import shlex
+import statistics
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import demo_seeds
+from benchmarks import demo_seeds, runner
 from benchmarks.demo_seeds import Member, commands_of, course_table, members_of, readme_table, score_at
-from benchmarks.runner import Command, Runner
+from benchmarks.runner import WORDS, Command, Runner, run_all
 from lm_human_preferences.commands import command_line
 from lm_human_preferences.foundation.errors import UserError
-from lm_human_preferences.foundation.files import write_json
+from lm_human_preferences.foundation.files import read_json, write_json
+from lm_human_preferences.reports.expected import Figure, prediction_range
 
 from params import EXPERIMENTS
 from small import ROOT
@@ -61,6 +63,52 @@ def test_what_is_finished_is_skipped_and_a_failure_ends_its_demonstration(tmp_pa
     stopped = Runner(tmp_path)
     stopped.stop()
     assert stopped.run([command("later", "tasks")]) == "later" and not (tmp_path / "logs/later").exists()
+
+
+def test_what_was_made_otherwise_is_not_taken_as_the_answer(tmp_path, monkeypatch):
+    """Not where it runs, how its folder is spelt, or on what; and a folder that does not say is taken as it is."""
+    (tmp_path / "launch.py").write_text(
+        "import pathlib, sys\n"
+        "words = sys.argv[1:]\n"
+        "folder = pathlib.Path(words[words.index('--run.save_dir') + 1], words[2])\n"
+        "folder.mkdir(parents=True)\n"
+        "(folder / 'result.json').write_text('{}')\n"
+    )
+    monkeypatch.setattr(runner, "project_root", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words, name="policy_1", folder=Path("F")):
+        told = ["train_policy", "movies", name, "--rewards.trained_model", str(folder / "reward_1"), *words]
+        return Command(name, [*told, "--run.save_dir", str(folder)], folder / name / "result.json")
+
+    folder = Path("F")
+    assert run_all([[command("--kl", "6", "--run.threads", "1")]], folder, 1) == []
+    assert read_json(folder / WORDS)["policy_1"] == {
+        "": "train_policy movies policy_1",
+        "--rewards.trained_model": "reward_1",
+        "--kl": "6",
+    }
+    for alike in (["--kl", "6", "--run.threads", "2"], ["--run.device", "cuda", "--kl=6"]):
+        assert run_all([[command(*alike)]], folder, 1) == []
+    far = tmp_path / "F"
+    assert run_all([[command("--kl", "6", folder=far)]], far, 1) == [], "spelt otherwise"
+    for other, said in (
+        (["--kl", "2"], "was made with --kl 6 and is asked for with --kl 2; take another --folder"),
+        ([], "was made with --kl 6 and is asked for with no --kl"),
+        (["--kl", "6", "--x", "1"], "was made with no --x and is asked for with --x 1"),
+    ):
+        for only_report in (False, True):
+            with pytest.raises(UserError, match=f"F/policy_1 {said}"):
+                run_all([[command("--y", "1", name="policy_2")], [command(*other)]], folder, 1, only_report)
+    assert not (folder / "policy_2").exists(), "nothing is started"
+    (folder / "policy_1/result.json").unlink()
+    assert run_all([[command("--kl", "2")]], folder, 1) == ["policy_1"], "neither finished nor begun: another one"
+    write_json(folder / "policy_1/config.json", {})
+    with pytest.raises(UserError, match="was made with --kl 2"):
+        run_all([[command("--kl", "6")]], folder, 1)
+    write_json(folder / "policy_1/result.json", {})
+    (folder / WORDS).unlink()
+    assert run_all([[command("--kl", "6")]], folder, 1) == [], "an earlier version's folder"
 
 
 def write_runs(members, kl=lambda member: 7.0 + member.seed):
@@ -123,18 +171,60 @@ def test_another_machines_runs_count_too(tmp_path, monkeypatch, capsys):
     run(monkeypatch, "--only_report", *words, "--output", output)
     kl = json.loads(output.read_text())["runs"]["demo_evaluation"]["figures"]["after/kl"]["float32"]
     assert sorted(zip(kl["seeds"], kl["values"], strict=True)) == [(1, 8.0), (1, 9.5), (2, 9.0)]
-    capsys.readouterr()
+    assert (kl["mean"], kl["least"], kl["most"]) == (8.875, 8.0, 9.5), "seed 1 counts once, as 8.75"
+    half = 63.657 * statistics.stdev([8.75, 9.0]) * 1.5**0.5
+    assert kl["high"] - kl["mean"] == pytest.approx(half, rel=1e-4), "two seeds, one degree of freedom"
+    assert "| 8.88 (8.00 to 9.50) |" in capsys.readouterr().out
+    with pytest.raises(UserError, match="two seeds at least, 1 is done"):
+        run(monkeypatch, "--only_report", "--seeds", "1", *words[2:], "--output", output)
     run(monkeypatch, "--dry_run", *words)
     assert "there" not in capsys.readouterr().out
     with pytest.raises(UserError, match="there is no such folder"):
         run(monkeypatch, "--only_report", "--also", tmp_path / "nowhere", "--output", output)
 
 
-def test_a_range_needs_two_runs_that_were_told_the_same(tmp_path, monkeypatch):
+def test_readmes_table_and_the_ranges_are_of_the_runs_in_expected_json(monkeypatch):
+    """Each seed counts once in both, and what changes nothing is not stated."""
+    t = pytest.importorskip("scipy.stats").t
+    stored = read_json(ROOT / "static/expected.json")["runs"]
+    for name, stage in stored.items():
+        assert "evaluation.shown" not in stage["parameters"]
+        for key, precision, figure in ((k, p, f) for k, by in stage["figures"].items() for p, f in by.items()):
+            by_seed = {seed: [] for seed in figure["seeds"]}
+            for seed, value in zip(figure["seeds"], figure["values"], strict=True):
+                by_seed[seed].append(value)
+            means = [statistics.fmean(values) for values in by_seed.values()]
+            range_ = prediction_range(means, t.ppf(0.995, len(means) - 1), figure["high"] - figure["mean"])
+            found = figure["mean"], figure["low"], figure["high"]
+            assert found == pytest.approx(tuple(range_)), f"{name}: {key} in {precision}"
+
+    def stored_figures(members, stage):
+        forms = {"scores": "{:+.2f}", "kl": "{:.2f}"}
+        return {
+            key: {
+                precision: {
+                    Member(precision, seed, Path(str(number))): Figure(
+                        figure["values"][number],
+                        next((form for part, form in forms.items() if part in key.split("/")), "{:.1%}"),
+                    )
+                    for number, seed in enumerate(figure["seeds"])
+                }
+                for precision, figure in by_precision.items()
+            }
+            for key, by_precision in stored["demo_evaluation"]["figures"].items()
+        }
+
+    monkeypatch.setattr(demo_seeds, "figures_by_member", stored_figures)
+    readme = (ROOT / "README.md").read_text()
+    for line in readme_table([]):
+        assert line.replace("|  |", "| |").replace("| 0.00 |", "| 0 |") in readme
+
+
+def test_a_range_needs_two_seeds_that_were_told_the_same(tmp_path, monkeypatch):
     pytest.importorskip("scipy")
     write_runs(members(tmp_path)[:3])
     words = ["--only_report", "--seeds", "1,2", "--folder", tmp_path, "--output", tmp_path / "expected.json"]
-    with pytest.raises(UserError, match="bfloat16: a range needs two runs at least, 1 is done"):
+    with pytest.raises(UserError, match="bfloat16: a range needs two seeds at least, 1 is done"):
         run(monkeypatch, *words)
     write_runs(members(tmp_path)[3:])
     path = tmp_path / members(tmp_path)[3].name("reward") / "config.json"

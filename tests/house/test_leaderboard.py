@@ -15,8 +15,8 @@ from lm_human_preferences.foundation.files import read_json, write_json
 from small import ROOT
 
 
-def outcome(seed=1, minutes=10.0, preferred=0.9, kl=7.0, commit="abc", processor="P", threads=2):
-    return Outcome(seed, minutes, preferred, kl, commit, processor, threads)
+def outcome(seed=1, minutes=10.0, preferred=0.9, kl=7.0, commit="abc", processor="P", threads=2, precision="float32"):
+    return Outcome(seed, minutes, preferred, kl, commit, processor, threads, precision)
 
 
 def write_seed(folder, seed, preferred=0.86, kl=7.5, timed=True):
@@ -52,6 +52,8 @@ def test_a_row_has_both_trainings_minutes_and_the_gold_judges_share(tmp_path):
     "outcomes, said",
     [
         ([outcome(1), outcome(2)], "2 of the 3 seeds"),
+        ([outcome(s, precision=p) for s in (1, 2) for p in ("float32", "bfloat16")], "2 of the 3 seeds"),
+        ([outcome(1), outcome(2), outcome(3, precision="bfloat16")], "not all were trained in one precision"),
         ([outcome(1), outcome(2, kl=8.1), outcome(3)], "seed 2 has not 85% preferred at 8 nats or less"),
         ([outcome(1, preferred=0.849), outcome(2, kl=9), outcome(3)], "seed 1, 2 has not"),
         ([outcome(1, threads=8), outcome(2), outcome(3)], "2 threads"),
@@ -90,6 +92,11 @@ def test_the_whole_of_it_on_a_stand_in(tmp_path, monkeypatch, capsys):
         assert re.search(r"^seed 2: 0.\d minutes, 86.0% preferred at 7.5 nats: reached$", said, re.MULTILINE)
         assert re.search(r"^\| 20\d\d-.* \| 2 \| P \| nothing \|$", said, re.MULTILINE)
         assert "does not count: 2 of the 3 seeds" in said
+    for more in ([], ["--only_report"]):
+        with pytest.raises(
+            UserError, match="policy_float32_1 was made with --ppo.lr 2e-4 and is asked for with --ppo.lr"
+        ):
+            leaderboard.main.__wrapped__([*more, *words[:-1], "1e-4"])
     run = (tmp_path / "said.txt").read_text().splitlines()
     assert [line.split()[0] for line in run] == ["train_reward", "train_policy", "evaluate"] * 2
     assert [line.endswith("--ppo.lr 2e-4") for line in run] == [False, True, False] * 2
@@ -99,6 +106,8 @@ def test_the_whole_of_it_on_a_stand_in(tmp_path, monkeypatch, capsys):
 def test_mistakes_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no seed of"):
         leaderboard.main.__wrapped__(["--only_report", "--folder", str(tmp_path)])
+    with pytest.raises(UserError, match="--precision float32,bfloat16: must be float32 or bfloat16"):
+        leaderboard.main.__wrapped__(["--dry_run", "--precision", "float32,bfloat16"])
     with pytest.raises(UserError, match="expected whole numbers"):
         leaderboard.main.__wrapped__(["--seeds", "one"])
     monkeypatch.setattr(sys, "argv", ["leaderboard", "--dry_run", "--seeds", "7"])

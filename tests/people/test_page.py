@@ -106,6 +106,69 @@ def test_ranking_and_sureness(tmp_path):
     assert second.answer.kind == "ranking" and second.answer.value == [second.showing.places[1]]
 
 
+def chosen(page: Page) -> list[list]:
+    """The place and label of each card that is marked."""
+    cards = "[...document.getElementById('cards').children]"
+    return page.look(
+        f"{cards}.map((card, place) => [card.classList.contains('chosen'), place,"
+        " card.querySelector('span').textContent.trim()]).filter(([yes]) => yes).map(([, ...rest]) => rest)"
+    )
+
+
+def test_a_ranking_that_is_changed_and_taken_back(tmp_path):
+    """The marks are those of the new ranking, and while it is empty those of the earlier answer. What could not be
+    saved is saved by pressing again.
+    """
+    store = make_study(tmp_path / "study", [question(number) for number in range(2)], mode="rank")
+    with served(tmp_path / "study") as server, browser(tmp_path) as page:
+        page.open(server.address + server.path("anna"))
+        page.until(SHOWN)
+        for key in ("3", "2"):
+            page.press(key)
+        press_and_wait(page, "Enter")
+        press_and_wait(page, "u")
+        earlier = [[1, "Next best"], [2, "Next best"]]
+        assert chosen(page) == earlier
+        page.press("1")
+        assert chosen(page) == [[0, "is number 1"]]
+        for _ in range(2):
+            page.press("Backspace")
+            assert chosen(page) == earlier and page.look("document.getElementById('enough').hidden")
+        page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        for key in ("1", "2", "3", "4"):
+            page.press(key)
+        page.until("!busy && !document.getElementById('trouble').hidden")
+        page.call(
+            "Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1
+        )
+        press_and_wait(page, "4")
+    (held,) = store.judgements()
+    assert held.answer.value == held.showing.places
+
+
+def test_new_questions_appear_after_polls_that_failed(tmp_path):
+    """Also where the first of all requests failed, and where one came while another was under way."""
+    store = make_study(tmp_path / "study", [])
+    none, trouble = "!document.getElementById('none').hidden", "document.getElementById('trouble')"
+    faster = "(() => { const given = setTimeout; window.setTimeout = (work, wait) => given(work, wait / 30); })()"
+    with served(tmp_path / "study") as server, browser(tmp_path) as page:
+        page.call("Page.addScriptToEvaluateOnNewDocument", source=faster)
+        page.call("Network.setBlockedURLs", urls=["*/next"])
+        page.open(server.address + server.path("anna"))
+        page.until(f"!{trouble}.hidden")
+        page.call("Network.setBlockedURLs", urls=[])
+        page.until(none)
+        page.call("Network.setBlockedURLs", urls=["*/next"])
+        page.until(f"!{trouble}.hidden")
+        page.look("busy = true")
+        page.look("new Promise((done) => setTimeout(done, 9000))")  # 0.3 seconds
+        page.look("busy = false")
+        page.call("Network.setBlockedURLs", urls=[])
+        store.add_questions([question(0)])
+        page.until(f"{SHOWN} && {trouble}.hidden")
+        assert page.look(QUERY) == "Query 0"
+
+
 EVIL = "<script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\"> \u202eright to left\u202c"
 
 

@@ -43,6 +43,21 @@ def test_answers_to_no_question(study, body):
     assert got == 403 and "error" in said and store.judgements() == []
 
 
+@pytest.mark.parametrize("action, name", [("flag", "note"), ("answer", "nonce")])
+def test_half_a_character_is_refused(study, action, name):
+    server, store = study
+    client = Client(server, "anna")
+    status, said = client.ask(action, client.choice(client.next(), 0) | {name: "\ud800" * 8})
+    assert (status, "half a character" in said["error"]) == (400, True)
+    assert store.judgements() == [] and store.rows("SELECT * FROM flags") == []
+
+
+@pytest.mark.parametrize("back", ["0", "11", "-1", "x", "9" * 5000])
+def test_earlier_answers_that_are_none(study, back):
+    status, said = Client(study[0], "anna").ask(f"earlier/{back}")
+    assert status == 404 and said["error"] == "only the last 10 answers can be changed"
+
+
 def test_what_the_page_is_told_says_nothing_of_where_a_response_came_from(study):
     server, _ = study
     told = Client(server, "anna").next()
@@ -147,6 +162,18 @@ def test_killed_at_random_moments_it_keeps_what_it_acknowledged(tmp_path):
     assert len(answers) > 500 and store.rows("PRAGMA integrity_check") == [("ok",)]
     held = store.judgements()
     assert len({(one.showing.question, one.showing.labeller) for one in held}) == len(held)
+
+
+def test_work_that_is_cancelled_is_not_done_and_the_next_is(tmp_path):
+    make_study(tmp_path, [])
+    desk, go, done = Desk(tmp_path), threading.Event(), []
+    first = desk.submit(lambda store: go.wait(10))
+    cancelled = desk.submit(lambda store: done.append("cancelled"))
+    last = desk.submit(lambda store: done.append("last"))
+    assert cancelled.cancel()
+    go.set()
+    assert first.result(10) is True and last.result(10) is None and done == ["last"]
+    desk.close()
 
 
 def test_a_full_disk_undoes_what_waited_together(tmp_path):

@@ -56,7 +56,7 @@ CONFIG = {
 
 
 def expected_figure(mean, half, precision="float32"):
-    return {precision: {"mean": mean, "low": mean - half, "high": mean + half, "seeds": [1, 2, 3]}}
+    return {precision: {"mean": mean, "low": mean - half, "high": mean + half, "seeds": [1, 1, 2, 2, 3]}}
 
 
 @pytest.fixture
@@ -101,6 +101,17 @@ def test_what_a_run_was_told_without_what_changes_nothing():
         "lr": 1.0,
         "x": None,
     }
+
+
+def test_how_many_samples_are_shown_changes_nothing(home):
+    """Nor does it in a file of an earlier version, which states it."""
+    parameters = CONFIG["parameters"] | {"evaluation": {"shown": 5}}
+    assert stated_parameters({"parameters": parameters}) == stated_parameters(CONFIG)
+    path = home / "static/expected.json"
+    stored = json.loads(path.read_text())
+    stored["runs"]["demo_evaluation"]["parameters"]["evaluation.shown"] = 10
+    write_json(path, stored)
+    assert expected_of(CONFIG | {"parameters": parameters}).seeds == 3, "different ones"
 
 
 def test_reports_show_the_range_beside_the_figure(home, tmp_path):

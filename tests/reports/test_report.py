@@ -14,13 +14,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.reports import page
 from lm_human_preferences.reports.figures import write_figures
 from lm_human_preferences.reports.logged_run import read_run
 from lm_human_preferences.reports.report import write_report
-from lm_human_preferences.reports.run_figures import drawings_of, smooth
+from lm_human_preferences.reports.run_figures import charts_of, drawings_of, smooth
 from lm_human_preferences.reports.samples import Piece, Sample, Side, pieces, sample_cards
 from lm_human_preferences.reports.tables import aligned
 
@@ -255,6 +256,29 @@ def test_a_reward_run_without_choices(tmp_path, result):
     page = Page(write_report(run))
     assert ("corr 0.500" if result else "So far") in page.shown
     assert (run / "report/other_train.png").exists()
+
+
+@pytest.mark.parametrize(
+    "kind, label, chance, loss",
+    [
+        ("best_of_4", "nats per choice", 0.25, math.log(4)),
+        ("best_of_4", "nats per choice", 0.4, math.log(4)),  # shares, of which several are the highest
+        ("ranking_of_4", "nats per ranking", 0.25, math.log(24)),
+        ("scalar_rating", "squared error", None, None),
+        ("scalar_compare", "squared error", None, None),
+        (None, "nats per choice", 0.25, math.log(4)),
+    ],
+)
+def test_the_loss_of_each_kind_of_labels(tmp_path, kind, label, chance, loss):
+    rows = [{"step": step, "train/loss": 1.3} for step in range(5)]
+    result = {"loss": 0.4} if chance is None else {"accuracy": 0.6, "chance": chance}
+    run = read_run(make_run(tmp_path / "run", "train_reward", rows, result, parameters={"labels": {"type": kind}}))
+    (chart,) = (chart for chart in charts_of(run) if chart.name == "loss")
+    assert chart.panels[0].label == label
+    figure = Figure()
+    next(drawing for drawing in drawings_of(run) if drawing.name == "loss").draw(figure)
+    lines = [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_label().startswith("chance")]
+    assert lines == ([] if loss is None else [pytest.approx(loss)])
 
 
 def test_an_sft_run_and_a_stage_that_is_unknown(tmp_path):

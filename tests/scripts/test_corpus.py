@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from lm_human_preferences.data.documents import pieces
+from lm_human_preferences.data.documents import SplitRule, pieces
 from lm_human_preferences.data.queries import TokenFile, check_split, query_stream, read_meta
 from lm_human_preferences.data.tasks import TaskParams
 from lm_human_preferences.language.encoding import gpt2_encoding
@@ -77,7 +77,7 @@ def test_every_kind_of_file(texts, tmp_path):
 
 def test_named_sources_only(texts, tmp_path):
     """A .txt has no source, so it is not among them."""
-    run(tmp_path, "--sources", "x,z")
+    run(tmp_path, "--sources", "x")
     assert documents(tmp_path, "train") == ["first x"] and documents(tmp_path, "valid") == ["held out x"]
 
 
@@ -92,6 +92,22 @@ def test_weights_repeat_and_thin_out_sources(texts, tmp_path):
     assert documents(tmp_path, "valid") == ["held out x", "held out y"]
     run(tmp_path, "--weights", "x=2,y=0,z=1.25")
     assert documents(tmp_path, "train") == train
+
+
+def test_weights_take_their_share_of_what_is_not_held_out():
+    """By another hash than the splits', of which the first 20% are held out."""
+    rule, texts = SplitRule(10, 10), [f"text {number}" for number in range(4000)]
+    train = [text for text in texts if rule.of(text, "train") == "train"]
+    for weight in (0.2, 0.5):
+        share = sum(script.copies(text, weight) for text in train) / len(train)
+        assert abs(share - weight) < 4 * (weight * (1 - weight) / len(train)) ** 0.5
+
+
+@pytest.mark.parametrize("processes", [-1, -8])
+def test_processes_that_cannot_be(texts, tmp_path, processes):
+    said = run(tmp_path, "--processes", processes, check=False)
+    assert said.returncode == 2 and said.stderr == f"error: --processes {processes}: expected a number from 0 up\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_paragraphs_with_unwanted_words(texts, tmp_path):
@@ -233,8 +249,13 @@ def test_refusals_leave_nothing_behind(texts, tmp_path, monkeypatch, capsys, dam
 def test_sources_that_no_document_has(texts, tmp_path):
     result = run(tmp_path, "--sources", "z,w", check=False)
     assert result.returncode == 2 and result.stderr.startswith(
-        f"error: {texts} has no document for the split train of the sources w, z: give "
+        "error: --sources w: no document is of this source; x, y"
     )
+    result = run(tmp_path, "--sources", "x,zz", check=False)
+    assert result.returncode == 2 and result.stderr.startswith("error: --sources zz: no document is of this source")
+    (texts / "c.jsonl").write_text(json.dumps({"source": "y", "text": "first y"}) + "\n")
+    result = run(tmp_path, "--sources", "x", check=False)
+    assert f"error: {texts} has no document for the split train of the sources x: give " in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["texts"]
 
 

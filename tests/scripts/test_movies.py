@@ -361,6 +361,19 @@ def test_judge(prepared):
     assert measured["sentences"] == sum(row["split"] != "train" for row in lines(prepared / "sentences.jsonl"))
 
 
+@pytest.mark.parametrize(
+    "result, says",
+    [({"loss": 0.4, "corr": 0.5}, "its result.json has no accuracy"), (None, "result.json does not exist")],
+)
+def test_a_run_without_accuracy_stays_as_it_is(prepared, tmp_path, result, says):
+    path = tmp_path / "result.json"
+    (tmp_path / "config.json").write_text("{}")
+    if result is not None:
+        path.write_text(json.dumps(result))
+    assert_one_line(run_main(reference, "--data", prepared, "--compare", tmp_path, check=False), says)
+    assert (json.loads(path.read_text()) if path.exists() else None) == result
+
+
 def test_reference_without_data(tmp_path):
     assert_one_line(
         run_main(reference, "--data", tmp_path, check=False),

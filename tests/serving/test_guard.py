@@ -109,6 +109,7 @@ def test_pages_hold_no_script_or_style_of_their_own(site):
         ("/{page}/wrong", 403),
         ("/{page}/wrong/next", 403),
         ("/{page}/0-" + "A" * 43, 403),
+        ("/{page}/" + "f" * 5000 + "-" + "A" * 43, 403),
         ("/static/../server.py", 404),
         ("/static/..%2fguard.py", 404),
         ("/static/%2e%2e/%2e%2e/store.py", 404),
@@ -157,7 +158,10 @@ def test_a_link_names_one_holder_alone(site):
         ({"Origin": "http://127.0.0.1.evil.example"}, 403),
         ({"Sec_Fetch_Site": "cross-site"}, 403),
         ({"Sec_Fetch_Site": "same-site"}, 403),
+        ({"Origin": "http://["}, 400),
         ({"Host": "evil.example"}, 400),
+        ({"Host": "192.168.1.5.evil.example"}, 400),
+        ({"Host": "192.168.1.5", "Origin": "http://evil.example"}, 403),
         ({"Content_Type": "text/plain"}, 415),
         ({"Content_Type": "application/x-www-form-urlencoded"}, 415),
     ],
@@ -165,6 +169,22 @@ def test_a_link_names_one_holder_alone(site):
 def test_requests_from_elsewhere_are_refused(site, headers, status):
     got, said = site.post(site.body, **headers)
     assert got == status and "error" in said and site.is_untouched()
+
+
+def test_a_page_is_reached_by_any_address(site):
+    """A phone's request names the address that it was sent to, of which a machine need not know; no other site has it
+    for a name.
+    """
+    for host in ("192.168.1.5:8642", "10.0.0.7", "[fe80::1]:8642", "LocalHost:8642"):
+        assert site.get(Host=host)[0].status == 200, host
+
+
+def test_half_a_character_is_refused(site):
+    """However it is written; whole ones in two halves are none."""
+    body = json.dumps(site.body | {"more": ["HERE"]}).encode()
+    for half in (b"\\ud800", b"\xed\xa0\x80", b"\\udc00\\ud800"):
+        status, said = site.post(body.replace(b"HERE", half))
+        assert (status, "half a character" in said["error"]) == (400, True) and site.is_untouched()
 
 
 @pytest.mark.parametrize(
@@ -220,5 +240,5 @@ def test_a_thousand_malformed_requests(site):
 
 def test_what_the_page_is_there_for_is_done_with_the_link(site):
     """Last, so that the tests above cannot pass for a site that does nothing."""
-    status, told = site.post(site.body)
+    status, told = site.post(site.body | {"more": "\U0001f600"})
     assert status == 200 and "error" not in told and not site.is_untouched()

@@ -87,6 +87,8 @@ def test_one_model_alone():
         dict(temperature=True),
         dict(temperature=0),
         dict(temperature=math.nan),
+        dict(temperature=math.inf),
+        dict(temperature=10**400),
         dict(temperature=3),
         dict(seed=-1),
         dict(seed=2**31),

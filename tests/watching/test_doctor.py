@@ -14,9 +14,9 @@ from lm_human_preferences.foundation.configuration import _all_names
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.runs.tracking import read_jsonl
 from lm_human_preferences.train_policy import PPOTrainer
-from lm_human_preferences.watching.checks import checks_of
+from lm_human_preferences.watching.checks import CHECKS, checks_of
 from lm_human_preferences.watching.doctor import Examination, examine
-from lm_human_preferences.watching.doctor_page import doctor_page
+from lm_human_preferences.watching.doctor_page import SECTIONS, doctor_page
 from lm_human_preferences.watching.history import STAGES, History
 
 from sick import PARAMS, in_world, recorded, run
@@ -152,6 +152,10 @@ def test_what_is_no_run_is_one_line(world, tmp_path, file, content, says):
 def test_the_page_is_what_the_checks_say():
     """If this fails: python -m lm_human_preferences.watching.doctor_page > docs/doctor.md."""
     assert (ROOT / "docs/doctor.md").read_text() == doctor_page()
+
+
+def test_the_page_has_every_check():
+    assert [check for _, checks in SECTIONS for check in checks] == list(CHECKS)
 
 
 def test_no_stage_has_two_checks_of_one_name():

@@ -2,7 +2,7 @@
 flattened (`question.responses`, `question.responses.users`), and the lists of {value, user_id, status} of version 1.
 
 Each submitted answer is a label. A question whose answers name fields is a choice, one whose answers are lists of them
-a ranking, and one whose answers are numbers a rating of the one response.
+a ranking (left out where two share a rank), and one whose answers are numbers a rating of the one response.
 """
 
 import uuid
@@ -77,6 +77,9 @@ def read(record: Mapping[str, Any], where: str, reading: Reading, typed: bool = 
             reading.leave_out(f"an answer was {given.status}")
             continue
         answer = _answer(given.value, responses, f"{where}: the answer to {question!r}")
+        if answer is None:
+            reading.leave_out("a ranking has ties")
+            continue
         more = {} if given.worker is None else {"worker": given.worker}
         yield reading.label(query, texts, answer, more, typed=True)
 
@@ -134,7 +137,8 @@ def _question(answers: Mapping[str, list[_Given]], reading: Reading, where: str)
     return asked[0] if asked else None
 
 
-def _answer(value: Any, responses: list[str], what: str) -> Label:
+def _answer(value: Any, responses: list[str], what: str) -> Label | None:
+    """The answer that a value is; None for a ranking with ties, which a list of numbers cannot hold."""
     if len(responses) == 1:
         return {"score": number_of(value, what, "it")}
     places = {plain_name(name).replace("_", ""): place for place, name in enumerate(responses)}
@@ -146,12 +150,16 @@ def _answer(value: Any, responses: list[str], what: str) -> Label:
         return found
 
     if isinstance(value, list):
+        ranks = [float(number) for number in range(len(value))]
         if value and all(isinstance(one, Mapping) and "rank" in one for one in value):
-            value = [one.get("value") for one in sorted(value, key=lambda one: one["rank"])]
+            ranks = [number_of(one["rank"], what, "rank") for one in value]
+            value = [one.get("value") for one in value]
         ranked = [place(name) for name in value]
         if not ranked or len(set(ranked)) != len(ranked):
             raise UserError(f"{what} is {short(value)}; expected different ones of {', '.join(responses)}")
-        return {"ranking": ranked}
+        if len(set(ranks)) < len(ranks):
+            return None
+        return {"ranking": [number for _, number in sorted(zip(ranks, ranked, strict=True))]}
     if isinstance(value, str) and value.casefold() in TIES:
         return uniform(len(responses))
     return {"best": place(value)}

@@ -17,6 +17,7 @@ from lm_human_preferences.data.exchange.reading import (
     kept,
     names_of,
     text_of,
+    value_of,
     whole_characters,
 )
 from lm_human_preferences.foundation.errors import UserError
@@ -36,7 +37,7 @@ def read(record: Mapping[str, Any], where: str, reading: Reading, typed: bool = 
     chosen, rejected = (record.get(names[role]) for role in ("chosen", "rejected"))
     more = kept(record, (*names.values(), prompt))
     if is_messages(chosen) and is_messages(rejected):
-        given = None if prompt is None else record[prompt]
+        given = None if prompt is None else value_of(record, prompt, where)
         yield _of_messages(given, messages_of(chosen, where), messages_of(rejected, where), more, where, reading)
         return
     for name in names.values():

@@ -120,11 +120,16 @@ def filled(template: str, fields: Mapping[str, Any], where: str) -> str:
     return _PLACES.sub(lambda place: text_of(fields, place[1], where), template)
 
 
-def text_of(fields: Mapping[str, Any], name: str, where: str) -> str:
-    """A field's text, halves of surrogate pairs replaced. UserError where it is missing or no text."""
+def value_of(fields: Mapping[str, Any], name: str, where: str) -> Any:
+    """What a field holds. UserError where it is missing."""
     if name not in fields:
         raise UserError(f"{where}: the field {name!r} is missing; it has {names_of(fields)}")
-    value = fields[name]
+    return fields[name]
+
+
+def text_of(fields: Mapping[str, Any], name: str, where: str) -> str:
+    """A field's text, halves of surrogate pairs replaced. UserError where it is missing or no text."""
+    value = value_of(fields, name, where)
     if not isinstance(value, str):
         raise UserError(f"{where}: {name!r} is {short(value)}; expected a text")
     return whole_characters(value)

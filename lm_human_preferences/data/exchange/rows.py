@@ -26,6 +26,7 @@ from lm_human_preferences.data.exchange.reading import (
     short,
     text_of,
     uniform,
+    value_of,
 )
 from lm_human_preferences.foundation.errors import UserError
 
@@ -69,9 +70,8 @@ def read(record: Mapping[str, Any], where: str, reading: Reading, typed: bool = 
         )
         if response is None or score is None:
             raise UserError(f"{where}: expected {ABOUT}; it has {names_of(record)} (--columns says which is what)")
-        if score not in record:
-            raise UserError(f"{where}: the field {score!r} is missing; it has {names_of(record)}")
-        answer = None if is_blank(record[score]) else {"score": number_of(record[score], where, score)}
+        value = value_of(record, score, where)
+        answer = None if is_blank(value) else {"score": number_of(value, where, score)}
         used, texts = (query, response, score), [text_of(record, response, where)]
     if answer is None:
         reading.leave_out("their answer is blank")

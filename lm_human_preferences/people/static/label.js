@@ -68,7 +68,7 @@ function show(told, stepsBack, word) {
   for (const name of ["question", "none", "read"]) element(name).hidden = told.state !== name;
   clearTimeout(timer);
   if (told.state === "none") {
-    timer = setTimeout(() => once(async () => show(await ask("next"), 0, "")), 3000);
+    pollLater();
     if (word) element("none-head").focus();
   } else if (told.state === "read") {
     element("instructions").innerHTML = told.html; // made by the server from Markdown without HTML
@@ -79,15 +79,25 @@ function show(told, stepsBack, word) {
   say(`${word} ${told.state === "question" ? "A new question." : ""}`);
 }
 
+// Asks for what comes next until there is something, whatever goes wrong on the way.
+async function poll() {
+  await forward();
+  if (!shown || shown.state === "none") pollLater();
+}
+
+function pollLater() {
+  clearTimeout(timer);
+  timer = setTimeout(poll, 3000);
+}
+
 function showQuestion(told) {
   element("query").textContent = told.query;
   element("cards").replaceChildren(...told.cards.map(card));
   element("changing").hidden = told.replaces === null;
   element("before").textContent = told.answer ? `It was: ${inWords(told.answer)}.` : "";
-  if (told.answer && told.answer.kind !== "alike") told.answer.places.forEach((place) => mark(place));
   sureness = told.answer ? told.answer.sureness : null;
   showSureness();
-  showRanking();
+  showChosen();
   scrollTo(0, 0);
   element("query-head").focus({ preventScroll: true });
   for (const box of document.querySelectorAll(".text")) {
@@ -119,10 +129,6 @@ function card(text, place) {
   return item;
 }
 
-function mark(place) {
-  element("cards").children[place].classList.add("chosen");
-}
-
 function inWords(answer) {
   if (answer.kind === "skip") return "cannot tell";
   if (answer.kind === "alike") return "all alike";
@@ -133,20 +139,24 @@ function inWords(answer) {
 
 function press(place) {
   if (mode === "choose") return send("choice", [place]);
-  if (ranking.includes(place)) return undefined;
-  ranking.push(place);
-  showRanking();
-  say(`${place + 1} is number ${ranking.length}`);
+  if (!ranking.includes(place)) {
+    ranking.push(place);
+    showChosen();
+    say(`${place + 1} is number ${ranking.length}`);
+  }
   if (ranking.length === shown.cards.length) return send("ranking", ranking);
   return undefined;
 }
 
-function showRanking() {
+// Marks the cards of the ranking so far, and while that is empty those of the answer that is being changed.
+function showChosen() {
+  const before = shown?.answer && shown.answer.kind !== "alike" ? shown.answer.places : [];
+  const chosen = ranking.length ? ranking : before;
   element("enough").hidden = mode !== "rank" || ranking.length === 0;
-  if (mode !== "rank" || (ranking.length === 0 && shown.answer)) return;
   [...element("cards").children].forEach((item, place) => {
+    item.classList.toggle("chosen", chosen.includes(place));
+    if (mode !== "rank") return;
     const at = ranking.indexOf(place);
-    item.classList.toggle("chosen", at >= 0);
     item.querySelector("span").textContent = at >= 0 ? ` is number ${at + 1}` : " Next best";
   });
 }
@@ -174,7 +184,7 @@ function undo() {
 }
 
 function forward() {
-  once(async () => show(await ask("next"), 0, ""));
+  return once(async () => show(await ask("next"), 0, ""));
 }
 
 // --- dialogs ---
@@ -221,7 +231,7 @@ const ACTIONS = {
   Escape: () => back > 0 && forward(),
   Backspace: () => {
     ranking.pop();
-    showRanking();
+    showChosen();
   },
 };
 
@@ -274,4 +284,4 @@ element("keys").checked = localStorage.getItem(KEYS) !== "off";
 element("keys").addEventListener("change", () => {
   localStorage.setItem(KEYS, element("keys").checked ? "on" : "off");
 });
-once(async () => show(await ask("next"), 0, ""));
+poll();
