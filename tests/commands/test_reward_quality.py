@@ -195,7 +195,7 @@ def test_quality_of_a_run(world, capsys):
     assert result["choices"] == len(rows) == own["choices"] == 28
     assert result["accuracy"] == {
         "value": pytest.approx(own["accuracy"]),
-        "standard_error": pytest.approx(own["standard_error"]),
+        "standard_error": pytest.approx((own["accuracy"] * (1 - own["accuracy"]) / 28) ** 0.5),
     }
     assert result["log_likelihood"]["value"] == pytest.approx(-own["loss"], abs=1e-5)
     model = RewardModel.load(world / "runs/reward/reward_model")

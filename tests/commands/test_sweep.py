@@ -269,7 +269,7 @@ def test_a_sweep_that_is_half_deleted_can_be_begun_anew(opened, monkeypatch):
             open_anew()
     assert not folder.exists()
     open_anew()
-    assert [path.name for path in folder.parent.iterdir() if folder.name in path.name] == [folder.name]
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
 def test_a_sweep_in_a_folder_that_is_a_link(opened):

@@ -291,7 +291,9 @@ def test_numbers_that_cannot_work_in_other_places(world, stage, changes, says):
 def test_what_policy_training_needs_is_known_before_a_reward_model_is_trained(world, changes, says):
     new = {
         f"rewards__train_new_model__{name}": value
-        for name, value in dict(labels__source=world / "labels.json", labels__num_train=32, batch_size=8).items()
+        for name, value in dict(
+            labels__source=world / "labels.json", labels__valid_source="none", labels__num_train=32, batch_size=8
+        ).items()
     }
     said = refused("train_policy", "movies", "early", *policy_flags(world), *flags(**new | changes))
     assert says in said and not (world / "runs/early").exists() and not (world / "runs/early_reward").exists()
