@@ -40,6 +40,7 @@ from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.compute.torchrun import is_first_to_say
 from lm_human_preferences.foundation.configuration import apply_overrides, find_paths, flatten, param, parse, to_dict
 from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.reports.report import ReportParams, write_report
 from lm_human_preferences.runs.folder import Run, check_name
 from lm_human_preferences.watching import doctor
@@ -192,7 +193,9 @@ def run_report(words: Words, flags: Flags, experiments: Experiments) -> None:
 
 
 def run_plan(words: Words, flags: Flags, experiments: Experiments) -> None:
-    """Flags are the command's own or any stage's; a stage takes those that it has."""
+    """Flags are the command's own or any stage's; a stage takes those that it has. A stage that would not begin is left
+    out; UserError where none would, or none of those that take a flag.
+    """
     task, own = words[0], flatten(plan.PlanParams())
     stages = {stage: entries[task]() for stage, entries in experiments.items() if task in entries}
     if not stages:
@@ -201,11 +204,25 @@ def run_plan(words: Words, flags: Flags, experiments: Experiments) -> None:
     for name, value in shared.items():
         if not any(name in flatten(params) for params in stages.values()):
             apply_overrides(next(iter(stages.values())), {name: value})  # says which name is nearest
-    for params in stages.values():
-        apply_overrides(params, {name: value for name, value in shared.items() if name in flatten(params)})
+    takers = {name: [stage for stage, params in stages.items() if name in flatten(params)] for name in shared}
+    for stage, params in stages.items():
+        apply_overrides(params, {name: value for name, value in shared.items() if stage in takers[name]})
     planned = {name: value for name, value in flags.items() if name in own}
     params = find_paths(apply_overrides(plan.PlanParams(), planned))
-    print(plan.plan(params, {stage: find_paths(entry) for stage, entry in stages.items()}, task))
+    stages = {stage: find_paths(entry) for stage, entry in stages.items()}
+    refused = dict[str, UserError]()
+    for stage, entry in stages.items():
+        try:
+            MODULES[stage].check(MODULES[stage].settle(entry))
+        except UserError as error:
+            refused[stage] = error
+    for together in (list(stages), *takers.values()):
+        if refused.keys() >= set(together):
+            raise refused[together[0]]
+    for stage, reason in refused.items():
+        print(f"{stage} is left out: {reason}")
+        del stages[stage]
+    print(plan.plan(params, stages, task))
 
 
 @dataclass
@@ -226,7 +243,7 @@ def run_doctor(words: Words, flags: Flags, experiments: Experiments) -> None:
 
 def run_labels(words: Words, flags: Flags, experiments: Experiments) -> None:
     """`inspect` and `convert` take label files; `inspect`, `quality` and `export` take what people answered."""
-    save_dir = flags.get("save_dir", "saved_models")
+    save_dir = str(find_path(flags.get("save_dir", people_labels.StudyLabelsParams.save_dir)))
     of_study = words[0] in ("export", "quality") or (
         words[0] == "inspect" and people_labels.find_study(words[1], save_dir) is not None
     )
@@ -264,33 +281,34 @@ def run_tasks(words: Words, flags: Flags, experiments: Experiments) -> None:
 # --- the list of them ---
 
 
-def _stage(name: str, module: ModuleType, params: type, help: str) -> Command:
+MODULES = {
+    "train_sft": train_sft,
+    "train_reward": train_reward,
+    "train_policy": train_policy,
+    "expert_iteration": expert_iteration,
+    "train_dpo": train_dpo,
+    "train_ilql": train_ilql,
+}
+
+
+def _stage(name: str, params: type, help: str) -> Command:
     usage, takes = "TASK EXPERIMENT [--parameter value ...]", "a task and a name for the run"
-    do = partial(train, name, module)
+    do = partial(train, name, MODULES[name])
     return Command(name, usage, takes, (2, 2), help, do, (params,), stage=name, of_entry=lambda entry: entry)
 
 
 COMMANDS = (
-    _stage("train_sft", train_sft, train_sft.SFTParams, "train a language model on a data set"),
-    _stage("train_reward", train_reward, train_reward.RewardTrainingParams, "train a reward model on human choices"),
-    _stage(
-        "train_policy",
-        train_policy,
-        train_policy.PolicyTrainingParams,
-        "tune a language model against a reward model with PPO",
-    ),
+    _stage("train_sft", train_sft.SFTParams, "train a language model on a data set"),
+    _stage("train_reward", train_reward.RewardTrainingParams, "train a reward model on human choices"),
+    _stage("train_policy", train_policy.PolicyTrainingParams, "tune a language model against a reward model with PPO"),
     _stage(
         "expert_iteration",
-        expert_iteration,
         expert_iteration.ExpertIterationParams,
         "tune a language model on the best of its own responses, again and again",
     ),
-    _stage(
-        "train_dpo", train_dpo, train_dpo.DPOParams, "tune a language model on human choices without a reward model"
-    ),
+    _stage("train_dpo", train_dpo.DPOParams, "tune a language model on human choices without a reward model"),
     _stage(
         "train_ilql",
-        train_ilql,
         train_ilql.ILQLParams,
         "learn values from texts with scores and let them steer what the language model writes",
     ),

@@ -36,6 +36,7 @@ from lm_human_preferences.reports.samples import samples_of_sweep, samples_text
 from lm_human_preferences.runs.description import describe_run
 from lm_human_preferences.runs.folder import go_on_after_restart
 from lm_human_preferences.runs.locks import Busy, one_at_a_time, patiently
+from lm_human_preferences.runs.micro_batches import forget_peak_memory
 from lm_human_preferences.runs.params import computing
 from lm_human_preferences.runs.tracking import read_jsonl
 from lm_human_preferences.train_dpo import DPOParams, DPOTrainer
@@ -290,6 +291,7 @@ def train_all(
 
     def work(member: Trained) -> Work:
         def train(begun: bool) -> None:
+            forget_peak_memory(precision.device)
             started = time.perf_counter()
             mine = parameters_of(params, dataclasses.replace(params.run, resume=begun), member)
             try:
@@ -376,7 +378,10 @@ def best_of_n_points(pool: dict[str, np.ndarray]) -> list[tuple[int, float, dict
 
 
 def peak_memory_of(run: Path) -> float | None:
-    """The most memory that a run had, GiB."""
+    """The most memory that a run had on a GPU, GiB. None of one on a CPU, whose process has had others before it."""
+    config = read_json_object(run / "config.json") if (run / "config.json").exists() else {}
+    if config.get("computed", {}).get("device") != "cuda":
+        return None
     rows = read_jsonl(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     return max((row["memory/peak"] for row in rows if "memory/peak" in row), default=None)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lm_human_preferences.commands.inspect_labels import LabelToolParams, read
+from lm_human_preferences.commands.inspect_labels import LabelToolParams, check, read
 from lm_human_preferences.data.exchange.files import WRITTEN
 from lm_human_preferences.data.exchange.forms import OURS, WRITERS, LabelFile, write_labels
 from lm_human_preferences.data.exchange.merging import merged
@@ -32,6 +32,7 @@ def convert(source: str, output: str, params: LabelToolParams) -> str:
     """Write a file's labels in another form; returns what to tell. Raises UserError if the output is there, its name
     ends otherwise, or the form has no place for the labels.
     """
+    check(params)
     target = Path(output)
     if target.suffix not in WRITTEN:
         raise UserError(

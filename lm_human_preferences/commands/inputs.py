@@ -9,6 +9,8 @@ from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.root import find_path
 from lm_human_preferences.language.gpt2 import SHAPES
 from lm_human_preferences.runs.folder import who_makes
+from lm_human_preferences.train_dpo import DPOParams
+from lm_human_preferences.train_ilql import ILQLParams
 
 MODELS_OF_THE_HUB = {  # that tasks start from, by their folder's name
     "gpt2-imdb": "lvwerra/gpt2-imdb",
@@ -45,7 +47,8 @@ def missing(params: Any) -> list[str]:
     if model is not None and not Path(model).is_dir():
         lacks.append(f"the model {model}{how_to_get_model(Path(model))}")
     dataset = (task.query_dataset if task else params.data.dataset).partition(":")[0]
-    if not dataset_folder(dataset).is_dir():
+    samples = not isinstance(params, DPOParams | ILQLParams)  # these have the queries of their labels
+    if samples and not dataset_folder(dataset).is_dir():
         lacks.append(f"the data set {_shown(dataset)} ({preparation_command(Path(dataset).name)})")
     for source in _label_files(params):
         if source and "://" not in source and not Path(source).exists():
@@ -54,17 +57,20 @@ def missing(params: Any) -> list[str]:
     return lacks
 
 
-def _label_files(params: Any) -> tuple[str | None, ...]:
-    """The label files of reward training, where it is this stage or comes before it."""
-    if not hasattr(params, "labels"):
-        rewards = getattr(params, "rewards", None)
-        if rewards is None or rewards.trained_model is not None or rewards.function is not None:
-            return ()
-        asked = params.online is not None  # its labels are what people will answer
-        params = rewards.train_new_model
-        if asked and params is not None:
-            return (params.labels.valid_source,)
-    return (params.labels.source, params.labels.valid_source) if params is not None else ()
+def _label_files(params: Any) -> list[str | None]:
+    """The label files of this stage, of reward training where it comes first, and of a comparison's methods."""
+    methods = [name.strip() for name in getattr(params, "methods", "").split(",")]
+    learners = [params, *(getattr(params, name) for name in ("dpo", "ilql") if name in methods)]
+    rewards, files = getattr(params, "rewards", None), list[str | None]()
+    if rewards is not None and rewards.trained_model is None and rewards.function is None:
+        if params.online is None:
+            learners.append(rewards.train_new_model)
+        elif rewards.train_new_model is not None:  # its labels are what people will answer
+            files.append(rewards.train_new_model.labels.valid_source)
+    for learner in learners:
+        if hasattr(learner, "labels"):
+            files += [learner.labels.source, learner.labels.valid_source]
+    return list(dict.fromkeys(files))
 
 
 def how_to_get_model(folder: Path) -> str:

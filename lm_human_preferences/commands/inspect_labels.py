@@ -44,6 +44,15 @@ class LabelToolParams(ReadingParams):
     overwrite: bool = param(False, "replace an output file that is there already")
 
 
+def check(params: LabelToolParams) -> None:
+    """UserError, naming the flag, for numbers that cannot be."""
+    for name in ("query_length", "response_length"):
+        if (length := getattr(params, name)) is not None and length < 1:
+            raise UserError(f"--{name} {length}: must be at least 1, or none")
+    if params.examples < 0:
+        raise UserError(f"--examples {params.examples}: must not be negative")
+
+
 def read(source: str, params: LabelToolParams) -> tuple[LabelBatch, LabelType, Encoding]:
     """All labels of a file. Raises UserError as `load_labels` does."""
     encoding = encoding_named(params.encoding)
@@ -51,7 +60,8 @@ def read(source: str, params: LabelToolParams) -> tuple[LabelBatch, LabelType, E
     query, response = params.query_length, params.response_length
     if query is None or response is None:
         inferred = infer_lengths(source, kind, encoding, params)
-        query, response = query or inferred[0], response or inferred[1] + params.end_of_text
+        query = inferred[0] if query is None else query
+        response = inferred[1] + params.end_of_text if response is None else response
     if query < 1 or response < 1:
         raise UserError(f"--query_length {query} and --response_length {response} must be at least 1")
     task = TaskParams(
@@ -64,6 +74,7 @@ def read(source: str, params: LabelToolParams) -> tuple[LabelBatch, LabelType, E
 
 def inspect(source: str, params: LabelToolParams) -> str:
     """A page on a label file: counts, whether a position or a length is favoured, duplicates, examples."""
+    check(params)
     batch, kind, encoding = read(source, params)
     lengths = (batch.responses != encoding.padding_token).sum(2)  # [B, N]
     query_lengths = (batch.queries != encoding.padding_token).sum(1)

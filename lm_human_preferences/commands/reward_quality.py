@@ -18,7 +18,7 @@ from lm_human_preferences.compute.distributed import World
 from lm_human_preferences.compute.precision import Precision, choose_precision
 from lm_human_preferences.data.label_files import is_address, load_labels, load_labels_if_any, readable_label
 from lm_human_preferences.data.labels import LabelBatch, label_type
-from lm_human_preferences.foundation.configuration import from_dict, named_paths, param, to_dict
+from lm_human_preferences.foundation.configuration import find_paths, from_dict, named_paths, param, to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import atomic_folder, read_json, write_json
 from lm_human_preferences.foundation.root import find_path
@@ -30,7 +30,7 @@ from lm_human_preferences.language.encoding import Encoding, describe_encoding, 
 from lm_human_preferences.language.model_folders import is_model_folder
 from lm_human_preferences.learning.reward_model import RewardModel, rewards_of
 from lm_human_preferences.reports.quality_report import quality_table, write_quality_figures
-from lm_human_preferences.runs.description import describe_run
+from lm_human_preferences.runs.description import check_same_configuration, describe_run
 from lm_human_preferences.runs.folder import free_result_folder
 from lm_human_preferences.train_reward import RewardTrainer, RewardTrainingParams, check
 
@@ -155,9 +155,13 @@ def find_subject(experiment: str, params: RewardQualityParams, settings: RewardT
         if isinstance(config, dict) and config.get("stage") == "train_reward":
             if settings is not None:
                 raise UserError(f"{folder} is a run with settings of its own; leave --task out")
+            if members := sorted(folder.glob("member_*/reward_model")):
+                raise UserError(
+                    f"{folder} is an ensemble of {len(members)}: name a member, {experiment}/{members[0].parent.name}"
+                )
             if not (folder / "reward_model").is_dir():
                 raise UserError(f"{folder} has no reward_model/ yet; its training has not finished")
-            settings = from_dict(RewardTrainingParams, config.get("parameters"))
+            settings = find_paths(from_dict(RewardTrainingParams, config.get("parameters")))
             return Subject(
                 folder.resolve().name, str(config.get("task")), folder / "reward_model", settings, trained=True
             )
@@ -442,7 +446,8 @@ def plan_curve(subject: Subject, params: RewardQualityParams) -> list[CurveRun]:
         for labels in sorted({int(part) for part in counts}):
             settings = copy.deepcopy(subject.settings)
             settings.labels.num_train = labels
-            settings.task.policy.initial_model = path or settings.task.policy.initial_model
+            if path is not None:
+                settings.task.policy.initial_model = str(find_path(path))
             settings.run.save_dir, settings.run.device, settings.run.precision = (
                 params.save_dir,
                 params.device,
@@ -466,24 +471,25 @@ def plan_curve(subject: Subject, params: RewardQualityParams) -> list[CurveRun]:
                 raise UserError(
                     f"the curve needs the language model {settings.task.policy.initial_model}, which is not here"
                 )
-            settings.run.resume = _begun(Path(params.save_dir) / name, settings)
+            settings.run.resume = _begun(Path(params.save_dir) / name, subject.task, settings)
             check(settings)
             runs.append(CurveRun(model, labels, name, settings))
     return runs
 
 
-def _begun(folder: Path, settings: RewardTrainingParams) -> bool:
+def _begun(folder: Path, task: str, settings: RewardTrainingParams) -> bool:
     """Whether this very run was begun already. UserError if something else has its name."""
     if not folder.exists():
         return False
     stored = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    parameters, wanted = dict(stored.get("parameters") or {}), to_dict(settings)
-    same = all(parameters.get(name) == wanted[name] for name in wanted if name not in ("run", "tracking"))
-    if stored.get("stage") != "train_reward" or not same or parameters.get("run", {}).get("seed") != settings.run.seed:
+    try:
+        now = {"stage": "train_reward", "task": task, "parameters": to_dict(settings)}
+        check_same_configuration(stored, now, str(folder))
+    except (UserError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{folder} exists and is not such a run of this curve (its settings differ); move it away or measure in "
             "another --save_dir"
-        )
+        ) from None
     return True
 
 

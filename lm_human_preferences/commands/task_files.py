@@ -8,7 +8,8 @@
     }
 
 `like` is the task whose values it takes; every other name is a parameter's, as it is on the command line, and holds in
-each stage that has this parameter. Below a stage's name stand parameters for that stage alone. Flags come on top.
+each stage that has this parameter and has the group that it is in switched on. Below a stage's name stand parameters
+for that stage alone. Flags come on top.
 """
 
 import json
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lm_human_preferences.commands.command import Command, Experiments, nearest
+from lm_human_preferences.commands.command import FLAG, Command, Experiments, nearest, words_and_flags
 from lm_human_preferences.foundation.configuration import apply_overrides, flatten, hint_of
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.foundation.files import read_json_object
@@ -30,16 +31,15 @@ def with_task_files(command: Command, arguments: Sequence[str], experiments: Exp
     """The experiments, and those of each task file that the command's words name as their task, under the file's name.
     UserError for a file that is not there, or whose names no stage has.
     """
-    named = [*arguments[: "task" in command.takes], *_values(arguments, "--task")]
+    found = words_and_flags(command, arguments)
+    if found is None:  # help is wanted: the task is what comes first
+        found = list(arguments[:1])
+    words = [word for word in found if not FLAG.fullmatch(word)]
+    named = words[: "task" in command.takes]
+    named += [word.partition("=")[2] for word in found if word.startswith("--task=")]
     for name in dict.fromkeys(name for name in named if name.endswith(".json")):
         experiments = _with_entries(experiments, name, read_json_object(find_path(name)))
     return experiments
-
-
-def _values(arguments: Sequence[str], flag: str) -> list[str]:
-    """What the command line gives for a flag."""
-    after = [value for before, value in zip(arguments, arguments[1:], strict=False) if before == flag]
-    return after + [word.partition("=")[2] for word in arguments if word.startswith(f"{flag}=")]
 
 
 def _with_entries(experiments: Experiments, name: str, settings: Mapping[str, Any]) -> Experiments:
@@ -55,13 +55,19 @@ def _with_entries(experiments: Experiments, name: str, settings: Mapping[str, An
             raise UserError(f"{name}: no stage of {like} has the parameter {key!r}{nearest(key, known)}")
     sections = {stage: settings[stage] for stage in experiments if stage in settings}
     for stage, section in sections.items():
+        if stage not in stages:
+            raise UserError(f"{name}: {like} has no {stage}, only {', '.join(stages)}; leave {stage!r} out")
         if not isinstance(section, dict):
             raise UserError(f"{name}: {stage!r} must hold an object of parameters")
     result = {stage: dict(entries) for stage, entries in experiments.items()}
     for stage in stages:
         entry = partial(_entry, experiments[stage][like], name, stage, shared, sections)
-        entry()  # its mistakes are said before a command begins
+        stages[stage] = entry()  # its mistakes are said before a command begins
         result[stage][name] = entry
+    for key in shared:
+        if not any(_group_off(found, params) is None for params in stages.values() for found in _names(key, params)):
+            off = next(_group_off(found, params) for params in stages.values() for found in _names(key, params))
+            raise UserError(f'{name}: {key!r}: the group {off} is off; switch it on with "{off}": true')
     return result
 
 
@@ -70,23 +76,38 @@ def _names(key: str, params: Any) -> list[str]:
     return [name for name in (key, _NEW_REWARD + key) if hint_of(type(params), name) is not None]
 
 
+def _group_off(name: str, params: Any) -> str | None:
+    """The outermost group that a parameter belongs to and that is off; None if there is none."""
+    parts = name.split(".")
+    for depth, group in enumerate(parts[:-1], 1):
+        params = getattr(params, group)
+        if params is None:
+            return ".".join(parts[:depth])
+    return None
+
+
 def _entry(
     like: Callable[[], Any], file: str, stage: str, shared: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]
 ) -> Any:
-    """The parameters of a stage. A section on reward training holds for the one before a policy's, too."""
-    params = like()
-    overrides = {name: _text(value) for key, value in shared.items() for name in _names(key, params)}
+    """The parameters of a stage. A section on reward training holds for the one before a policy's, too. What is not in
+    the stage's own section is left out where its group is off.
+    """
+    params, own = like(), sections.get(stage, {})
+    values = {name: value for key, value in shared.items() for name in _names(key, params)}
     if stage != "train_reward":
-        overrides |= {
-            _NEW_REWARD + key: _text(value)
+        values |= {
+            _NEW_REWARD + key: value
             for key, value in sections.get("train_reward", {}).items()
             if hint_of(type(params), _NEW_REWARD + key) is not None
         }
-    overrides |= {key: _text(value) for key, value in sections.get(stage, {}).items()}
+    values |= own
     try:
-        return apply_overrides(params, overrides)
+        for name in sorted(values, key=lambda name: name.count(".")):  # groups are switched before what is in them
+            if name in own or _group_off(name, params) is None:
+                apply_overrides(params, {name: _text(values[name])})
     except UserError as error:
         raise UserError(f"{file}, {stage}: {error}") from None
+    return params
 
 
 def _text(value: Any) -> str:

@@ -83,6 +83,14 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` begin anew on a GPU, for another run in this process. A CPU's is the process's, and stays."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def group_memory(groups: str, root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes that the control groups of a process leave it: the least over its own group and those above it; None where
     there is no limit.

@@ -8,14 +8,17 @@ import json
 import re
 
 import pytest
+import torch
 
 from lm_human_preferences.commands import command_line, compare
+from lm_human_preferences.commands.inputs import missing
 from lm_human_preferences.compute.distributed import generator_for
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.reward_model import RewardModel
 from lm_human_preferences.reports import compare_report
 from lm_human_preferences.reports.report import write_report
+from lm_human_preferences.runs.micro_batches import forget_peak_memory
 
 from params import EXPERIMENTS
 from small import CONFIG, flags, make_world, policy_flags, run_here
@@ -86,7 +89,7 @@ def test_every_method_is_trained_at_each_strength(world):
     assert parameters("rloo_1_seed_1")["ppo"]["estimator"] == "rloo"
     assert parameters("grpo_1_seed_1")["ppo"]["advantage_scale"] == "group"
     for side in result["policies"].values():
-        assert side["seconds"] > 0 and side["memory"] > 0 and side["kl"]["low"] <= side["kl"]["high"]
+        assert side["seconds"] > 0 and side["memory"] is None and side["kl"]["low"] <= side["kl"]["high"]
     assert result["policies"]["dpo_1_seed_1"]["labels"] == 16
     half, whole = (result["policies"][f"ilql_{s}_seed_1"] for s in ("0.5", "1"))
     assert half["run"] == whole["run"] == "ilql_seed_1" and half["seconds"] == whole["seconds"]
@@ -109,6 +112,36 @@ def test_what_is_done_is_skipped(world, capsys):
     run_here("compare", "movies", "all", *words_of(world))
     with pytest.raises(UserError, match="ppo.lr"):
         run_here("compare", "movies", "all", *words_of(world, ppo__lr=0.5))
+
+
+def test_memory_is_told_of_a_gpu_alone(tmp_path, monkeypatch):
+    """On a CPU the peak is that of all that the process has trained; on a GPU each policy's begins anew."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "memory/peak": 2.5}\n{"step": 1, "memory/peak": 3.5}\n')
+    for device, told in (("cpu", None), ("cuda", 3.5)):
+        (tmp_path / "config.json").write_text(json.dumps({"computed": {"device": device}}))
+        assert compare.peak_memory_of(tmp_path) == told
+    forgotten = []
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *device, name=name: forgotten.append(name))
+    forget_peak_memory(torch.device("cpu"))
+    forget_peak_memory(torch.device("cuda"))
+    assert forgotten == ["empty_cache", "reset_peak_memory_stats"]
+
+
+def test_labels_of_all_methods_are_there_before_training(world):
+    for name in ("dpo", "ilql"):
+        with pytest.raises(UserError, match=f"needs the labels no_{name}.json"):
+            words = words_of(world, **{f"{name}__labels__source": f"no_{name}.json"})
+            run_here("compare", "movies", "refused", *words)
+    params = command_line.comparison_of("movies", EXPERIMENTS)
+    params.methods, params.dpo.labels.source = "ppo, best_of_n", "no_dpo.json"
+    assert not any("no_dpo" in lack for lack in missing(params))
+    assert not (world / "runs/refused").exists()
+
+
+def test_more_responses_to_each_query_are_another_comparison(world):
+    with pytest.raises(UserError, match="responses_per_query"):
+        run_here("compare", "movies", "all", *words_of(world, ppo__responses_per_query=2))
 
 
 def test_a_comparison_has_a_page(world):

@@ -10,15 +10,22 @@ import pytest
 import torch
 
 from lm_human_preferences.commands import command_line
-from lm_human_preferences.commands.reward_quality import RewardQualityParams, RewardTrainer, reward_quality
+from lm_human_preferences.commands.reward_quality import (
+    RewardQualityParams,
+    RewardTrainer,
+    _begun,
+    find_subject,
+    reward_quality,
+)
 from lm_human_preferences.compute.distributed import generator_for
-from lm_human_preferences.foundation.configuration import apply_overrides
+from lm_human_preferences.foundation.configuration import apply_overrides, to_dict
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.judging import calibration
 from lm_human_preferences.judging.bootstrap import Bootstrap
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.model_folders import save_model
 from lm_human_preferences.learning.reward_model import RewardModel
+from lm_human_preferences.train_reward import RewardTrainingParams
 
 from params import EXPERIMENTS
 from small import PAD, flags, launch, make_world, reward_flags, run_here
@@ -398,6 +405,36 @@ def test_what_is_no_reward_model(world):
     )
     assert "needs choices, best_of_N; the labels of scalar are scalar_rating" in refused("scalar", *where)
     assert not (world / "runs/bad").exists()
+
+
+def test_an_ensemble_is_measured_member_by_member(tmp_path):
+    (tmp_path / "pair/config.json").parent.mkdir()
+    (tmp_path / "pair/config.json").write_text('{"stage": "train_reward", "parameters": {}}')
+    for number in (1, 2):
+        (tmp_path / f"pair/member_{number}/reward_model").mkdir(parents=True)
+    said = refused("pair", *flags(save_dir=tmp_path))
+    assert "pair is an ensemble of 2: name a member, pair/member_1" in said
+
+
+def test_what_a_run_read_is_found_from_another_folder(tmp_path, monkeypatch):
+    """Also where a run of the curve was begun elsewhere; with other settings it is another run."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home / "datasets/made", home / "saved_models/made", home / "runs/reward/reward_model", elsewhere):
+        folder.mkdir(parents=True)
+    (home / "datasets/made/labels.json").touch()
+    settings = RewardTrainingParams()
+    settings.labels.source, settings.task.policy.initial_model = "datasets/made/labels.json", "saved_models/made"
+    stored = {"stage": "train_reward", "task": "movies", "parameters": to_dict(settings)}
+    (home / "runs/reward/config.json").write_text(json.dumps(stored))
+    monkeypatch.setenv("LMHP_HOME", str(home))
+    monkeypatch.chdir(elsewhere)
+    found = find_subject("reward", RewardQualityParams(save_dir=str(home / "runs")), None).settings
+    assert found.labels.source == str(home / "datasets/made/labels.json")
+    assert found.task.policy.initial_model == str(home / "saved_models/made")
+    assert _begun(home / "runs/reward", "movies", found)
+    found.lr /= 2
+    with pytest.raises(UserError, match="is not such a run of this curve"):
+        _begun(home / "runs/reward", "movies", found)
 
 
 def test_a_model_folder_with_a_task(world):

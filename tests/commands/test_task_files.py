@@ -5,6 +5,8 @@ import json
 import pytest
 
 from lm_human_preferences.commands import command_line
+from lm_human_preferences.commands.command import find_command
+from lm_human_preferences.commands.task_files import with_task_files
 from lm_human_preferences.foundation.errors import UserError
 
 from params import EXPERIMENTS
@@ -52,11 +54,35 @@ def test_flags_come_on_top_and_another_task_may_be_the_pattern(file, tmp_path, c
     assert (like["task"]["response_length"], like["task"]["query_dataset"]) == (60, "tldr")
 
 
+@pytest.mark.parametrize("like", sorted(EXPERIMENTS["train_policy"]))
+def test_every_task_may_be_the_pattern(tmp_path, like, monkeypatch):
+    """A parameter holds where its group is on, and is left out where that is off."""
+    file = str(tmp_path / "like.json")
+    (tmp_path / "like.json").write_text(json.dumps({"like": like, "task.query_length": 8, "labels.num_train": 64}))
+    command = find_command("train_policy", command_line.COMMANDS)
+    entries = with_task_files(command, [file, "x"], EXPERIMENTS)
+    policy = entries["train_policy"][file]()
+    assert policy.task.query_length == 8
+    new = policy.rewards.train_new_model
+    assert new is None or new.labels.num_train == 64
+    for stage in EXPERIMENTS:
+        if like in EXPERIMENTS[stage] and stage != "train_sft":
+            assert entries[stage][file]().task.query_length == 8
+
+
+def test_it_may_stand_after_flags(file, capsys):
+    assert resolved(capsys, "train_reward", "--run.seed", "3", file, "x", "--lr", "0.1")["task"]["query_length"] == 7
+    command_line.run(["train_reward", file, "--help"], EXPERIMENTS)
+    assert "--task.query_length 7" in capsys.readouterr().out
+
+
 def test_other_commands_take_it_too(file, capsys):
     command_line.run(["tasks", file], EXPERIMENTS)
     assert "task.query_length = 7" in capsys.readouterr().out
     command_line.run(["plan", file], EXPERIMENTS)
-    assert "train_reward" in capsys.readouterr().out
+    plan = capsys.readouterr().out
+    assert "train_reward, " in plan and "train_dpo is left out: --labels.type scalar_rating" in plan
+    assert "train_dpo, " not in plan
 
 
 @pytest.mark.parametrize(
@@ -66,6 +92,11 @@ def test_other_commands_take_it_too(file, capsys):
         ({"task.query_lenght": 3}, "no stage of own has the parameter 'task.query_lenght'; did you mean"),
         ({"task.query_length": "long"}, "--task.query_length long: expected a whole number"),
         ({"train_reward": {"rate": 1}}, "train_reward: unknown parameter --rate"),
+        ({"like": "sentiment", "train_ilql": {"nonsense": 1}}, "sentiment has no train_ilql, only train_sft, train_"),
+        (
+            {"like": "imdb", "rewards.adaptive_kl": False, "rewards.adaptive_kl.target": 3},
+            "'rewards.adaptive_kl.target': the group rewards.adaptive_kl is off; switch it on with",
+        ),
         ({"train_reward": 5}, "'train_reward' must hold an object of parameters"),
         ([1], "holds a list, not a JSON object"),
     ],

@@ -284,6 +284,11 @@ def test_plan_on_the_command_line():
         (["movies", "--run.micro_batchh", 3], "did you mean --run.micro_batch?"),
         (["movies", "--device", "cuda"], "say with --memory"),
         (["movies", "--precision", "half"], "--precision"),
+        (["movies", "--ppo.nminibatches", 0], "--ppo.nminibatches"),
+        (["movies", "--batch_size", 0, "--tflops", 1, "--bandwidth", 10], "--batch_size 0: must be at least 1"),
+        (["movies", "--task.query_length", -100], "--task.query_length -100"),
+        (["movies", "--run.micro_batch", -3], "--run.micro_batch -3: must be at least 1"),
+        (["movies", "--optimizer.batch_size", 0], "--optimizer.batch_size 0: must be at least 1"),
         ([], "plan takes"),
     ],
 )
