@@ -238,7 +238,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--people", type=int, default=5)
     p.add_argument("--kl", type=float, default=6.0, help="nats that all policies are steered to")
     p.add_argument("--retrainings", type=int, default=5, help="of the reward model while a policy trains")
-    p.add_argument("--episodes", type=int, help="of a policy (default: the task's 32,768)")
+    p.add_argument("--episodes", type=int, help="of a policy (default: the task's)")
     p.add_argument("--samples", type=int, default=1000, help="queries of an evaluation")
     p.add_argument("--precision", default="auto", help="auto, float32 or bfloat16, as the stages' --run.precision")
     p.add_argument("--figure", type=Path, default=Path("static/asking.png"))
@@ -265,6 +265,8 @@ def main() -> None:
     a = parser().parse_args()
     members = members_of(a.ways, a.labels, a.seeds)
     check_study_arguments(a)
+    if a.episodes is not None and a.episodes < 1:
+        raise UserError(f"--episodes {a.episodes}: must be at least 1")
     if a.people < 1 or not 0 <= a.noise <= 1 or not a.kl > 0 or a.samples < 2:
         raise UserError("--people and --kl must be positive, --samples at least 2, --noise a share")
     setting = Setting(

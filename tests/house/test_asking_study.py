@@ -55,6 +55,12 @@ def test_members():
             members_of(*wrong)
 
 
+def test_a_shorter_run():
+    train, _ = commands_of(Member("random", 64, 1), SETTING._replace(episodes=2048))
+    assert train.words[train.words.index("--ppo.total_episodes") + 1] == "2048"
+    assert "--ppo.total_episodes" not in commands_of(Member("random", 64, 1), SETTING)[0].words
+
+
 def finished(folder, member, gold):
     """An evaluation as `evaluate` writes it."""
 
