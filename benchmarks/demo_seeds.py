@@ -38,7 +38,9 @@ from lm_human_preferences.runs.tracking import read_jsonl
 SAMPLES = 1000  # queries of an evaluation, as in `make demo`
 JUDGES = "sentences=embeddings:datasets/movies_judge,words=ratings:datasets/movies,reward="
 HORIZON = 640  # episodes over which the controller corrects: ten steps, where the default's 10,000 are twice the run
-ROUNDING = 0.25  # of a 95% interval's half width: what another processor's rounding may move a mean by
+# Of a 95% interval's half width: what another processor's rounding may move a mean by. In bfloat16 it makes three of four
+# responses others, as good as drawing them anew (docs/evaluation.md).
+ROUNDING = {"float32": 0.25, "bfloat16": 1.5}
 KL_COURSE = (2.0, 4.0, 6.0, 8.0)  # nats at which runs are compared along their way
 SMOOTHED = 5  # steps of a course that a mean is taken over
 
@@ -122,12 +124,13 @@ def seed_means(figures: dict[Member, Figure]) -> list[float]:
 
 
 def summary(figures: dict[Member, Figure], factor: float) -> dict[str, Any]:
-    """What expected.json says of one figure in one precision, of members of two seeds at least.
+    """What expected.json says of one figure, of members in one precision and of two seeds at least.
 
     factor: as `prediction_range` takes it, with a degree of freedom fewer than there are seeds.
     """
     values = {member: figure.value for member, figure in sorted(figures.items())}
-    floor = ROUNDING * statistics.fmean(figure.half_width for figure in figures.values())
+    (precision,) = {member.precision for member in figures}
+    floor = ROUNDING[precision] * statistics.fmean(figure.half_width for figure in figures.values())
     mean, low, high = prediction_range(seed_means(figures), factor, floor)
     return {
         "mean": mean,
