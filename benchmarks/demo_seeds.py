@@ -38,8 +38,8 @@ from lm_human_preferences.runs.tracking import read_jsonl
 SAMPLES = 1000  # queries of an evaluation, as in `make demo`
 JUDGES = "sentences=embeddings:datasets/movies_judge,words=ratings:datasets/movies,reward="
 HORIZON = 640  # episodes over which the controller corrects: ten steps, where the default's 10,000 are twice the run
-# Of a 95% interval's half width: what another processor's rounding may move a mean by. In bfloat16 it makes three of four
-# responses others, as good as drawing them anew (docs/evaluation.md).
+# Of a 95% interval's half width: what another processor's rounding may move a mean by. In bfloat16 it makes three of
+# four responses others, as good as drawing them anew (docs/evaluation.md).
 ROUNDING = {"float32": 0.25, "bfloat16": 1.5}
 KL_COURSE = (2.0, 4.0, 6.0, 8.0)  # nats at which runs are compared along their way
 SMOOTHED = 5  # steps of a course that a mean is taken over
