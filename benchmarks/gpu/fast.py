@@ -111,11 +111,7 @@ def of_a_trainer(model: str, task: str, batch: int) -> Callable[[Setting], Itera
 
         def do(kind: str) -> Line:
             found = measure(setting, ours.OF_A_TRAINER[kind](trainer, clock), clock)
-            limit = ""
-            if kind == "rollout" and PEAKS:
-                least = decoding_limit(trainer, case)
-                found["limit"] = least
-                limit = f"; {least / found['seconds']:.0%} of what the peaks allow ({_time(least)})"
+            limit = of_the_limit(found, trainer, case) if kind == "rollout" else ""
             return line("", in_words(found) + limit, None, **found)
 
         yield line(f"{name}: rows at once", trainer.training.micro_batches.describe())
@@ -129,6 +125,14 @@ def of_a_trainer(model: str, task: str, batch: int) -> Callable[[Setting], Itera
         yield attempt(f"{name}: scoring", lambda: do("scoring"))
 
     return work
+
+
+def of_the_limit(found: dict[str, Any], trainer: PPOTrainer, case: Case) -> str:
+    """How near a rollout comes to `decoding_limit`, which `found` gets; nothing where no peaks were measured."""
+    if not PEAKS:
+        return ""
+    found["limit"] = decoding_limit(trainer, case)
+    return f"; {found['limit'] / found['seconds']:.0%} of what the peaks allow ({_time(found['limit'])})"
 
 
 def decoding_limit(trainer: PPOTrainer, case: Case) -> float:
@@ -173,24 +177,25 @@ def generate(setting: Setting) -> Iterator[Line]:
 
 
 def compiled(setting: Setting) -> Iterator[Line]:
-    """An update without and with `--run.compiled on`. By a CPU only traced: its compiler takes longer than this part
-    may.
+    """A rollout and an update without and with `--run.compiled on`. On a CPU only traced: its compiler takes longer
+    than this part may.
     """
     case = setting.case("update", "124M", "style", 512)
     trainer = ours.policy_trainer(case, setting.precision(True))
     clock = PhaseClock(setting.device)
-    subject = ours.update(trainer, clock)
     try:
         for what, on in (("nothing compiled", False), ("compiled", True)):
             compile_passes(on, backend="inductor" if setting.cuda else "eager")
             if setting.cuda:
                 trainer.policy.captured = decoding_graphs("cuda", "ddp")  # a graph holds the kernels it was made of
-            started = time.monotonic()
-            clock.measure(subject.work)
-            warm = time.monotonic() - started
-            found = measure(setting, subject, clock, 3)
-            text = f"{in_words(found)}; its first update took {warm:.0f} s"
-            yield line(f"124M style x512: update, {what}", text, None, warm_up=warm, **found)
+            for kind in ("rollout", "update"):
+                subject = ours.OF_A_TRAINER[kind](trainer, clock)
+                started = time.monotonic()
+                clock.measure(subject.work)
+                warm = time.monotonic() - started
+                found = measure(setting, subject, clock, 3)
+                text = in_words(found) + (of_the_limit(found, trainer, case) if kind == "rollout" else "")
+                yield line(f"124M style x512: {kind}, {what}", f"{text}; the first took {warm:.0f} s", None, **found)
     finally:
         compile_passes(False)
 

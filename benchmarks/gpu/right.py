@@ -28,9 +28,10 @@ from lm_human_preferences.data.tasks import PolicyParams, QueryFormatter, TaskPa
 from lm_human_preferences.foundation.configuration import apply_overrides
 from lm_human_preferences.foundation.errors import Interrupted
 from lm_human_preferences.language.captured import Captured, Outputs, decoding_graphs
+from lm_human_preferences.language.compiled import compile_passes
 from lm_human_preferences.language.gpt2 import GPT2, GPT2Config
 from lm_human_preferences.language.model_folders import load_model
-from lm_human_preferences.language.sampling import draw
+from lm_human_preferences.language.sampling import Sample, draw
 from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.ppo import PPOParams
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -106,6 +107,7 @@ RECORDED = (
     "language/test_sampling.py::test_top_k",
     "language/test_sampling.py::test_top_p",
     "language/test_sampling.py::test_truncated_sampling",
+    "language/test_captured.py::test_on_a_gpu",
     "learning/test_ppo.py::test_whiten",
     "learning/test_ppo.py::test_compute_rewards",
     "learning/test_ppo.py::test_targets",
@@ -266,6 +268,59 @@ def _captured(setting: Setting, bfloat16: bool, padded: bool) -> Line:
     )
     times = f"{1000 * seconds['plain']:.0f} ms plain, {1000 * seconds['captured']:.0f} captured"
     return line("", f"{same} of {total} responses the same, log-probabilities apart by {apart:.1e}; {times}", True)
+
+
+def compiled_same(setting: Setting) -> Iterator[Line]:
+    """`--run.compiled on`, captured too: the tokens drawn without it, and the ratio before the first step."""
+    for name, bfloat16, most in (("float32", False, 1e-5), ("bfloat16", True, 0.01)):
+        yield attempt(f"compiled, {name}", lambda b=bfloat16, m=most: _compiled(setting, b, m))
+    if setting.cuda:
+        yield attempt("train_policy --run.compiled on", lambda: _compiled_stage(setting))
+
+
+def _compiled(setting: Setting, bfloat16: bool, most: float) -> Line:
+    trainer = tiny_trainer(setting, bfloat16)
+    queries, uniforms = (x.to(setting.device) for x in (trainer.queries.batch(BATCH), trainer.uniforms(0)))
+
+    def work() -> tuple[Sample, torch.Tensor]:
+        with torch.no_grad(), setting.precision(bfloat16).autocast():
+            drawn = trainer.policy.respond(queries, uniforms)
+            return drawn, trainer.policy.analyze(queries, (plain or drawn).tokens).logprobs
+
+    plain: Sample | None = None
+    plain, exact = work()
+    compile_passes(True, setting.device, "inductor" if setting.cuda else "eager")
+    try:
+        trainer.policy.captured = decoding_graphs("cuda", "ddp") if setting.cuda else Captured(again)
+        ours, found = work()
+        metrics, _ = trainer.step(1)
+    finally:
+        compile_passes(False)
+    same = int((plain.tokens == ours.tokens).all(1).sum())
+    apart, off = float((exact - found).std()), metrics["ppo/ratio/std_before"]
+    # in bfloat16 fewer intermediate numbers are rounded, and most responses become others
+    check(bfloat16 or same >= 0.9 * BATCH, f"{same} of {BATCH} responses the same")
+    check(apart < (0.02 if bfloat16 else 1e-4), f"log-probabilities deviate by {apart:.1e}")
+    check(off < most, f"deviation of the ratio before the first step {off:.2e}, must be below {most:g}")
+    shown = f"{same} of {BATCH} responses the same, log-probabilities deviate by {apart:.1e}"
+    return line("", f"{shown}, the ratio before the first step by {off:.1e} (below {most:g})", True)
+
+
+def _compiled_stage(setting: Setting) -> Line:
+    import small
+    from params import EXPERIMENTS
+
+    with tempfile.TemporaryDirectory() as folder:
+        world = small.make_world(Path(folder))
+        for stage in ("train_reward", "train_policy"):
+            words = small.reward_flags(world)
+            if stage == "train_policy":
+                words = small.policy_flags(world, world / "runs/train_reward/reward_model")
+            given = dict(zip((word[2:] for word in words[::2]), words[1::2], strict=True))
+            given |= {"run.device": str(setting.device), "run.compiled": "on"}
+            started = time.perf_counter()
+            STAGES[stage][0].train(apply_overrides(EXPERIMENTS[stage]["movies"](), given), "movies", stage)
+    return line("", f"{time.perf_counter() - started:.1f} s with compiling", True)
 
 
 def deterministic(setting: Setting) -> Iterator[Line]:
@@ -455,6 +510,7 @@ PARTS = [
     Part("both_devices", "right", 5, both_devices),
     Part("ratio", "right", 15, ratio),
     Part("captured", "right", 8, captured),
+    Part("compiled_same", "right", 60, compiled_same),
     Part("deterministic", "right", 8, deterministic),
     Part("ranks", "right", 10, ranks),
     Part("memory", "right", 12, memory),

@@ -91,6 +91,11 @@ def rounding_once() -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
+def rounds_once(device_type: str) -> bool:
+    """Whether parameters are rounded here, and only once: inside `rounding_once`, inside autocast."""
+    return torch.is_autocast_enabled(device_type) and torch.is_autocast_cache_enabled()
+
+
 @contextlib.contextmanager
 def with_matmul_precision(precision: str) -> Iterator[None]:
     """Inside this block float32 matrix products may round their *inputs* as `precision` says; sums and outputs stay

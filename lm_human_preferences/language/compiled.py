@@ -1,73 +1,59 @@
 """Small operations that PyTorch's compiler joins (`--run.compiled on`), chosen once for the whole process.
 
 On a GPU a layer norm, the cast after it, GELU, a sum over logits are each a pass over memory; compiled, neighbours are
-one kernel. Matrix products, attention and everything around the blocks stay what they are. The numbers are the same up
-to rounding, in whichever order a kernel adds.
+one kernel. Matrix products, attention of more than one query and everything around the blocks stay what they are. The
+numbers are the same up to rounding, in whichever order a kernel adds.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from lm_human_preferences.foundation.errors import UserError
 
-Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+P = ParamSpec("P")
+T = TypeVar("T")
+_backend: str | None = None  # what compiles; None: nothing is compiled
+_made: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
-class Fused(NamedTuple):
-    """The compiled functions, each made at its first call and for each kind of input."""
+def compilable(*, dynamic: bool | None) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A function that is compiled where passes are: at its first call, and for each kind of input.
 
-    project: Callable[[Any, torch.Tensor], torch.Tensor]
-    feed: Callable[[Any, torch.Tensor], torch.Tensor]
-    sums: Callable[[torch.Tensor, torch.Tensor, bool, torch.Tensor | None], Sums]
-
-
-def project(block: Any, x: torch.Tensor) -> torch.Tensor:
-    """A `gpt2.Block`'s queries, keys and values [N, 3 C] of x [N, C], behind the layer norm."""
-    projected: torch.Tensor = block.attn.c_attn(block.ln_1(x))
-    return projected
-
-
-def feed(block: Any, x: torch.Tensor) -> torch.Tensor:
-    """A `gpt2.Block`'s second half of x [N, C]: what the MLP makes of it behind the layer norm, added to it."""
-    added: torch.Tensor = x + block.mlp(block.ln_2(x))
-    return added
-
-
-def sums(logits: torch.Tensor, labels: torch.Tensor, entropies: bool, kept: torch.Tensor | None) -> Sums:
-    """Of logits float32 [n, V]: the labels' logits less the largest, the largest, the sum of the exponentials of the
-    logits less the largest, and with `entropies` minus the sum of these times the logits less the largest, each [n].
-    kept: memory [n, V] for the exponentials.
+    dynamic: True builds no size of an input into the kernels, None those that have not changed from call to call, which
+    makes faster kernels and compiles once or twice more.
     """
-    largest = logits.amax(1)
-    z = logits - largest[:, None]
-    weights = z.exp()
-    if kept is not None:
-        kept.copy_(weights)
-    entropy = -(z * weights).sum(1) if entropies else None
-    return z.gather(1, labels[:, None])[:, 0], largest, weights.sum(1), entropy
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            if _backend is None:
+                return function(*args, **kwargs)
+            if function not in _made:
+                _made[function] = torch.compile(function, backend=_backend, dynamic=dynamic)
+            made: Callable[P, T] = _made[function]
+            return made(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
-_fused: Fused | None = None
-
-
-def fused() -> Fused | None:
-    """What passes use instead of their own operations, None where nothing is compiled."""
-    return _fused
+def is_on() -> bool:
+    """Whether passes use what is compiled."""
+    return _backend is not None
 
 
 def compile_passes(on: bool, device: torch.device | None = None, backend: str = "inductor") -> None:
     """Whether passes from now on use compiled functions. UserError where PyTorch cannot compile for `device`."""
-    global _fused
-    if not on:
-        _fused = None
-    elif _fused is None:
-        if device is not None:
-            _try(device, backend)
-        options: dict[str, Any] = {"backend": backend, "dynamic": True}
-        functions: list[Any] = [project, feed, sums]
-        _fused = Fused(*(torch.compile(function, **options) for function in functions))
+    global _backend
+    if on and _backend is None and device is not None:
+        _try(device, backend)
+    if not on or _backend is None:
+        _made.clear()
+        _backend = backend if on else None
 
 
 def _try(device: torch.device, backend: str) -> None:

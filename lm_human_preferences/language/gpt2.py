@@ -18,7 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lm_human_preferences.compute.precision import vocabulary_projection
+from lm_human_preferences.compute.precision import rounds_once, vocabulary_projection
 from lm_human_preferences.language import compiled
 from lm_human_preferences.language.added_tokens import AddedToken
 from lm_human_preferences.language.attention import attention_to_cache, cache_dtype
@@ -224,9 +224,9 @@ class Block(nn.Module):
         return work(*arguments)
 
     def _all(self, x: torch.Tensor, layer: int, rows: Rows) -> torch.Tensor:
-        fused = compiled.fused()
-        if fused is not None and rows.dropout is None:
-            return fused.feed(self, x + self.attn.of_projected(fused.project(self, x), layer, rows))
+        # compiled functions would round the weights again at each call
+        if compiled.is_on() and rows.dropout is None and not rounds_once(x.device.type):
+            return _feed(self, x + self.attn.of_projected(_project(self, x), layer, rows))
         x = x + rows.drop(self.attn(self.ln_1(x), layer, rows), 2 * layer + 1)
         return x + rows.drop(self.mlp(self.ln_2(x)), 2 * layer + 2)
 
@@ -237,6 +237,20 @@ class Block(nn.Module):
         x = gather_rows(x, kept) + self.attn.last(self.ln_1(x), layer, rows, kept)
         x = x + self.mlp(self.ln_2(x))
         return x
+
+
+@compiled.compilable(dynamic=True)
+def _project(block: Block, x: torch.Tensor) -> torch.Tensor:
+    """Queries, keys and values [N, 3 C] of x [N, C], behind the layer norm."""
+    projected: torch.Tensor = block.attn.c_attn(block.ln_1(x))
+    return projected
+
+
+@compiled.compilable(dynamic=True)
+def _feed(block: Block, x: torch.Tensor) -> torch.Tensor:
+    """The block's second half of x [N, C]: what the MLP makes of it behind the layer norm, added to it."""
+    added: torch.Tensor = x + block.mlp(block.ln_2(x))
+    return added
 
 
 class GPT2(nn.Module):

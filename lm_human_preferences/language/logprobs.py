@@ -124,9 +124,8 @@ def _add_up(
 
     logits float32 [n, V], after the temperature, are overwritten.
     """
-    fused = compiled.fused()
-    if fused is not None:
-        for memory, found in zip(sums, fused.sums(logits, labels, entropies, exponentials), strict=True):
+    if compiled.is_on():
+        for memory, found in zip(sums, _in_one_pass(logits, labels, entropies, exponentials), strict=True):
             if found is not None:
                 memory.copy_(found)
         return
@@ -142,6 +141,22 @@ def _add_up(
         block.total.copy_(weights.sum(1))
         if entropies:
             block.entropy.copy_(-x.mul_(weights).sum(1))
+
+
+@compiled.compilable(dynamic=True)
+def _in_one_pass(
+    logits: torch.Tensor, labels: torch.Tensor, entropies: bool, kept: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`_Sums` of logits float32 [n, V]; None in the place of entropies that nobody wants. kept: memory [n, V] for the
+    exponentials.
+    """
+    largest = logits.amax(1)
+    z = logits - largest[:, None]
+    weights = z.exp()
+    if kept is not None:
+        kept.copy_(weights)
+    entropy = -(z * weights).sum(1) if entropies else None
+    return z.gather(1, labels[:, None])[:, 0], largest, weights.sum(1), entropy
 
 
 def _flat(support: torch.Tensor | None) -> torch.Tensor | None:

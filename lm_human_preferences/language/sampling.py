@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from lm_human_preferences.compute.precision import EXCLUDED, aligned_vocabulary, rounding_once, tempered_logits
+from lm_human_preferences.language import compiled
 from lm_human_preferences.language.captured import Captured
 from lm_human_preferences.language.ends import ENDLESS, Ends
 from lm_human_preferences.language.gpt2 import GPT2, KVCache
@@ -146,6 +147,7 @@ def _repeat_ends(drawn: Sample, over: torch.Tensor, places: slice) -> None:
             numbers[:, places] = torch.where(over[:, None], 0.0, numbers[:, places])
 
 
+@compiled.compilable(dynamic=None)
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One token a row: the first whose cumulative probability exceeds the uniform; never one of probability 0.
 

@@ -44,8 +44,8 @@ class RunParams:
     )
     compiled: bool = param(
         False,
-        "layer norms, MLPs and sums over the vocabulary through torch.compile: faster on a GPU after some seconds of "
-        "compiling, other bits at each start",
+        "layer norms, MLPs, sums over the vocabulary and drawing through torch.compile: faster on a GPU after some "
+        "seconds of compiling, other bits at each start",
     )
     recompute_activations: str = param(
         "auto",
