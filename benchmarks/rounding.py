@@ -104,7 +104,9 @@ class _Copy(torch.autograd.Function):
 
 
 def round_at_random(seed: int) -> None:
-    """Let all projections under autocast read copies that are rounded at random, new ones after each change."""
+    """Let all projections under autocast read copies that are rounded at random, new ones after each change. Not for
+    captured decoding: a graph goes on reading the copies that it was made with.
+    """
     generators: dict[torch.device, torch.Generator] = {}
     copies: dict[int, tuple[int, torch.Tensor]] = {}
     plain = Projection.forward
@@ -152,7 +154,10 @@ def commands_of(member: Member, a: argparse.Namespace) -> list[Command]:
     judged = ["evaluate", "movies", "--policies", f"before={START_MODEL},after={a.folder / policy}"]
     judged += ["--samples", str(SAMPLES), "--judges", "sentences=embeddings:datasets/movies_judge"]
     judged += ["--experiment", evaluation, "--save_dir", str(a.folder), "--device", a.device, "--precision", precision]
-    program = ("-m", "benchmarks.rounding", TRAIN) if member.way == "stochastic" else ("launch.py",)
+    program: tuple[str, ...] = ("launch.py",)
+    if member.way == "stochastic":
+        words += ["--run.captured_decoding", "off"]
+        program = ("-m", "benchmarks.rounding", TRAIN)
     return [
         Command(policy, words, a.folder / policy / "policy" / WEIGHTS, program),
         Command(evaluation, judged, a.folder / evaluation / "result.json"),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.errors import Terminated, UserError
 from lm_human_preferences.foundation.files import make_folder, read_json_object, write_json
 from lm_human_preferences.foundation.root import project_root
 
@@ -118,14 +118,15 @@ class Runner:
             status = process.wait()
         with self.lock:
             self.processes.discard(process)
-        ended = "done" if status == 0 else f"FAILED (exit status {status}), see {log.name}"
+        done = status == 0 and command.result.is_file()  # a run that was stopped ends with 0 as well
+        ended = "done" if done else f"FAILED (exit status {status}), see {log.name}" if status else "stopped"
         seconds = time.monotonic() - start
         print(f"{command.name}: {ended} after {seconds:.0f} s", flush=True)
-        if status == 0 and not begun:  # of one that was interrupted nobody knows how long it took
+        if done and not begun:  # of one that was interrupted nobody knows how long it took
             with self.lock:
                 self.seconds[command.name] = round(seconds, 1)
                 write_json(self.folder / SECONDS, self.seconds)
-        return status == 0
+        return done
 
     def stop(self) -> None:
         """End the processes that this one started; their runs keep their checkpoints."""
@@ -146,7 +147,7 @@ def run_all(chains: Sequence[Sequence[Command]], folder: Path, jobs: int, only_r
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:
             return [failed for failed in pool.map(runner.run, chains) if failed]
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated):
             runner.stop()
             raise UserError("stopped; the same command goes on from here") from None
 

@@ -14,7 +14,7 @@ from benchmarks import demo_seeds, runner
 from benchmarks.demo_seeds import Member, commands_of, course_table, members_of, readme_table, score_at
 from benchmarks.runner import WORDS, Command, Runner, run_all
 from lm_human_preferences.commands import command_line
-from lm_human_preferences.foundation.errors import UserError
+from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import read_json, write_json
 from lm_human_preferences.reports.expected import Figure, prediction_range
 
@@ -63,6 +63,29 @@ def test_what_is_finished_is_skipped_and_a_failure_ends_its_demonstration(tmp_pa
     stopped = Runner(tmp_path)
     stopped.stop()
     assert stopped.run([command("later", "tasks")]) == "later" and not (tmp_path / "logs/later").exists()
+
+
+def test_a_run_that_was_stopped_is_not_done(tmp_path, monkeypatch, capfd):
+    """It ends with status 0, and SIGTERM to the study stops what it has started."""
+    (tmp_path / "launch.py").write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "if sys.argv[1] == 'long': os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)\n"
+    )
+    monkeypatch.setattr(runner, "project_root", lambda: tmp_path)
+    chain = [Command(name, [name], tmp_path / name / "result.json") for name in ("short", "later")]
+    assert run_all([chain], tmp_path, 1) == ["short"]
+    assert re.search("short: stopped after 0 s", capfd.readouterr().out) and not (tmp_path / "seconds.json").exists()
+
+    @exit_on_user_error
+    def study():
+        run_all([[Command("long", ["long"], tmp_path / "long/result.json")]], tmp_path, 1)
+
+    with pytest.raises(SystemExit) as ended:
+        study()
+    said = capfd.readouterr()
+    assert ended.value.code == 2 and "stopped; the same command goes on from here" in said.err
+    assert re.search("long: stopped after [0-9] s", said.out)
 
 
 def test_what_was_made_otherwise_is_not_taken_as_the_answer(tmp_path, monkeypatch):

@@ -83,6 +83,8 @@ def test_commands(tmp_path, monkeypatch, capsys):
     a = arguments(tmp_path)
     train, judged = commands_of(Member("stochastic", 2, tmp_path), a)
     assert train.program == ("-m", "benchmarks.rounding", "--train") and "bfloat16" in train.words
+    words = train.words
+    assert words[words.index("--run.captured_decoding") + 1] == "off", "a graph would keep the copies of its making"
     assert judged.program == ("launch.py",) and judged.words[0] == "evaluate"
     assert str(tmp_path / "dithered") in commands_of(Member("dithered", 1, tmp_path), a)[0].words
     assert "bfloat16" not in commands_of(Member("float32", 1, tmp_path), a)[0].words
