@@ -5,7 +5,8 @@
 Simulated people, of whom some click anywhere, answer on task movies by the judge of sentences. `offline` asks all at
 once about the initial model's responses; the other ways ask a quarter of the labels so and the rest while the policy
 trains, by `--online.ask`. All policies are steered to one KL and judged on held-out queries by the people's own judge,
-without its noise, and by the judge of words. Called again it goes on where it stopped. It needs datasets/movies.py and
+without its noise, and by the judge of words. As they do not all come to that KL, each is compared with what all of them
+reach at its own, too. Called again it goes on where it stopped. It needs datasets/movies.py and
 datasets/movies_judge.py.
 """
 
@@ -16,19 +17,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from benchmarks.runner import Command, add_study_arguments, check_study_arguments, run_all, show, whole_numbers
 from benchmarks.tables import spread
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import atomic_file, read_json_object, write_json
+from lm_human_preferences.judging.overoptimisation import FEWEST, curve, fit
 from lm_human_preferences.language.weight_files import WEIGHTS
 from lm_human_preferences.people.asking import ASKS
 from lm_human_preferences.reports.expected import START_MODEL, Figure, figures_of
-from lm_human_preferences.reports.figures import COLOURS, STYLE
+from lm_human_preferences.reports.figures import COLOURS, DARK, STYLE
 
 OFFLINE = "offline"
 WAYS = (OFFLINE, *ASKS)
 JUDGE = "embeddings:datasets/movies_judge"
-GOLD, WORDS = "after/scores/sentences", "after/scores/words"
+BEFORE, GOLD, WORDS = "before/scores/sentences", "after/scores/sentences", "after/scores/words"
 BATCH = 32  # labels of a step of reward training on movies
 FIRST_SHARE = 4  # a quarter of the labels is asked for at first
 
@@ -108,6 +112,7 @@ class Point(NamedTuple):
     words: list[float]
     kl: list[float]
     preferred: list[float]
+    before: list[float]  # the initial model's rating by the people's own judge
 
 
 def points_of(members: Sequence[Member], folder: Path) -> dict[str, list[Point]]:
@@ -118,7 +123,7 @@ def points_of(members: Sequence[Member], folder: Path) -> dict[str, list[Point]]
         if path.is_file():
             figures = figures_of(read_json_object(path))
             found.setdefault(member.way, {}).setdefault(member.labels, {})[member.seed] = figures
-    keys = (GOLD, WORDS, "after/kl", "wins/sentences/after/before")
+    keys = (GOLD, WORDS, "after/kl", "wins/sentences/after/before", BEFORE)
     return {
         way: [
             Point(labels, list(seeds), *([figures[key].value for figures in seeds.values()] for key in keys))
@@ -156,8 +161,6 @@ def differences(points: dict[str, list[Point]]) -> list[str]:
     """Gold rating of each way beyond that of offline with as many labels: the mean over the seeds that both have, with
     its 95% interval by Student's t of the pairs; empty where no two seeds can be compared.
     """
-    from scipy.stats import t
-
     lines = []
     offline = {point.labels: dict(zip(point.seeds, point.gold, strict=True)) for point in points.get(OFFLINE, [])}
     for way, some in points.items():
@@ -165,10 +168,47 @@ def differences(points: dict[str, list[Point]]) -> list[str]:
             other = offline.get(point.labels, {})
             gains = [gold - other[seed] for seed, gold in zip(point.seeds, point.gold, strict=True) if seed in other]
             if len(gains) > 1:
-                mean = statistics.fmean(gains)
-                half = t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / math.sqrt(len(gains))
-                lines.append(f"  {way}, {point.labels:,}: {mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})")
+                lines.append(f"  {way}, {point.labels:,}: {_with_interval(gains)}")
     return ["gold rating beyond offline with as many labels, with 95% intervals over seeds:", *lines] if lines else []
+
+
+def _with_interval(values: Sequence[float]) -> str:
+    """The mean of two or more with its 95% interval by Student's t."""
+    from scipy.stats import t
+
+    mean = statistics.fmean(values)
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
+def curve_of(points: dict[str, list[Point]]) -> np.ndarray | None:
+    """alpha and beta of what all policies gain over the initial model at a distance d, the root of their KL:
+    d (alpha - beta log d), as a sweep fits it (`judging/overoptimisation.py`); None of fewer than three policies.
+    """
+    every = [point for some in points.values() for point in some]
+    kl, gains = (np.concatenate([np.array(x) for x in column]) for column in zip(*map(_gains, every), strict=True))
+    return fit(kl, gains, "policies") if len(kl) >= FEWEST else None
+
+
+def _gains(point: Point) -> tuple[list[float], list[float]]:
+    """KL, and gold rating beyond the initial model's, of each seed."""
+    return point.kl, [after - before for after, before in zip(point.gold, point.before, strict=True)]
+
+
+def beyond_kl(points: dict[str, list[Point]]) -> list[str]:
+    """Gold rating of each way beyond what all policies reach at the same KL, `curve_of`: the mean over its seeds with
+    its 95% interval by Student's t; empty where that cannot be told.
+    """
+    coefficients, lines = curve_of(points), []
+    if coefficients is None:
+        return []
+    for way, some in points.items():
+        for point in some:
+            kl, gains = map(np.array, _gains(point))
+            beyond = gains - curve(coefficients, np.sqrt(kl), "policies")
+            if len(beyond) > 1:
+                lines.append(f"  {way}, {point.labels:,}: {_with_interval(beyond)}")
+    return ["gold rating beyond that of all policies at the same KL, with 95% intervals over seeds:", *lines]
 
 
 def needed_table(points: dict[str, list[Point]]) -> list[str]:
@@ -200,28 +240,40 @@ def _needed(labels: float, points: Sequence[Point]) -> str:
 
 
 def draw(points: dict[str, list[Point]], path: Path) -> None:
-    """Write gold rating against labels as PNG: a line through each way's means, a dot for each seed."""
+    """Write gold rating against labels, and against KL, as PNG: a dot for each seed; left a line through each way's
+    means, right the curve through all policies, with larger dots for more labels.
+    """
     import matplotlib
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import NullLocator
 
+    numbers = sorted({point.labels for some in points.values() for point in some})
+    sizes = {number: 14 + 22 * place for place, number in enumerate(numbers)}
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(5.6, 3.6), layout="constrained")
-        axis = canvas.subplots()
+        canvas = Canvas(figsize=(9.4, 3.8), layout="constrained")
+        by_labels, by_kl = canvas.subplots(1, 2, sharey=True)
         for (way, some), colour in zip(points.items(), COLOURS, strict=False):
             labels = [point.labels for point in some]
-            axis.plot(labels, [statistics.fmean(point.gold) for point in some], color=colour, label=way)
+            by_labels.plot(labels, [statistics.fmean(point.gold) for point in some], color=colour, label=way)
             for point in some:
-                axis.plot([point.labels] * len(point.gold), point.gold, ".", color=colour, alpha=0.6)
-        axis.set_xscale("log", base=2)
-        numbers = sorted({point.labels for some in points.values() for point in some})
-        axis.set_xticks(numbers, [f"{number:,}" for number in numbers])
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_xlabel("answers of simulated people")
-        axis.set_ylabel("gold rating at one KL")
-        axis.legend()
+                by_labels.plot([point.labels] * len(point.gold), point.gold, ".", color=colour, alpha=0.6)
+                by_kl.scatter(point.kl, point.gold, sizes[point.labels], color=colour, alpha=0.6, linewidth=0)
+        coefficients = curve_of(points)
+        if coefficients is not None:
+            every = [point for some in points.values() for point in some]
+            d = np.linspace(1e-3, math.sqrt(max(kl for point in every for kl in point.kl)), 200)
+            start = statistics.fmean(before for point in every for before in point.before)
+            by_kl.plot(d * d, start + curve(coefficients, d, "policies"), color=DARK, label="all policies")
+            by_kl.legend()
+        by_labels.set_xscale("log", base=2)
+        by_labels.set_xticks(numbers, [f"{number:,}" for number in numbers])
+        by_labels.xaxis.set_minor_locator(NullLocator())
+        by_labels.set_xlabel("answers of simulated people")
+        by_labels.set_ylabel("gold rating")
+        by_labels.legend()
+        by_kl.set_xlabel("KL to the initial model, nats")
         with atomic_file(path) as temporary:
-            canvas.savefig(temporary, format="png")
+            canvas.savefig(temporary, format="png", metadata={"Software": None})
 
 
 # --- the command ---
@@ -277,7 +329,7 @@ def main() -> None:
         return show(chains)
     failed = run_all(chains, a.folder, a.jobs, a.only_report)
     points = points_of(members, a.folder)
-    print("\n" + "\n".join([*table(points), "", *differences(points), *needed_table(points)]))
+    print("\n" + "\n".join([*table(points), "", *differences(points), *beyond_kl(points), *needed_table(points)]))
     if points:
         draw(points, a.figure)
         write_json(a.folder / "points.json", {way: [one._asdict() for one in some] for way, some in points.items()})

@@ -11,6 +11,7 @@ from benchmarks.asking import (
     Member,
     Point,
     Setting,
+    beyond_kl,
     commands_of,
     differences,
     labels_needed,
@@ -61,16 +62,17 @@ def test_a_shorter_run():
     assert "--ppo.total_episodes" not in commands_of(Member("random", 64, 1), SETTING)[0].words
 
 
-def finished(folder, member, gold):
+def finished(folder, member, gold, kl=6.0):
     """An evaluation as `evaluate` writes it."""
 
     def number(value):
         return {"mean": value, "low": value - 0.1, "high": value + 0.1}
 
-    figures = {"scores": {"sentences": number(gold), "words": number(0.5)}, "kl": number(6.0)}
+    figures = {"scores": {"sentences": number(gold), "words": number(0.5)}, "kl": number(kl)}
     figures |= {"no_valid_end": number(0.1), "distinct_2": number(0.4)}
+    policies = {"before": figures | {"scores": {"sentences": number(0.2), "words": number(0.1)}}, "after": figures}
     win = {"judge": "sentences", "policy": "after", "against": "before", "share": number(0.8)}
-    write_json(folder / member.name("evaluation") / "result.json", {"policies": {"after": figures}, "wins": [win]})
+    write_json(folder / member.name("evaluation") / "result.json", {"policies": policies, "wins": [win]})
 
 
 def test_what_is_read_off(tmp_path):
@@ -79,7 +81,7 @@ def test_what_is_read_off(tmp_path):
     for member in members:
         if member.way != "thompson" and (member.way, member.labels, member.seed) != ("random", 512, 2):
             gold = {"offline": {512: 1.0, 2048: 2.0}, "random": {512: 1.5, 2048: 2.5}}[member.way][member.labels]
-            finished(tmp_path, member, gold)
+            finished(tmp_path, member, gold, 4.0 if member.labels == 512 else 6.0)
     points = points_of(members, tmp_path)
     assert set(points) == {"offline", "random"} and [len(point.gold) for point in points["random"]] == [1, 2]
     golds = [(512, 1.5), (2048, 2.5)]
@@ -91,14 +93,14 @@ def test_what_is_read_off(tmp_path):
     assert any("| offline | 512 | 2 | +1.00 |" in line for line in asking.table(points))
     asking.draw(points, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert needed_table({"random": [Point(512, [1], [1.0], [1.0], [6.0], [0.5])]}) == []
+    assert needed_table({"random": [Point(512, [1], [1.0], [1.0], [6.0], [0.5], [0.2])]}) == []
 
 
 def test_differences_are_of_the_same_seeds():
     """Pairs 0.1, 0.2 and 0.3: mean 0.2, and 4.303 times 0.1 / sqrt(3) on either side."""
 
     def point(labels, golds):
-        return Point(labels, list(golds), list(golds.values()), [], [], [])
+        return Point(labels, list(golds), list(golds.values()), [], [], [], [])
 
     points = {
         "offline": [point(512, {1: 1.0, 2: 2.0, 3: 3.0}), point(1024, {1: 1.0})],
@@ -110,3 +112,19 @@ def test_differences_are_of_the_same_seeds():
     single = {"offline": [point(512, {1: 1.0, 2: 2.0})], "random": [point(512, {1: 2.0, 2: 2.1})]}
     assert needed_table(single)[-1] == "  random: at most 512, 1.00 of them (single seeds: at most 512; at most 512)"
     assert differences({"random": points["random"]}) == []
+
+
+def test_policies_are_compared_at_their_own_kl():
+    """All lie on 0.2 + d (1 - 0.1 log d) but for one way, which is 0.3 above and below it."""
+
+    def point(labels, kls, *beyond):
+        golds = [0.2 + math.sqrt(kl) * (1 - 0.05 * math.log(kl)) + x for kl, x in zip(kls, beyond, strict=True)]
+        return Point(labels, [1, 2], golds, [0.0] * 2, list(kls), [0.5] * 2, [0.2] * 2)
+
+    points = {"offline": [point(512, (1.0, 4.0), 0.0, 0.0)], "random": [point(512, (2.0, 9.0), 0.0, 0.0)]}
+    assert asking.curve_of(points) == pytest.approx([1.0, 0.1])
+    assert beyond_kl(points)[1:] == [f"  {way}, 512: +0.00 (-0.00 to +0.00)" for way in points]
+    apart = points | {"thompson": [point(512, (3.0, 3.0), 0.3, -0.3)]}
+    assert beyond_kl(apart)[-1] == "  thompson, 512: +0.00 (-3.81 to +3.81)"
+    lone = {"offline": [Point(512, [1], [1.0], [0.0], [6.0], [0.5], [0.2])]}
+    assert beyond_kl(lone) == [] and asking.curve_of(lone) is None
