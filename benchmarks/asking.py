@@ -23,7 +23,6 @@ from benchmarks.runner import Command, add_study_arguments, check_study_argument
 from benchmarks.tables import spread
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
 from lm_human_preferences.foundation.files import atomic_file, read_json_object, write_json
-from lm_human_preferences.judging.overoptimisation import FEWEST, curve, fit
 from lm_human_preferences.language.weight_files import WEIGHTS
 from lm_human_preferences.people.asking import ASKS
 from lm_human_preferences.reports.expected import START_MODEL, Figure, figures_of
@@ -182,12 +181,19 @@ def _with_interval(values: Sequence[float]) -> str:
 
 
 def curve_of(points: dict[str, list[Point]]) -> np.ndarray | None:
-    """alpha and beta of what all policies gain over the initial model at a distance d, the root of their KL:
-    d (alpha - beta log d), as a sweep fits it (`judging/overoptimisation.py`); None of fewer than three policies.
+    """What all policies gain over the initial model at a distance d, the root of their KL: a cubic without intercept,
+    the coefficients of d, d^2 and d^3 by least squares. None of three policies or fewer.
     """
     every = [point for some in points.values() for point in some]
     kl, gains = (np.concatenate([np.array(x) for x in column]) for column in zip(*map(_gains, every), strict=True))
-    return fit(kl, gains, "policies") if len(kl) >= FEWEST else None
+    coefficients: np.ndarray = np.linalg.lstsq(_powers(kl), gains, rcond=None)[0]
+    return coefficients if len(kl) > len(coefficients) else None
+
+
+def _powers(kl: np.ndarray) -> np.ndarray:
+    """[p, 3] of KL [p]."""
+    d = np.sqrt(kl)
+    return np.stack([d, d**2, d**3], axis=1)
 
 
 def _gains(point: Point) -> tuple[list[float], list[float]]:
@@ -205,7 +211,7 @@ def beyond_kl(points: dict[str, list[Point]]) -> list[str]:
     for way, some in points.items():
         for point in some:
             kl, gains = map(np.array, _gains(point))
-            beyond = gains - curve(coefficients, np.sqrt(kl), "policies")
+            beyond = gains - _powers(kl) @ coefficients
             if len(beyond) > 1:
                 lines.append(f"  {way}, {point.labels:,}: {_with_interval(beyond)}")
     return ["gold rating beyond that of all policies at the same KL, with 95% intervals over seeds:", *lines]
@@ -261,9 +267,10 @@ def draw(points: dict[str, list[Point]], path: Path) -> None:
         coefficients = curve_of(points)
         if coefficients is not None:
             every = [point for some in points.values() for point in some]
-            d = np.linspace(1e-3, math.sqrt(max(kl for point in every for kl in point.kl)), 200)
+            reached = [kl for point in every for kl in point.kl]
+            kl = np.linspace(min(reached), max(reached), 200)
             start = statistics.fmean(before for point in every for before in point.before)
-            by_kl.plot(d * d, start + curve(coefficients, d, "policies"), color=DARK, label="all policies")
+            by_kl.plot(kl, start + _powers(kl) @ coefficients, color=DARK, label="all policies")
             by_kl.legend()
         by_labels.set_xscale("log", base=2)
         by_labels.set_xticks(numbers, [f"{number:,}" for number in numbers])

@@ -30,7 +30,7 @@ def error(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("columns", [5, 90])
-def test_the_output_is_pytorchs_and_the_gradients_are_nearer(columns, masked):
+def test_the_output_is_pytorchs_and_the_gradients_are_nearer(columns, masked, monkeypatch):
     given = torch.randn(3, columns, 3 * 2 * 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     seen = torch.ones(columns, columns, dtype=torch.bool).tril().expand(3, 1, -1, -1).clone()
     seen[1, :, 2:, 1] = False
@@ -40,6 +40,8 @@ def test_the_output_is_pytorchs_and_the_gradients_are_nearer(columns, masked):
     y_exact, grad_exact = of(F.scaled_dot_product_attention, given, torch.float64, **plain)
     assert torch.equal(y, y_plain) and error(y, y_exact) < 0.01
     assert error(grad, grad_exact) < min(0.004, error(grad_plain, grad_exact))
+    monkeypatch.setattr(module, "HEADS_AT_ONCE", 4)
+    assert torch.equal(of(attention, given, torch.bfloat16, **mine)[1], grad), "two rows, then one: the same bits"
 
 
 def test_only_short_rows_that_are_trained_go_back_in_float32(monkeypatch):
