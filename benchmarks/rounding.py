@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from benchmarks.runner import (
     Command,
@@ -103,9 +105,10 @@ class _Copy(torch.autograd.Function):
         return grad.float(), None
 
 
-def round_at_random(seed: int) -> None:
-    """Let all projections under autocast read copies that are rounded at random, new ones after each change. Not for
-    captured decoding: a graph goes on reading the copies that it was made with.
+def round_at_random(seed: int) -> RemovableHandle:
+    """Let all projections under autocast read copies that are rounded at random, new ones after each change; the handle
+    ends the look at optimizers, whose fused steps leave a weight's version as it was. Not for captured decoding: a
+    graph goes on reading the copies that it was made with.
     """
     generators: dict[torch.device, torch.Generator] = {}
     copies: dict[int, tuple[int, torch.Tensor]] = {}
@@ -127,6 +130,8 @@ def round_at_random(seed: int) -> None:
         return torch.addmm(bias, x, of_weight)
 
     Projection.forward = functools.wraps(plain)(forward)  # type: ignore[method-assign]
+    handle: RemovableHandle = register_optimizer_step_post_hook(lambda optimizer, words, arguments: copies.clear())
+    return handle
 
 
 # --- the commands ---

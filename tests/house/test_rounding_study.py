@@ -51,7 +51,7 @@ def test_projections_read_one_copy_until_their_weight_changes(monkeypatch):
     torch.nn.init.normal_(layer.weight, generator=generator(1))
     torch.nn.init.zeros_(layer.bias)
     plain = layer(x)
-    rounding.round_at_random(seed=1)
+    handle = rounding.round_at_random(seed=1)
     assert torch.equal(layer(x), plain), "float32 is left alone"
     with Precision(torch.device("cpu"), bfloat16=True).autocast():
         first, second, part = layer(x), layer(x), layer(x, slice(2, 4))
@@ -61,7 +61,11 @@ def test_projections_read_one_copy_until_their_weight_changes(monkeypatch):
         torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-2, atol=1e-2)
         with torch.no_grad():
             layer.weight.add_(0)
-        assert not torch.equal(layer(x), first)
+        changed = layer(x)
+        assert not torch.equal(changed, first)
+        torch.optim.Adam(layer.parameters(), lr=1e-12, fused=True).step()
+        assert not torch.equal(layer(x), changed), "a fused step changes weights, not their version"
+    handle.remove()
     torch.testing.assert_close(first.float(), plain, rtol=0.05, atol=0.05)
 
 
