@@ -184,10 +184,12 @@ def curve_of(points: dict[str, list[Point]]) -> np.ndarray | None:
     """What all policies gain over the initial model at a distance d, the root of their KL: a cubic without intercept,
     the coefficients of d, d^2 and d^3 by least squares. None of three policies or fewer.
     """
-    every = [point for some in points.values() for point in some]
-    kl, gains = (np.concatenate([np.array(x) for x in column]) for column in zip(*map(_gains, every), strict=True))
+    pairs = [_gains(point) for some in points.values() for point in some]
+    kl, gains = (np.array([x for pair in pairs for x in pair[place]]) for place in (0, 1))
+    if len(kl) <= 3:
+        return None
     coefficients: np.ndarray = np.linalg.lstsq(_powers(kl), gains, rcond=None)[0]
-    return coefficients if len(kl) > len(coefficients) else None
+    return coefficients
 
 
 def _powers(kl: np.ndarray) -> np.ndarray:
@@ -214,7 +216,8 @@ def beyond_kl(points: dict[str, list[Point]]) -> list[str]:
             beyond = gains - _powers(kl) @ coefficients
             if len(beyond) > 1:
                 lines.append(f"  {way}, {point.labels:,}: {_with_interval(beyond)}")
-    return ["gold rating beyond that of all policies at the same KL, with 95% intervals over seeds:", *lines]
+    heading = "gold rating beyond that of all policies at the same KL, with 95% intervals over seeds:"
+    return [heading, *lines] if lines else []
 
 
 def needed_table(points: dict[str, list[Point]]) -> list[str]:

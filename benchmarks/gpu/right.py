@@ -298,7 +298,7 @@ def _compiled(setting: Setting, bfloat16: bool, most: float) -> Line:
         compile_passes(False)
     same = int((plain.tokens == ours.tokens).all(1).sum())
     apart, off = float((exact - found).std()), metrics["ppo/ratio/std_before"]
-    # in bfloat16 fewer intermediate numbers are rounded, and most responses become others
+    # in bfloat16 fewer intermediate numbers are rounded, and some responses become others
     check(bfloat16 or same >= 0.9 * BATCH, f"{same} of {BATCH} responses the same")
     check(apart < (0.02 if bfloat16 else 1e-4), f"log-probabilities deviate by {apart:.1e}")
     check(off < most, f"deviation of the ratio before the first step {off:.2e}, must be below {most:g}")

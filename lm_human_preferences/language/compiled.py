@@ -1,8 +1,8 @@
 """Small operations that PyTorch's compiler joins (`--run.compiled on`), chosen once for the whole process.
 
 On a GPU a layer norm, the cast after it, GELU, a sum over logits are each a pass over memory; compiled, neighbours are
-one kernel. Matrix products, attention of more than one query and everything around the blocks stay what they are. The
-numbers are the same up to rounding, in whichever order a kernel adds.
+one kernel. Matrix products, attention and everything around the blocks stay what they are. The numbers are the same up
+to rounding, in whichever order a kernel adds.
 """
 
 import functools

@@ -128,4 +128,11 @@ def test_policies_are_compared_at_their_own_kl():
     apart = points | {"thompson": [point(512, (3.0, 3.0), 0.3, -0.3)]}
     assert beyond_kl(apart)[-1][1:].endswith("0.00 (-3.81 to +3.81)")
     lone = {"offline": [Point(512, [1], [1.0], [0.0], [6.0], [0.5], [0.2])]}
-    assert beyond_kl(lone) == [] and asking.curve_of(lone) is None
+    for few in (lone, {}):
+        assert beyond_kl(few) == [] and asking.curve_of(few) is None
+
+
+def test_a_study_of_which_nothing_is_finished(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["asking", "--only_report", "--folder", str(tmp_path)])
+    asking.main()
+    assert "| asked | labels |" in capsys.readouterr().out
