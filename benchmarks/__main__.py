@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.cases import KINDS, RIVALS, TASKS, Case, cases_of
 from benchmarks.figure import draw, scaling_cases
-from benchmarks.measure import ROOT, measure
+from benchmarks.measure import ROOT, check_checkout, measure
 from benchmarks.tables import check_page, put_into, tables
 from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.foundation.errors import UserError, exit_on_user_error
@@ -73,6 +73,12 @@ def parser() -> argparse.ArgumentParser:
         help="measure also updates of this model over batches and response lengths, and draw them (with --full: tiny)",
     )
     add("--alone", action="store_true", help=f"ours only, without {', '.join(RIVALS.values())}")
+    add(
+        "--before",
+        type=Path,
+        metavar="CHECKOUT",
+        help="measure the same by the code of another checkout too, in turn with ours: what a change gave",
+    )
     add(
         "--repeats",
         type=int,
@@ -157,6 +163,7 @@ def describe(device: str, args: argparse.Namespace) -> dict:
         "versions": versions,
         "repeats": args.repeats,
         "warmup": args.warmup,
+        "before": args.before and str(args.before.resolve()),
     }
 
 
@@ -180,7 +187,7 @@ def kept(args: argparse.Namespace, settings: dict) -> list[dict]:
     earlier = read_json(args.output)
     try:
         differing = [
-            name for name, value in settings.items() if name != "versions" and earlier["machine"][name] != value
+            name for name, value in settings.items() if name != "versions" and earlier["machine"].get(name) != value
         ]
         results = earlier["cases"] + earlier["scaling"]
     except (KeyError, TypeError):
@@ -209,7 +216,7 @@ def carry_out(wanted: Plan, device: str, args: argparse.Namespace, say: Callable
                 result
                 for result in earlier
                 if result["case"] == dataclasses.asdict(case)
-                and (alone or case.kind not in RIVALS or result["others"] or result["failed"])
+                and (alone or case.kind not in RIVALS or {RIVALS[case.kind]} & {*result["others"], *result["failed"]})
             ),
             None,
         )
@@ -218,7 +225,7 @@ def carry_out(wanted: Plan, device: str, args: argparse.Namespace, say: Callable
             f"{', as measured before' if same else ''}"
         )
         try:
-            results[part].append(same or measure(case, args.repeats, args.warmup, alone, say))
+            results[part].append(same or measure(case, args.repeats, args.warmup, alone, say, args.before))
         except KeyboardInterrupt as stop:
             if args.output and number > 1:
                 stop.add_note(
@@ -250,6 +257,8 @@ def main(words: list[str] | None = None) -> None:
     wanted = plan(args, device)
     if args.page:
         check_page(args.page)
+    if args.before:
+        check_checkout(args.before)
     result = carry_out(wanted, device, args, say)
     text = tables(result)
     print(text)

@@ -26,7 +26,8 @@ class Worker:
     it breaks.
     """
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, root: Path = ROOT):
+        """root: the checkout whose code works."""
         self.case, self.errors = case, tempfile.TemporaryFile()
         command = [sys.executable, "-m", "benchmarks.worker", json.dumps(dataclasses.asdict(case))]
         environment = (
@@ -34,7 +35,7 @@ class Worker:
         )  # the last to the others' good, too
         self.process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=root,
             env=environment,
             text=True,
             stdin=subprocess.PIPE,
@@ -82,18 +83,38 @@ class Worker:
         return answer
 
 
-def measure(case: Case, repeats: int, warmup: int, alone: bool, say: Callable[[str], None] = lambda text: None) -> dict:
-    """Medians over `repeats` rounds after `warmup` ones; in each round the device's peaks, ours and, unless `alone`,
-    what stands against it.
+def check_checkout(folder: Path) -> None:
+    """Raises UserError unless a folder is a checkout of this project, whose code can be measured beside ours."""
+    if not (folder / "benchmarks" / "worker.py").is_file():
+        raise UserError(
+            f"--before {folder}: no checkout of this project with benchmarks in it; make one with "
+            "`git worktree add FOLDER COMMIT`"
+        )
+
+
+def measure(
+    case: Case,
+    repeats: int,
+    warmup: int,
+    alone: bool,
+    say: Callable[[str], None] = lambda text: None,
+    before: Path | None = None,
+) -> dict:
+    """Medians over `repeats` rounds after `warmup` ones; in each round the device's peaks, ours, with `before` the same
+    by the code of that checkout, and, unless `alone`, what stands against it.
 
     What stands against ours may break, for lack of memory say: then that is part of the result. Raises RuntimeError if
     ours does.
     """
-    subjects = ["peaks", "ours"] + ([RIVALS[case.kind]] if case.kind in RIVALS and not alone else [])
+    subjects = {subject: (case.of(subject), ROOT) for subject in ("peaks", "ours")}
+    if before is not None:
+        subjects["before"] = (case, before)
+    if case.kind in RIVALS and not alone:
+        subjects[RIVALS[case.kind]] = (case.of(RIVALS[case.kind]), ROOT)
     answers: dict[str, list[dict]] = {subject: [] for subject in subjects}
     failed: dict[str, str] = {}
     with ExitStack() as stack:
-        workers = {subject: stack.enter_context(Worker(case.of(subject))) for subject in subjects}
+        workers = {subject: stack.enter_context(Worker(*work)) for subject, work in subjects.items()}
         for number in range(-1, warmup + repeats):
             for subject in list(answers):
                 try:

@@ -1,7 +1,7 @@
 """Reward training: a model of people's choices (sections 2 and 3.1 of the paper; original: train_reward.py).
 
 Begin with `RewardTrainer.run`, from top to bottom: labels and queries -> normalise the untrained head's rewards -> one
-pass over the labels -> normalise again, now to mean 0 and deviation 1 under the language model -> accuracy on held-out
+pass over the labels, or several -> normalise again, now to mean 0 and deviation 1 under the language model -> accuracy on held-out
 labels -> the run's `reward_model/` folder.
 """
 
@@ -30,6 +30,7 @@ from lm_human_preferences.learning.policy import Policy
 from lm_human_preferences.learning.reward_model import RewardModel, label_parts, label_rewards, rewards_of
 from lm_human_preferences.runs.folder import Run, model_folder, open_run, same_finished_run, started
 from lm_human_preferences.runs.from_labels import (
+    batch_of_epochs,
     check_at_least_1,
     check_stage,
     choice_error,
@@ -54,10 +55,9 @@ class RewardTrainingParams:
 
     task: TaskParams = param(TaskParams, "")
     labels: LabelParams = param(LabelParams, "")
+    epochs: int = param(1, "passes over the training labels; held-out labels are looked at after each")
     batch_size: int = param(32, "labels in an optimizer step, over all ranks")
-    lr: float = param(
-        5e-5, "learning rate of the first step; it falls linearly to batch_size / num_train of it at the last"
-    )
+    lr: float = param(5e-5, "learning rate of the first step; it falls linearly to lr / steps at the last")
     rollout_batch_size: int = param(512, "responses sampled at once for normalisation, over all ranks")
     normalize_samples: int = param(
         256, "responses that a normalisation looks at, rounded up to whole batches; 0 does not normalise"
@@ -87,7 +87,7 @@ def settle(params: RewardTrainingParams) -> RewardTrainingParams:
 def check(params: RewardTrainingParams) -> LabelType:
     """The label type; raises UserError, naming the flag and the numbers, for parameters that cannot work."""
     kind = check_stage(params)
-    check_at_least_1(params, "members", "rollout_batch_size")
+    check_at_least_1(params, "epochs", "members", "rollout_batch_size")
     if params.members > 1 and params.initial_reward is not None:
         raise UserError("--initial_reward would make all --members alike: give one member, or none to go on from")
     if not 0 < params.lr < math.inf or params.normalize_samples < 0:
@@ -163,7 +163,8 @@ class RewardTrainer:
         self.model, self.queries, self.train_labels, self.valid_labels = model, queries, train, valid
         self.params, self.precision, self.world, self.seed = params, precision, world, params.run.seed
         self.kind = label_type(params.labels.type)
-        self.steps = params.labels.num_train // params.batch_size
+        self.steps_of_epoch = params.labels.num_train // params.batch_size
+        self.steps = params.epochs * self.steps_of_epoch
         world.share(params.batch_size, "--batch_size")
         world.share(params.rollout_batch_size, "--rollout_batch_size")
         config, prefix = model.transformer.config, policy.formatter.length
@@ -218,8 +219,7 @@ class RewardTrainer:
                 self.train_on_labels(loop, metrics)
                 metrics = self.normalize("after", 0.0, 1.0) if p.normalize_after else {}
                 result = self.evaluate()
-                held_out = {f"validation/{name}": value for name, value in result.items()}
-                tracker.log(self.steps, metrics | held_out)
+                tracker.log(self.steps, metrics | held_out(result))
             return write_result(
                 run,
                 "reward_model",
@@ -232,23 +232,26 @@ class RewardTrainer:
             )
 
     def train_on_labels(self, loop: Loop, metrics: dict[str, float]) -> None:
-        """One pass over the labels in a random order, the same on every rank; `metrics` go into the first row."""
+        """The passes over the labels, each in a random order, the same on every rank; `metrics` go into the first
+        row, what held-out labels say after a pass into its last one.
+        """
         with loop:
             for step in loop:
                 stats = self.step(step, self.order(step))
                 metrics |= {f"train/{name}": value for name, value in stats.items()}
+                if (step + 1) % self.steps_of_epoch == 0 and step + 1 < self.steps:
+                    metrics |= held_out(self.evaluate())
                 metrics["labels_per_second"] = self.params.batch_size / loop.seconds
                 loop.log(metrics, f"loss {stats['loss']:.3f}")
                 metrics = {}
 
     def order(self, step: int) -> torch.Tensor:
-        """Indices of the labels of global batch `step` [batch_size]: a slice of one permutation of all labels."""
-        permutation = torch.randperm(self.params.labels.num_train, generator=generator_for(self.seed, "reward/order"))
-        return permutation[step * self.params.batch_size : (step + 1) * self.params.batch_size]
+        """Indices of the labels of global batch `step`, int64 [batch_size]: a slice of its pass's permutation of all."""
+        return batch_of_epochs(self.params, "reward/order", step)
 
     def step(self, step: int, indices: torch.Tensor) -> dict[str, float]:
         """One optimizer step on the labels at `indices`; statistics of the whole global batch before the update."""
-        lr = linear_decay(self.params.lr, step * self.params.batch_size, self.params.labels.num_train)
+        lr = linear_decay(self.params.lr, step, self.steps)
         batch = self.train_labels.rows(indices)
         mine = batch.rows(self.world.share(self.params.batch_size, "--batch_size")).to(self.precision.device)
         rewards = []
@@ -368,6 +371,11 @@ class RewardTrainer:
 
         rollout = rollout_probe(self.policy, self.params.task, self.precision)
         return {"rollout": rollout, "scoring": scoring, "training": training}
+
+
+def held_out(result: dict[str, float]) -> dict[str, float]:
+    """What `evaluate` found, as metrics."""
+    return {f"validation/{name}": value for name, value in result.items()}
 
 
 def describe_result(result: dict[str, float], kind: LabelType) -> str:

@@ -112,12 +112,12 @@ def stage_work(stage: str, entry: Any, config: GPT2Config, prefix: int, sizes: M
     if stage == "train_reward":
         responses = label_type(entry.labels.type).n_responses
         row = TRAINING * choice_flops(config, Q, [R] * responses)
-        steps = entry.labels.num_train // entry.batch_size
+        steps = entry.epochs * entry.labels.num_train // entry.batch_size
         return Work(entry.batch_size * row / ranks, 0, 0, messages(config, device, 1, 0), steps)
     if stage == "train_dpo":
         responses = label_type(entry.labels.type).n_responses
         row = TRAINING * choice_logprob_flops(config, Q + prefix, [R] * responses)
-        steps = entry.labels.num_train // entry.batch_size
+        steps = entry.epochs * entry.labels.num_train // entry.batch_size
         return Work(entry.batch_size * row / ranks, 0, 0, messages(config, device, 1, 0), steps)
     if stage == "train_ilql":
         C, V, heads = config.n_embd, config.n_vocab, 2 if entry.ilql.two_qs else 1

@@ -21,8 +21,8 @@ CHANCE = MoreThan(
     "train_dpo",
     "train_ilql",
     looks_at="`validation/accuracy` against `validation/chance`, or `validation/corr` against 0; before there is one, "
-    f"in the second half, `train/accuracy` or `train/corr` over the last {WINDOW} batches, if they hold at least "
-    f"{CHANCE_LABELS} labels (each of which is new to the model)",
+    f"in the second half of a single pass, `train/accuracy` or `train/corr` over the last {WINDOW} batches, if they hold "
+    f"at least {CHANCE_LABELS} labels (each of which is new to the model)",
     limits=(CHANCE,),
     why="a reward model that does not know what people prefer gives the policy noise to climb",
     change="read labels; `--lr` times 3 and divided by 3; more `--labels.num_train`",
@@ -57,8 +57,8 @@ def chance(h: History) -> Judgement | None:
 def _chance_in_training(h: History, change: str) -> Judgement | None:
     kind, size = str(h.parameter("labels.type")).removeprefix("best_of_"), h.parameter("batch_size")
     name, base = ("accuracy", 1 / max(2, int(kind))) if kind.isdigit() else ("corr", 0.0)
-    batches = h.so_far(f"train/{name}")
-    if batches is None or not size or h.progress < 0.5 or len(batches.last) * size < CHANCE_LABELS:
+    batches, passes = h.so_far(f"train/{name}"), h.parameter("epochs") or 1
+    if batches is None or not size or passes > 1 or h.progress < 0.5 or len(batches.last) * size < CHANCE_LABELS:
         return None
     n, average = len(batches.last) * size, batches.mean_last(WINDOW)
     error = math.sqrt(base * (1 - base) / n) if name == "accuracy" else 1 / math.sqrt(n)
@@ -85,7 +85,7 @@ MEMORISED = MoreThan(
     looks_at=f"`train/accuracy` of the last {WINDOW} batches against `validation/accuracy`",
     limits=(MEMORISED,),
     why="what was learned by heart does not carry over to texts that the model has not seen",
-    change="remove repeated labels from `--labels.source`, lower `--lr`, more different labels",
+    change="remove repeated labels from `--labels.source`, fewer `--epochs`, lower `--lr`, more different labels",
 )
 def memorising(h: History) -> Judgement | None:
     training = h.series.get("train/accuracy")
@@ -98,8 +98,8 @@ def memorising(h: History) -> Judgement | None:
         FINE if lead < MEMORISED_LEAD else MEMORISED.level(carried, lead),
         f"accuracy {average:.1%} on the last {len(training.last)} training batches, {valid:.1%} (standard error "
         f"{error:.1%}) on held-out labels; chance is {base:.1%}",
-        f"remove repeated labels or responses from {h.flag('labels.source')}, lower {h.flag('lr')}, more different "
-        "labels",
+        f"remove repeated labels or responses from {h.flag('labels.source')}, fewer {h.flag('epochs')}, lower "
+        f"{h.flag('lr')}, more different labels",
     )
 
 

@@ -139,6 +139,27 @@ def test_a_measurement_in_processes_of_their_own(monkeypatch):
     assert re.search(r"nothing \| +failed \|", tables.tables({"machine": machine, "cases": [result], "scaling": []}))
 
 
+def test_the_code_of_another_checkout_stands_beside_ours(tmp_path, capsys):
+    """Another checkout, here one whose worker only sleeps, is asked in turn with ours; what is none is one line."""
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    lines = [
+        "import json, sys",
+        "assert json.loads(sys.argv[1])['subject'] == 'ours'",
+        "print(json.dumps({'ready': True}), flush=True)",
+        "for _ in sys.stdin: print(json.dumps({'seconds': 1e6, 'cpu_seconds': 1, 'memory': 1}), flush=True)",
+    ]
+    (tmp_path / "benchmarks" / "worker.py").write_text("\n".join(lines))
+    case = Case("scoring", "tiny", "style", 1, response_length=1, device="cpu", precision="float32", threads=1)
+    result = measure(case, 1, 0, True, before=tmp_path)
+    assert set(result["others"]) == {"before"} and result["others"]["before"]["ratio"] > 1000
+    with pytest.raises(SystemExit):
+        command.main(["--before", str(tmp_path / "benchmarks"), "--device", "cpu"])
+    assert "no checkout of this project with benchmarks in it; make one with `git worktree add" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_worker_that_breaks_shows_why():
     with (
         Worker(Case("scoring", "no such model", "style", 1)) as broken,
@@ -293,7 +314,7 @@ def test_an_interrupted_measurement_is_resumed(mini, monkeypatch, tmp_path, caps
     """What the file has by then stays, what it lacks is measured, and the earlier settings are asked for."""
     done = []
 
-    def measured(case, repeats, warmup, alone, say):
+    def measured(case, repeats, warmup, alone, say, before):
         if case.kind == "update" and len(done) == 1:
             raise KeyboardInterrupt
         done.append((case.kind, alone))

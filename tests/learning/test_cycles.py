@@ -247,6 +247,8 @@ def test_label_order_is_one_permutation(goldens):
     )
     orders = torch.cat([trainer.order(step) for step in range(3)])
     assert sorted(orders.tolist()) == list(range(6))
+    again = torch.cat([trainer.order(step) for step in range(3, 6)])
+    assert sorted(again.tolist()) == list(range(6)) and not torch.equal(again, orders), "another pass, another order"
 
 
 # --- PPO ---

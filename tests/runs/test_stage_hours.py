@@ -56,6 +56,12 @@ def test_a_steps_work_is_that_of_its_passes():
     assert halved.training == work.training / 2 and halved.sampling < 0.6 * work.sampling
     reward = stage_work("train_reward", EXPERIMENTS["train_reward"]["sentiment"](), SMALL, 0, sizes, device)
     assert reward.training == 32 * TRAINING * choice_flops(SMALL, 64, [24] * 4) and reward.steps == 156
+    for stage in ("train_reward", "train_dpo"):
+        entry = EXPERIMENTS[stage]["sentiment"]()
+        once, thrice = (
+            stage_work(stage, dataclasses.replace(entry, epochs=epochs), SMALL, 0, sizes, device) for epochs in (1, 3)
+        )
+        assert thrice.steps == 3 * once.steps and thrice.training == once.training
     best = EXPERIMENTS["expert_iteration"]["sentiment"]()
     kept = stage_work("expert_iteration", best, SMALL, 0, sizes, device)
     assert kept.training == work.training * best.ppo.noptepochs / 4 / best.ppo.responses_per_query

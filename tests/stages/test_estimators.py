@@ -250,6 +250,29 @@ def test_reward_training_goes_on_from_a_reward_model(world):
         assert not (world / "runs/refused").exists()
 
 
+def test_reward_training_of_several_passes(world):
+    """Each pass has an order of its own; held-out labels are looked at after each; one that is stopped in the second
+    pass goes on to the same end.
+    """
+    words = [*reward_flags(world), *flags(epochs=2)]
+    run_here("train_reward", "movies", "passes", *words)
+    rows, once = metrics(world / "runs/passes"), metrics(world / "runs/reward")
+    assert [row["train/lr"] for row in rows[:8]] == pytest.approx([0.01 * (1 - step / 8) for step in range(8)])
+    assert [row["step"] for row in rows if "validation/accuracy" in row] == [3, 8]
+    assert rows[0]["train/loss"] == once[0]["train/loss"]
+    losses = [[row["train/loss"] for row in rows[start : start + 4]] for start in (0, 4)]
+    assert sum(losses[1]) < sum(losses[0])
+    count = itertools.count(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopRequest, "agreed", lambda request: next(count) == 6)
+        with pytest.raises(Interrupted):
+            run_here("train_reward", "movies", "stopped_passes", *words)
+    run_here("train_reward", "movies", "stopped_passes", *words, "--run.resume", "on")
+    assert metrics(world / "runs/stopped_passes") == rows
+    with pytest.raises(UserError, match="--epochs 0: must be at least 1"):
+        run_here("train_reward", "movies", "refused", *reward_flags(world), *flags(epochs=0))
+
+
 def test_an_ensemble_is_trained_in_one_run_and_trained_against(world):
     """Members of different seeds, each with a run folder; one that is finished is not trained again; the run's name
     stands for all of them.
