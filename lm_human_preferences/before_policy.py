@@ -26,6 +26,9 @@ def check_besides_rewards(params: PolicyTrainingParams, precision: Precision, wo
     asked and a reward model is trained. params: settled.
     """
     world.share(*params.minibatch())
+    if (new := params.rewards.train_new_model) is not None:
+        for name in ("batch_size", "rollout_batch_size"):
+            world.share(getattr(new, name), f"--rewards.train_new_model.{name}")
     check_drawing_repeats(params.task, precision.device.type)
     with torch.device("meta"):  # without weights
         train_part(GPT2(load_config(Path(params.task.policy.initial_model))), params.model)
@@ -42,8 +45,6 @@ def begin_online(
     new, folder = params.rewards.train_new_model, Path(params.run.save_dir) / experiment
     if params.online is None or new is None:
         return None
-    for name in ("batch_size", "rollout_batch_size"):
-        world.share(getattr(new, name), f"--rewards.train_new_model.{name}")
     go_on_after_restart(params.run, folder, world)
     Run(folder, params.run, world).check_free()
     online = OnlineRewards(params.online, new, params.ppo, precision, world, task, experiment)

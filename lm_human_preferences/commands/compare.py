@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm_human_preferences import expert_iteration, train_dpo, train_ilql, train_policy
+from lm_human_preferences.before_policy import check_besides_rewards
 from lm_human_preferences.commands import sweep
 from lm_human_preferences.commands.members import Work, measuring_alone, train_members
 from lm_human_preferences.commands.sweep import Measuring, SweepParams
@@ -146,6 +147,16 @@ def check(params: CompareParams) -> None:
                 STAGES[name].check(parameters_of(params, dataclasses.replace(params.run, resume=False), mine))
 
 
+def check_on(params: CompareParams, precision: Precision, world: World) -> None:
+    """UserError for what one of the methods would not begin with on this device and these ranks."""
+    for method in set(methods_of(params)) - {"best_of_n"}:
+        mine = parameters_of(params, params.run, Trained("", method, 1.0, params.run.seed))
+        if isinstance(mine, PolicyTrainingParams):
+            check_besides_rewards(mine, precision, world)
+        else:
+            world.share(mine.batch_size, f"--{method}.batch_size")
+
+
 def members_of(params: CompareParams) -> list[Trained]:
     """The policies to train; best-of-n trains none."""
     seeds = range(params.run.seed, params.run.seed + params.seeds)
@@ -220,6 +231,7 @@ def compare(params: CompareParams, task: str, experiment: str) -> Path:
     with computing(params.run) as (precision, world):
         go_on_after_restart(params.run, folder, world)
         description = describe_run("compare", task, experiment, to_dict(params)) | {"launch": list(world.launch)}
+        check_on(params, precision, world)
         sweep.check_folder(folder, description, params, "compare", FREE)
         measuring = Measuring.load(params, precision, world)
         sweep.open_folder(folder, description, params, world)

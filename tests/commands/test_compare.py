@@ -2,6 +2,7 @@
 figure and page; its refusals.
 """
 
+import copy
 import dataclasses
 import html
 import json
@@ -12,7 +13,8 @@ import torch
 
 from lm_human_preferences.commands import command_line, compare
 from lm_human_preferences.commands.inputs import missing
-from lm_human_preferences.compute.distributed import generator_for
+from lm_human_preferences.compute.distributed import World, generator_for
+from lm_human_preferences.compute.precision import choose_precision
 from lm_human_preferences.foundation.errors import UserError
 from lm_human_preferences.language.gpt2 import GPT2
 from lm_human_preferences.learning.reward_model import RewardModel
@@ -208,9 +210,33 @@ def test_a_task_without_scored_texts_has_no_ilql():
         (dict(rewards__kl_coef=0), "--rewards.kl_coef 0 has no multiples"),
         (dict(responses_per_query=3), "does not divide by --ppo.responses_per_query 3"),
         (dict(dpo__batch_size=7), "--labels.num_train 16 does not divide by --batch_size 7"),
+        (dict(run__captured_decoding="on"), "--run.captured_decoding on"),
     ],
 )
 def test_what_cannot_work_is_refused(world, changes, says):
     with pytest.raises(UserError, match=re.escape(says)):
         run_here("compare", "movies", "refused", *words_of(world, **changes))
     assert not (world / "runs/refused").exists()
+
+
+def test_shares_of_the_ranks_are_looked_at_before_a_reward_model_is_trained(world):
+    """A batch that three ranks cannot share is one line, whichever method it belongs to."""
+    params = command_line.comparison_of("movies", EXPERIMENTS)
+    params.task.policy.initial_model = str(world / "model")
+    precision, ranks = choose_precision("cpu", "float32"), World(rank=0, size=3)
+    for method, batch, says in (
+        ("ppo", "ppo", "--ppo.batch_size"),
+        ("dpo", "dpo", "--dpo.batch_size"),
+        ("ppo", "rewards.train_new_model", "--rewards.train_new_model.batch_size"),
+    ):
+        mine = copy.deepcopy(params)
+        mine.methods, mine.rewards.train_new_model.rollout_batch_size = method, 48
+        for batches in (mine.ppo, mine.dpo, mine.rewards.train_new_model):
+            batches.batch_size = 48
+        compare.check_on(mine, precision, ranks)
+        part = mine
+        for name in batch.split("."):
+            part = getattr(part, name)
+        part.batch_size = 32
+        with pytest.raises(UserError, match=re.escape(says)):
+            compare.check_on(mine, precision, ranks)

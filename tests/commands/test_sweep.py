@@ -313,6 +313,7 @@ def test_another_call_may_compute_otherwise(world, undrawn):
         (dict(rewards__trained_model="nowhere"), "nowhere"),
         (dict(task__response_length=60), "context is 64"),
         (dict(ppo__lr=0), "--ppo.lr 0.0: must be positive"),
+        (dict(run__captured_decoding="on"), "--run.captured_decoding on"),
         (dict(ppo__learning_rate=1), "did you mean --ppo.lr?"),
         (dict(sedes=1), "did you mean --seeds?"),
         (dict(task__policy__initial_model="missing"), "needs the model missing"),
