@@ -42,7 +42,7 @@ _UNSTATED = (
     "overwrite",
     "people_sheet",
 )
-_STATED_TEXTS = ("split", "evaluation.split")  # other texts are paths
+_STATED_TEXTS = ("split", "evaluation.split", "labels.type", "ppo.estimator")  # other texts are paths
 
 # figure of a policy in an evaluation -> how to write it; of a run of policy training; of reward training
 _EVALUATION = {"kl": "{:.2f}", "no_valid_end": "{:.1%}", "distinct_2": "{:.1%}"}
