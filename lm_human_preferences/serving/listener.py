@@ -43,6 +43,7 @@ def check_serving(params: ServingParams) -> None:
         )
     if params.public_address is not None and not re.fullmatch(r"https?://[\w.:-]+", params.public_address.rstrip("/")):
         raise UserError(f"--public_address {params.public_address}: expected https://NAME, with nothing after the name")
+    hosts_of(params)
 
 
 @contextmanager
@@ -71,11 +72,17 @@ def address_of(params: ServingParams, listener: socket.socket) -> str:
 
 def hosts_of(params: ServingParams) -> tuple[str, ...]:
     """The names under which the page is reached, in lower case and without ports, besides the loopback's. By an
-    address it always is (`is_address`).
+    address it always is (`is_address`). UserError for a public address that no host can have.
     """
     hosts = [_shown(params.host).lower()]
     if params.public_address:
-        hosts.append(host_of(params.public_address.rstrip("/").partition("://")[2]))
+        name = host_of(params.public_address.rstrip("/").partition("://")[2])
+        try:
+            hosts.append(name.encode("idna").decode())  # as browsers send a name with letters beyond ASCII
+        except UnicodeError as error:
+            raise UserError(
+                f"--public_address {params.public_address}: no host can be called {name} ({error})"
+            ) from None
     if params.host in _ALL:
         name = socket.gethostname().lower()
         short = name.partition(".")[0]

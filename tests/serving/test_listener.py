@@ -20,6 +20,8 @@ def test_names_under_which_a_page_is_reached(monkeypatch, capsys):
     assert hosts_of(ServingParams()) == ("127.0.0.1",)
     assert hosts_of(ServingParams(host="LabServer")) == ("labserver",)
     assert hosts_of(ServingParams(public_address="https://Labels.example.org:8443/"))[1:] == ("labels.example.org",)
+    beyond_ascii = ServingParams(public_address="https://Etiketten-für-Käse.example")
+    assert hosts_of(beyond_ascii)[1:] == ("xn--etiketten-fr-kse-8nb24b.example",), "as a browser asks for it"
     for host in ("0.0.0.0", "::"):
         assert hosts_of(ServingParams(host=host))[1:] == ("mybox.example.org", "mybox", "mybox.local")
     warn_of_others(ServingParams(host="LocalHost"))
@@ -37,6 +39,12 @@ def test_hours_that_links_cannot_hold(hours):
     with pytest.raises(UserError, match="--expires_hours .*: must be positive and at most 876000"):
         check_serving(ServingParams(expires_hours=hours))
     check_serving(ServingParams(expires_hours=876_000))
+
+
+@pytest.mark.parametrize("name", ["a..b", "ü" * 64])
+def test_public_names_that_cannot_be(name):
+    with pytest.raises(UserError, match=f"--public_address https://{name}: no host can be called {name}"):
+        check_serving(ServingParams(public_address=f"https://{name}"))
 
 
 @pytest.mark.parametrize("host", ["a..b", "ü" * 64])
