@@ -1,8 +1,8 @@
 """Reward training: a model of people's choices (sections 2 and 3.1 of the paper; original: train_reward.py).
 
 Begin with `RewardTrainer.run`, from top to bottom: labels and queries -> normalise the untrained head's rewards -> one
-pass over the labels, or several -> normalise again, now to mean 0 and deviation 1 under the language model -> accuracy on held-out
-labels -> the run's `reward_model/` folder.
+pass over the labels, or several -> normalise again, now to mean 0 and deviation 1 under the language model -> accuracy
+on held-out labels -> the run's `reward_model/` folder.
 """
 
 import dataclasses
@@ -246,7 +246,7 @@ class RewardTrainer:
                 metrics = {}
 
     def order(self, step: int) -> torch.Tensor:
-        """Indices of the labels of global batch `step`, int64 [batch_size]: a slice of its pass's permutation of all."""
+        """Indices of the labels of global batch `step`, int64 [batch_size]: a slice of its pass's permutation."""
         return batch_of_epochs(self.params, "reward/order", step)
 
     def step(self, step: int, indices: torch.Tensor) -> dict[str, float]:

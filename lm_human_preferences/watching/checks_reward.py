@@ -21,8 +21,8 @@ CHANCE = MoreThan(
     "train_dpo",
     "train_ilql",
     looks_at="`validation/accuracy` against `validation/chance`, or `validation/corr` against 0; before there is one, "
-    f"in the second half of a single pass, `train/accuracy` or `train/corr` over the last {WINDOW} batches, if they hold "
-    f"at least {CHANCE_LABELS} labels (each of which is new to the model)",
+    f"in the second half of a single pass, `train/accuracy` or `train/corr` over the last {WINDOW} batches, if they "
+    f"hold at least {CHANCE_LABELS} labels (each of which is new to the model)",
     limits=(CHANCE,),
     why="a reward model that does not know what people prefer gives the policy noise to climb",
     change="read labels; `--lr` times 3 and divided by 3; more `--labels.num_train`",
