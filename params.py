@@ -260,10 +260,11 @@ def helpful_reward() -> RewardTrainingParams:
 
 
 def own_reward() -> RewardTrainingParams:
-    """Labels of one's own, at the rates of the small model."""
+    """Labels of one's own, at the rates of the small model; several passes, as they tend to be few."""
     return RewardTrainingParams(
         task=own_task(),
         labels=LabelParams(type="best_of_2", num_train=512, source="datasets/own/labels.jsonl"),
+        epochs=4,
         batch_size=32,
         lr=5e-4,
         rollout_batch_size=128,

@@ -25,13 +25,13 @@ CHANCE = MoreThan(
     f"hold at least {CHANCE_LABELS} labels (each of which is new to the model)",
     limits=(CHANCE,),
     why="a reward model that does not know what people prefer gives the policy noise to climb",
-    change="read labels; `--lr` times 3 and divided by 3; more `--labels.num_train`",
+    change="read labels; `--lr` times 3 and divided by 3; more `--labels.num_train`, more `--epochs` of few labels",
 )
 def chance(h: History) -> Judgement | None:
     """Held-out accuracy or correlation; before there is one, that of the newest training batches."""
     change = (
         f"read some labels of {h.flag('labels.source')} as text; try {h.flag('lr')} times 3 and divided by 3, more "
-        f"{h.flag('labels.num_train')}"
+        f"{h.flag('labels.num_train')}, or more {h.flag('epochs')} of few labels"
     )
     accuracy, base, choices = (h.number(f"validation/{name}") for name in ("accuracy", "chance", "choices"))
     error = h.number("validation/standard_error")  # of the accuracy: runs of earlier versions have no choices
