@@ -439,8 +439,10 @@ def write_split(folder: Path, split: str, sentences: Sequence[Sentence], tokens:
     choices = choices_of(sentences, GROUPINGS[split], tokens)
     _write_json_list(folder / f"labels_{split}.json", [label_of(choice, tokens) for choice in choices])
     _write_jsonl(folder / f"labels_{split}.jsonl", [readable(choice) for choice in choices])
+    # the source has what people liked first, and a training takes the first ones of a file
+    rated = sorted(queries, key=lambda query: number_of(f"rating {query[0].key}"))
     _write_json_list(
-        folder / f"ratings_{split}.json", [rating_of(sentence, words, tokens) for sentence, words in queries]
+        folder / f"ratings_{split}.json", [rating_of(sentence, words, tokens) for sentence, words in rated]
     )
     texts = write_token_file(folder, split, [tokens.response(sentence.text) for sentence in sentences])
     openings = write_token_file(
