@@ -156,6 +156,7 @@ def test_best_is_in_every_place(prepared):
 def test_ratings(prepared):
     encoding, by_text = gpt2_encoding(), {row["text"]: row for row in lines(prepared / "sentences.jsonl")}
     for split in SPLITS:
+        ids = []
         for entry in json.loads((prepared / f"ratings_{split}.json").read_text()):
             assert set(entry) == {"query", "sample", "score"}
             tokens = assert_padded(entry["query"], movies.QUERY_LENGTH) + assert_padded(
@@ -166,6 +167,9 @@ def test_ratings(prepared):
             assert row["split"] == split and (
                 tokens[-1] != END or entry["score"] == row["rating"] == np.mean(row["ratings"])
             )
+            ids.append(row["id"])
+        drift = np.corrcoef(np.arange(len(ids)), ids)[0, 1]
+        assert abs(drift) < 4 / len(ids) ** 0.5, "the first ratings of a file are like all: the source's order is gone"
 
 
 def test_no_held_out_sentence_in_training(prepared):
