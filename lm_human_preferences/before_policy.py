@@ -26,9 +26,6 @@ def check_besides_rewards(params: PolicyTrainingParams, precision: Precision, wo
     asked and a reward model is trained. params: settled.
     """
     world.share(*params.minibatch())
-    if (new := params.rewards.train_new_model) is not None:
-        for name in ("batch_size", "rollout_batch_size"):
-            world.share(getattr(new, name), f"--rewards.train_new_model.{name}")
     check_drawing_repeats(params.task, precision.device.type)
     with torch.device("meta"):  # without weights
         train_part(GPT2(load_config(Path(params.task.policy.initial_model))), params.model)
@@ -38,6 +35,13 @@ def check_besides_rewards(params: PolicyTrainingParams, precision: Precision, wo
         check_split(params.task.query_dataset, params.evaluation.split, "--evaluation.split")
 
 
+def check_reward_batches(params: PolicyTrainingParams, world: World) -> None:
+    """UserError if the ranks cannot share the batches of the reward model that is trained first, if one is."""
+    if params.rewards.train_new_model is not None:
+        for name in ("batch_size", "rollout_batch_size"):
+            world.share(getattr(params.rewards.train_new_model, name), f"--rewards.train_new_model.{name}")
+
+
 def begin_online(
     params: PolicyTrainingParams, precision: Precision, world: World, task: str, experiment: str
 ) -> OnlineRewards | None:
@@ -45,6 +49,7 @@ def begin_online(
     new, folder = params.rewards.train_new_model, Path(params.run.save_dir) / experiment
     if params.online is None or new is None:
         return None
+    check_reward_batches(params, world)
     go_on_after_restart(params.run, folder, world)
     Run(folder, params.run, world).check_free()
     online = OnlineRewards(params.online, new, params.ppo, precision, world, task, experiment)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm_human_preferences import expert_iteration, train_dpo, train_ilql, train_policy
-from lm_human_preferences.before_policy import check_besides_rewards
+from lm_human_preferences.before_policy import check_besides_rewards, check_reward_batches
 from lm_human_preferences.commands import sweep
 from lm_human_preferences.commands.members import Work, measuring_alone, train_members
 from lm_human_preferences.commands.sweep import Measuring, SweepParams
@@ -149,6 +149,7 @@ def check(params: CompareParams) -> None:
 
 def check_on(params: CompareParams, precision: Precision, world: World) -> None:
     """UserError for what one of the methods would not begin with on this device and these ranks."""
+    check_reward_batches(params, world)
     for method in set(methods_of(params)) - {"best_of_n"}:
         mine = parameters_of(params, params.run, Trained("", method, 1.0, params.run.seed))
         if isinstance(mine, PolicyTrainingParams):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from lm_human_preferences import train_policy
-from lm_human_preferences.before_policy import check_besides_rewards
+from lm_human_preferences.before_policy import check_besides_rewards, check_reward_batches
 from lm_human_preferences.commands.evaluate import HeldOut, held_out_queries, load_judges, load_policy
 from lm_human_preferences.commands.members import Work, measuring_alone, train_members
 from lm_human_preferences.commands.sweep_figures import LARGEST_N, Member, Scores, figures_of
@@ -142,6 +142,7 @@ def sweep_here(
     description = describe_run("sweep", task, experiment, to_dict(params)) | {"launch": list(world.launch)}
     description["parameters"]["rewards"]["kl_coef"] = coefficients
     check_besides_rewards(params, precision, world)
+    check_reward_batches(params, world)
     check_folder(folder, description, params)
     measuring = Measuring.load(params, precision, world)
     open_folder(folder, description, params, world)
