@@ -102,12 +102,8 @@ def least_seconds(kind: str, counts: dict[str, float], rates: Rates) -> float:
     return max(counts["flops"] / rate, counts["bytes"] / rates.copy)
 
 
-def text_of(counted: list[dict], rates: Rates) -> str:
-    """A table a case: classes of work with the longest first, and all together."""
-    return "\n\n".join(_table(one, rates) for one in counted)
-
-
-def _table(one: dict, rates: Rates) -> str:
+def text_of(one: dict, rates: Rates) -> str:
+    """A case as a table: classes of work with the longest first, and all together."""
     sides = [side for side in ("before", "now") if side in one]
     nothing = {"calls": 0, "flops": 0, "bytes": 0}
     kinds = sorted(
@@ -153,7 +149,7 @@ def main(words: list[str] | None = None) -> None:
         print(f"[{number} of {len(cases)}] {case.name}", file=sys.stderr, flush=True)
         sides = {side: count(case, checkout) for side, checkout in checkouts.items()}
         counted.append({"case": dataclasses.asdict(case), **sides})
-        print(text_of(counted[-1:], rates) + "\n", flush=True)
+        print(text_of(counted[-1], rates) + "\n", flush=True)
         if args.output:
             write_json(args.output, {"rates": rates._asdict(), "cases": counted})
 

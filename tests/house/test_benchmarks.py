@@ -140,7 +140,7 @@ def test_a_measurement_in_processes_of_their_own(monkeypatch):
 
 
 def test_the_code_of_another_checkout_stands_beside_ours(tmp_path, capsys):
-    """Another checkout, here one whose worker only sleeps, is asked in turn with ours; what is none is one line."""
+    """Another checkout, here one whose worker only answers, is asked in turn with ours; what is none is one line."""
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "__init__.py").touch()
     lines = [

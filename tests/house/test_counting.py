@@ -10,6 +10,7 @@ from benchmarks import counting
 from benchmarks.cases import Case
 from benchmarks.counter import Counter
 from benchmarks.measure import ROOT
+from benchmarks.worker import prepare
 from lm_human_preferences.compute.precision import with_matmul_precision
 
 CASE = Case("update", "tiny", "style", 1, response_length=2, device="cpu", precision="bfloat16", threads=1)
@@ -52,12 +53,10 @@ def test_attention_forward_and_back():
 
 def test_a_repetition_has_the_products_that_the_formula_says():
     """Rewards' last blocks and so on included, attention apart, which is counted without its mask."""
-    with_formula = counting.count(CASE, ROOT)
-    products = sum(c["flops"] for kind, c in with_formula.items() if kind.startswith("products"))
-    from benchmarks.worker import prepare
-
+    found = counting.count(CASE, ROOT)
+    products = sum(counts["flops"] for kind, counts in found.items() if kind.startswith("products"))
     assert 0.95 < products / prepare(CASE)()["flops"] < 1.1
-    assert {"optimizer", "GELU", "layer norm", "products in bfloat16"} <= set(with_formula)
+    assert {"optimizer", "GELU", "layer norm", "products in bfloat16"} <= set(found)
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
